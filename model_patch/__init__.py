@@ -1,0 +1,24 @@
+"""model_patch: one trunk, many tasks, a small patch for each.
+
+Reference implementation of Mudrakarta, Sandler, Zhmoginov and Howard, "K for the Price of 1: Parameter-efficient
+Multi-task and Transfer Learning", ICLR 2019.
+"""
+
+from model_patch.bind import BoundTask, bind, bind_patch
+from model_patch.errors import ModelPatchError, PatchError
+from model_patch.patch import Patch
+from model_patch.preprocessing import Preprocessing
+from model_patch.tasks import Task
+from model_patch.trunk import Trunk
+
+__all__ = [
+    "BoundTask",
+    "ModelPatchError",
+    "Patch",
+    "PatchError",
+    "Preprocessing",
+    "Task",
+    "Trunk",
+    "bind",
+    "bind_patch",
+]

@@ -1,0 +1,215 @@
+"""Bind: a trunk, a task and what to train make a plain Keras model."""
+
+import dataclasses
+import importlib.metadata
+
+import keras
+import numpy as np
+
+from model_patch.errors import ModelPatchError, PatchError
+from model_patch.kinds import Trained
+from model_patch.layers import patch_layer, variables
+from model_patch.patch import Patch
+from model_patch.rewrite import rewrite, walk
+from model_patch.tasks import HEAD, Task
+from model_patch.trunk import Trunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How many values a bound task learns, keeps and shares.
+
+    Attributes:
+        patch: learnt values in the trunk's slots.
+        head: values of the last layer, learnt or not.
+        statistics: values that the patch keeps but no gradient moves: means and variances.
+        shared: the trunk's values that the task uses and leaves as they are.
+        trained: all values that gradients move: `patch`, and `head` where it is learnt.
+    """
+
+    patch: int
+    head: int
+    statistics: int
+    shared: int
+    trained: int
+
+    @property
+    def trained_fraction(self) -> float:
+        """The trained part of all the task's values, in 0..1."""
+        return self.trained / (self.patch + self.head + self.statistics + self.shared)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundTask:
+    """One task on one trunk, ready to train, evaluate and save.
+
+    Attributes:
+        model: plain Keras model, preprocessed images `(batch, height, width, 3)` to float32 logits `(batch, classes)`.
+            Compile and fit it as any other; only the patch, and the head where it is learnt, will change.
+        features: the same without the head: to features `(batch, channels)`.
+        head: the last layer, features to logits.
+        trunk, task, trained: what was bound.
+        patch_variables: the variables that fill the trunk's slots, by the key of the variable they stand for.
+        head_variables: those of the last layer, by `head.<variable name>`.
+    """
+
+    model: keras.Model
+    features: keras.Model
+    head: keras.Layer
+    trunk: Trunk
+    task: Task
+    trained: Trained
+    patch_variables: dict[str, keras.Variable]
+    head_variables: dict[str, keras.Variable]
+
+    def counts(self) -> Counts:
+        """Returns the numbers of values."""
+        learnt = {id(v) for v in self.model.trainable_variables}
+        patch = sum(_size(v) for v in self.patch_variables.values() if id(v) in learnt)
+        head = sum(_size(v) for v in self.head_variables.values())
+        kept = sum(_size(v) for v in self.patch_variables.values()) - patch
+        trunk = self.trunk.variables()
+        shared = sum(_size(trunk[key]) for key in self._frozen_keys())
+        return Counts(patch, head, kept, shared, sum(_size(v) for v in self.model.trainable_variables))
+
+    def patch(self, metrics: dict[str, float] | None = None) -> Patch:
+        """Returns the present values as a patch.
+
+        Args:
+            metrics: what was measured with them, by name.
+        """
+        owned = self.patch_variables | self.head_variables
+        return Patch(
+            {key: np.array(keras.ops.convert_to_numpy(v), dtype="float32") for key, v in owned.items()},
+            self.task,
+            self.trained,
+            self.trunk.name,
+            self.trunk.fingerprint(self._frozen_keys()),
+            metrics or {},
+            {name: importlib.metadata.version(name) for name in ("keras", "numpy")} | {"backend": keras.backend.backend()},
+        )
+
+    def load(self, patch: Patch):
+        """Takes over a patch's values, all or none.
+
+        Raises:
+            PatchError: the patch was made for another trunk, or its keys or shapes are not those of this task.
+        """
+        owned = self.patch_variables | self.head_variables
+        missing = sorted(owned.keys() - patch.values.keys())
+        unexpected = sorted(patch.values.keys() - owned.keys())
+        mismatched = [
+            f"{key} {patch.values[key].shape} instead of {tuple(owned[key].shape)}"
+            for key in sorted(owned.keys() & patch.values.keys())
+            if tuple(owned[key].shape) != patch.values[key].shape
+        ]
+        problems = [
+            f"{what}: {', '.join(map(str, keys[:8]))}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
+            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
+            if keys
+        ]
+        if problems:
+            raise PatchError(
+                f"the patch {patch.task.name!r} ({patch.trained}, made on {patch.trunk}) does not fit {self.trained} on the "
+                f"trunk {self.trunk.name}: {'; '.join(problems)}"
+            )
+        fingerprint = self.trunk.fingerprint(self._frozen_keys())
+        if patch.fingerprint != fingerprint:
+            raise PatchError(
+                f"the patch {patch.task.name!r} belongs to another trunk: it was made on {patch.trunk} with the fingerprint "
+                f"{patch.fingerprint[:12]}, and {self.trunk.name} has {fingerprint[:12]}; open the trunk it was made on"
+            )
+        for key, variable in owned.items():
+            variable.assign(patch.values[key])
+
+    def _frozen_keys(self) -> set[str]:
+        return self.trunk.variables().keys() - self.patch_variables.keys()
+
+
+def bind(trunk: Trunk, task: Task, train: str | Trained = "scale_bias+last", *, seed: int = 0, momentum: float = 0.9):
+    """Binds a task to a trunk.
+
+    Layers of which the task owns variables are replaced by patchable ones that start at the trunk's values; all other
+    layers, and the variables that the task does not own, are the trunk's own objects. Before training, the features are
+    therefore those of the trunk.
+
+    Args:
+        trunk: stays frozen and unchanged, and can be bound to any number of tasks.
+        task: gets a new last layer with random values.
+        train: what is learnt, see `Trained.parse`.
+        seed: of the last layer's initial values.
+        momentum: weight of the old average in the patch's moving statistics, in [0, 1). The nets of keras.applications
+            have 0.99 to 0.999, with which a short training ends before its statistics have arrived.
+
+    Returns:
+        A `BoundTask`.
+
+    Raises:
+        ModelPatchError: `train` is not understood, or the trunk has no slot for one of its kinds.
+    """
+    trained = Trained.parse(train) if isinstance(train, str) else train
+    for kind in trained.kinds:
+        if not any(Trained((kind,), False).owns(layer) for layer in trunk.layers().values()):
+            raise ModelPatchError(f"the trunk {trunk.name} has no slot for {kind}: choose another kind, or another trunk")
+
+    own_layers: dict[str, keras.Layer] = {}
+
+    def replace(path: str, layer: keras.Layer) -> keras.Layer:
+        own = trained.owns(layer)
+        if not own:
+            return layer
+        is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
+        options = {"statistics": trained.norm_statistics, "momentum": momentum} if is_batch_norm else {}
+        own_layers[path] = patch_layer(layer, own, **options)
+        return own_layers[path]
+
+    features = rewrite(trunk.model, replace)
+    outputs = features.output
+    if len(outputs.shape) == 4:
+        outputs = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
+        features = keras.Model(features.input, outputs)
+    head = task.head(seed)
+    model = keras.Model(features.input, head(outputs), name=features.name)
+    head.trainable = trained.last
+
+    trunk_layers = trunk.layers()
+    patch_variables = {
+        key: variable
+        for path, layer in own_layers.items()
+        for key, variable in variables(path, layer).items()
+        if key.removeprefix(f"{path}/") in trained.owns(trunk_layers[path])
+    }
+    head_variables = {f"{HEAD}.{variable.name}": variable for variable in head.weights}
+
+    bound = BoundTask(model, features, head, trunk, task, trained, patch_variables, head_variables)
+    _check_covered(bound)
+    return bound
+
+
+def bind_patch(trunk: Trunk, patch: Patch) -> BoundTask:
+    """Binds the task of a patch to its trunk, with the patch's values.
+
+    Raises:
+        PatchError: the patch was made for another trunk.
+    """
+    try:
+        bound = bind(trunk, patch.task, patch.trained)
+    except PatchError:
+        raise
+    except ModelPatchError as error:
+        raise PatchError(f"the patch {patch.task.name!r} was made on {patch.trunk}: {error}") from None
+    bound.load(patch)
+    return bound
+
+
+def _check_covered(bound: BoundTask):
+    """Every variable of a bound model is the trunk's, the patch's or the head's: nothing is lost or trained unseen."""
+    owners = [bound.trunk.variables(), bound.patch_variables, bound.head_variables]
+    covered = {id(variable) for owner in owners for variable in owner.values()}
+    rest = [v.path for _, layer in walk(bound.model) for v in layer.weights if id(v) not in covered]
+    if rest:
+        raise ModelPatchError(f"no trunk, patch or head owns {', '.join(rest)} of the task {bound.task.name!r}")
+
+
+def _size(variable: keras.Variable) -> int:
+    return int(np.prod(variable.shape))

@@ -1,0 +1,62 @@
+"""What all scripts share: flags over a config, and errors as one sentence."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from model_patch.errors import ModelPatchError
+
+EXIT_STATUS = 2
+"""Exit status of a script that was given something it cannot use."""
+
+
+def run(main: Callable[[], None]):
+    """Runs a script: parses its flags, refuses stray arguments, and prints this package's errors as one sentence."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+    def guarded(argv):
+        if len(argv) > 1:
+            _fail(f"unexpected argument {argv[1]!r}: values are given as --flag=value")
+        # Absl's own handler prefixes every line with file and time: for people at a terminal the message is enough.
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+        try:
+            main()
+        except ModelPatchError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("interrupted: rows that are finished are kept; the same command goes on", 130)
+
+    def parse(argv):
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            _fail(str(error).replace("\n", "; "))
+
+    app.run(guarded, flags_parser=parse)
+
+
+def override(config: ConfigDict, **values) -> ConfigDict:
+    """Returns the config with those values that are not None, the flags that were given, in place of its own."""
+    config.update({name: value for name, value in values.items() if value is not None})
+    return config
+
+
+def integers(flag: str, texts: list[str]) -> tuple[int, ...]:
+    """Returns a list flag's values as integers.
+
+    Raises:
+        ModelPatchError: one is not an integer.
+    """
+    try:
+        return tuple(int(text) for text in texts)
+    except ValueError:
+        raise ModelPatchError(f"--{flag}={','.join(texts)} is not a list of integers: write for example 0,1,2") from None
+
+
+def _fail(message: str, status: int = EXIT_STATUS):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,22 @@
+"""The errors this package raises on purpose.
+
+Each message is one sentence: what was given, what was expected, what to do. Scripts print it and exit with status 2;
+every other exception is a bug and keeps its traceback.
+"""
+
+
+class ModelPatchError(ValueError):
+    """Something the caller gave is wrong: a flag, a spec, a file, a folder. Base class of this package's errors."""
+
+
+class PatchError(ModelPatchError):
+    """A patch file is damaged, or does not belong to the trunk or the task it was given to."""
+
+
+class TrainingError(ModelPatchError):
+    """Training cannot go on, for example because the loss became NaN."""
+
+
+def unknown(noun: str, given: str, known) -> ModelPatchError:
+    """Builds the error for a name that is not in a list of known names."""
+    return ModelPatchError(f"unknown {noun} {given!r}: expected one of {', '.join(sorted(known))}")

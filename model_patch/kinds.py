@@ -1,0 +1,117 @@
+"""Patch kinds: which variables of a layer a task makes its own. A new kind is one function here, and nothing elsewhere."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+
+from model_patch.errors import ModelPatchError, unknown
+from model_patch.layers import variables
+from model_patch.layers.batch_normalization import STATISTICS
+
+NORMS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization)
+
+Owns = Callable[[keras.Layer], set[str]]
+"""Given a layer of the trunk, returns the names of its variables that a task owns. Those that Keras trains in a layer of
+this class are learnt; the others, such as batch norm's statistics, are only kept with the patch."""
+
+KINDS: dict[str, Owns] = {}
+"""Every patch kind by name."""
+
+
+def kind(owns: Owns) -> Owns:
+    """Decorator that registers a patch kind under its function's name."""
+    KINDS[owns.__name__] = owns
+    return owns
+
+
+@kind
+def statistics(layer):
+    """Batch norm's mean and variance: nothing is learnt by gradient, they are re-estimated on the task's images."""
+    if not isinstance(layer, keras.layers.BatchNormalization):
+        return set()
+    return {variable.name for variable in layer.weights} - {"gamma", "beta"}
+
+
+@kind
+def scale_bias(layer):
+    """The paper's S/B patch: scale and bias of every normalisation layer, added where it has none, and its statistics."""
+    return {"gamma", "beta"} | statistics(layer) if isinstance(layer, NORMS) else set()
+
+
+@kind
+def depthwise(layer):
+    """The paper's DW patch: every depthwise kernel, those inside separable convolutions too."""
+    is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.SeparableConv2D)
+    return {"depthwise_kernel"} if is_depthwise else set()
+
+
+@kind
+def bias(layer):
+    """Every bias that the trunk has: of convolutions and dense layers, and the beta of normalisation layers."""
+    return {variable.name for variable in layer.weights} & ({"beta"} if isinstance(layer, NORMS) else {"bias"})
+
+
+@kind
+def full(layer):
+    """Every variable: the task gets a net of its own. This is fine-tuning, the paper's upper row."""
+    # A Normalization layer holds constants of the data it was adapted to: nobody learns them.
+    if isinstance(layer, keras.layers.Normalization):
+        return set()
+    return {key.removeprefix("/") for key in variables("", layer)}
+
+
+LAST = "last"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What is trained for a task, and with which statistics.
+
+    Attributes:
+        kinds: names of patch kinds, in the order of `KINDS`; may be empty, for the last layer alone.
+        last: whether the last layer is learnt; otherwise it stays at its random initial values.
+        norm_statistics: `batch`: the task trains with the statistics of its own batches and keeps its own moving ones,
+            as in the paper; `frozen`: batch norm is an affine map with the trunk's statistics.
+    """
+
+    kinds: tuple[str, ...]
+    last: bool
+    norm_statistics: str = "batch"
+
+    def __post_init__(self):
+        if self.norm_statistics not in STATISTICS:
+            raise unknown("norm_statistics", self.norm_statistics, STATISTICS)
+        if self.norm_statistics == "frozen" and self.kinds == ("statistics",):
+            raise ModelPatchError("statistics alone with norm_statistics=frozen changes nothing: use norm_statistics=batch")
+
+    @classmethod
+    def parse(cls, text: str, norm_statistics: str = "batch") -> "Trained":
+        """Parses names of kinds and `last`, joined by `+`, such as `scale_bias+depthwise+last`. `full` includes `last`.
+
+        Raises:
+            ModelPatchError: a name is unknown or repeated, `full` is joined with another kind, or the statistics do not
+                go with the kinds.
+        """
+        names = text.split("+")
+        for name in names:
+            if name not in KINDS and name != LAST:
+                raise unknown("patch kind", name, [*KINDS, LAST])
+        if len(set(names)) < len(names):
+            raise ModelPatchError(f"{text!r} names a patch kind more than once: write each once")
+        if "full" in names and set(names) - {"full", LAST}:
+            raise ModelPatchError(f"{text!r} joins full with a part of it: write full alone")
+        kinds = tuple(name for name in KINDS if name in names)
+        return cls(kinds, LAST in names or "full" in names, norm_statistics)
+
+    def __str__(self):
+        return "full" if "full" in self.kinds else "+".join([*self.kinds, *([LAST] if self.last else [])])
+
+    def owns(self, layer: keras.Layer) -> set[str]:
+        """Returns the names of the layer's variables that the task owns.
+
+        This one function decides what is trained, saved, counted and exported for a task: the union over its kinds,
+        and batch norm's statistics wherever training with batch statistics would otherwise move the trunk's.
+        """
+        kinds = {*self.kinds, "statistics"} if self.kinds and self.norm_statistics == "batch" else self.kinds
+        return set().union(*(KINDS[name](layer) for name in kinds))

@@ -1,0 +1,52 @@
+"""Batch normalisation with a task's own scale, bias and statistics."""
+
+import keras
+
+from model_patch.errors import unknown
+from model_patch.layers.patched import Patched, patches
+
+STATISTICS = ("batch", "frozen")
+
+
+@patches(keras.layers.BatchNormalization)
+class PatchedBatchNormalization(Patched, keras.layers.BatchNormalization):
+    """Batch normalisation in which a task owns any of gamma, beta and the moving statistics.
+
+    With `statistics="batch"`, training computes
+
+        y = gamma * (x - mean(x)) / sqrt(var(x) + epsilon) + beta
+
+    over the batch and moves the layer's own statistics, `moving = momentum * moving + (1 - momentum) * batch`. With
+    `statistics="frozen"`, and in inference always,
+
+        y = gamma * (x - moving_mean) / sqrt(moving_variance + epsilon) + beta,
+
+    an affine map per channel whose gamma and beta can be learnt while the statistics stay as they are. Statistics that
+    the task does not own are the trunk's, and are never moved, whatever the mode. `trainable=False` means inference
+    mode, as in Keras.
+
+    Args:
+        statistics: `"batch"` or `"frozen"`, see above.
+        own: names of the variables that the task owns, among `gamma`, `beta`, `moving_mean`, `moving_variance`.
+        **kwargs: the arguments of `keras.layers.BatchNormalization`.
+
+    Input shape: any, with the channels on `axis`. Output shape: the same; dtype the compute dtype, statistics float32.
+
+    Raises:
+        ModelPatchError: `statistics` is not one of the two.
+
+    Reference: Mudrakarta et al. 2019, the scale-and-bias patch; Ioffe and Szegedy 2015 for batch normalisation.
+    """
+
+    def __init__(self, *args, statistics="batch", **kwargs):
+        super().__init__(*args, **kwargs)
+        if statistics not in STATISTICS:
+            raise unknown("statistics", statistics, STATISTICS)
+        self.statistics = statistics
+
+    def call(self, inputs, training=None, mask=None):
+        moves = self.statistics == "batch" and "moving_mean" in self.own
+        return super().call(inputs, training=bool(training) and moves, mask=mask)
+
+    def get_config(self):
+        return {**super().get_config(), "statistics": self.statistics}

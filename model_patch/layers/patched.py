@@ -1,0 +1,156 @@
+"""How a layer owns some of its variables and borrows the rest from a trunk's layer."""
+
+import functools
+from collections.abc import Mapping
+
+import keras
+
+from model_patch.errors import ModelPatchError
+
+OTHER_NAMES = {keras.layers.DepthwiseConv2D: {"kernel": "depthwise_kernel"}}
+"""Variables that this package calls otherwise than Keras does: a depthwise kernel has one name wherever it stands."""
+
+
+def own_name(layer: keras.Layer, keras_name: str) -> str:
+    """Returns this package's name for the variable that Keras calls `keras_name` in `layer`."""
+    for base, names in OTHER_NAMES.items():
+        if isinstance(layer, base):
+            return names.get(keras_name, keras_name)
+    return keras_name
+
+
+def variables(path: str, layer: keras.Layer) -> dict[str, keras.Variable]:
+    """Returns a layer's variables by key, `<layer path>/<variable name>`.
+
+    Names are Keras' own but one, see `own_name`. Variables of sub-layers carry the sub-layer's path too.
+
+    Raises:
+        ModelPatchError: two variables of the layer have one name.
+    """
+    named = {f"{path}/{own_name(layer, v.path.rpartition(f'{layer.name}/')[2])}": v for v in layer.weights}
+    if len(named) < len(layer.weights):
+        raise ModelPatchError(f"two variables of the layer {path!r} have one name: expected each of {list(named)} once")
+    return named
+
+
+class Patched:
+    """Mixin for a Keras layer of which a task owns some variables and borrows the others.
+
+    What is shared and what is per task: variables named in `own` belong to this layer and start at the values of the
+    trunk's layer; every other variable *is* the trunk's object, so it costs nothing, and is trained when and only when
+    the trunk is. Without a trunk, as after loading a saved model, the layer makes all its variables itself and those
+    not in `own` are not trainable.
+
+    Use it through `patch_layer`. Put before the Keras class: `class PatchedDense(Patched, keras.layers.Dense)`.
+
+    Args:
+        own: names of the variables that the task owns, such as `("gamma", "beta")`.
+        **kwargs: the arguments of the Keras layer.
+    """
+
+    def __init__(self, *args, own=(), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.own = tuple(own)
+
+    def borrow(self, trunk_variables: Mapping[str, keras.Variable]):
+        """Takes the variables to share, by name, before the layer is built."""
+        # Past Keras' attribute tracking, which would count every one of them as a variable of this layer.
+        object.__setattr__(self, "_trunk_variables", dict(trunk_variables))
+
+    def add_weight(self, *args, name=None, **kwargs):
+        """Makes the variable `name` where the task owns it, and hands out the trunk's where it does not."""
+        trunk_variables = getattr(self, "_trunk_variables", {})
+        known_as = own_name(self, name)
+        if known_as not in self.own:
+            if known_as in trunk_variables:
+                return trunk_variables[known_as]
+            kwargs["trainable"] = False
+        variable = super().add_weight(*args, name=name, **kwargs)
+        if known_as in trunk_variables:
+            variable.assign(trunk_variables[known_as])
+        return variable
+
+    # Keras stores variables by position, trainable ones first, and borrowed ones change sides with the trunk: use names.
+    def save_own_variables(self, store):
+        for variable in self.weights:
+            store[variable.name] = variable
+
+    def load_own_variables(self, store):
+        for variable in self.weights:
+            variable.assign(store[variable.name])
+
+    def get_config(self):
+        return {**super().get_config(), "own": list(self.own)}
+
+
+@functools.cache
+def patched_class(layer_class: type[keras.Layer]) -> type[keras.Layer]:
+    """Returns the patchable subclass of a Keras layer class.
+
+    Classes that need more than `Patched` register themselves with `patches`; all others are derived here. A user's
+    subclass of a registered class gets the behaviour of both.
+    """
+    nearest = next((_REGISTERED[base] for base in layer_class.__mro__ if base in _REGISTERED), Patched)
+    derived = type(f"Patched{layer_class.__name__}", (nearest, layer_class), {"__doc__": Patched.__doc__})
+    return keras.saving.register_keras_serializable(package="model_patch")(derived)
+
+
+_REGISTERED: dict[type, type] = {}
+
+
+def patches(layer_class: type[keras.Layer]):
+    """Class decorator: the decorated class is the patchable form of `layer_class`, and can be saved and loaded."""
+
+    def register(patched):
+        _REGISTERED[layer_class] = patched
+        return keras.saving.register_keras_serializable(package="model_patch")(patched)
+
+    return register
+
+
+def patch_layer(layer: keras.Layer, own: set[str], **options) -> keras.Layer:
+    """Returns a layer that computes what `layer` does, with the variables in `own` belonging to the task.
+
+    It takes the layer's name, configuration and dtype policy, and its values.
+
+    Args:
+        layer: a built layer of a trunk.
+        own: names of variables; for normalisation layers also `gamma` or `beta` where the layer has none: they are
+            added as 1 and 0.
+        **options: further arguments of the patched class, such as `statistics` for batch normalisation.
+
+    Raises:
+        ModelPatchError: the layer has layers inside it and is to be owned in part: its variables cannot be told apart.
+    """
+    config = layer.get_config() | {"trainable": True}
+    names = {key.removeprefix("/") for key in variables("", layer)}
+    if own >= names and not options:
+        copy = type(layer).from_config(config)
+        copy.build_from_config(layer.get_build_config())
+        copy.set_weights(layer.get_weights())
+        return copy
+    if any("/" in name for name in names):
+        raise ModelPatchError(
+            f"the layer {layer.name!r} ({type(layer).__name__}) contains other layers: it can be patched only as a whole "
+            "(kind full)"
+        )
+    for name, switch in (("gamma", "scale"), ("beta", "center")):
+        if name in own and switch in config:
+            config[switch] = True
+    patched = _REGISTERED.get(type(layer)) or patched_class(type(layer))
+    new = patched.from_config(config | {"own": sorted(own)} | options)
+    new.borrow({own_name(layer, variable.name): variable for variable in layer.weights})
+    return new
+
+
+for _layer_class in (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.SeparableConv2D,
+):
+    patched_class(_layer_class)  # So that a saved model with such a layer can be loaded.

@@ -1,0 +1,82 @@
+"""From image files to what a trunk takes, the same operations in training, in prediction and inside a SavedModel.
+
+TensorFlow is imported when a function runs, so that the core of the package also works where it is not installed.
+"""
+
+import dataclasses
+
+from model_patch.errors import unknown
+
+MODES = {
+    "tf": "to [-1, 1] (MobileNet, Inception, Xception, NASNet)",
+    "torch": "to [0, 1], then by ImageNet's mean and standard deviation (DenseNet)",
+    "caffe": "to BGR less ImageNet's mean, in 0..255 (ResNet V1, VGG)",
+    "unit": "to [0, 1] (TensorFlow Hub modules)",
+    "none": "left in 0..255 (EfficientNet, MobileNetV3, ConvNeXt: the net scales by itself)",
+}
+"""How pixel values are scaled. The first three names are those of `keras.applications`."""
+
+
+def decode(contents):
+    """Decodes one encoded image.
+
+    Args:
+        contents: scalar string tensor: JPEG, PNG, BMP or GIF (its first frame).
+
+    Returns:
+        uint8 tensor `(height, width, 3)` in 0..255.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the bytes are not such an image, or end too early.
+    """
+    import tensorflow as tf
+
+    image = tf.io.decode_image(contents, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Resizes and scales images for one trunk.
+
+    Attributes:
+        image_size: height and width in pixels that the images are brought to, without keeping the aspect ratio.
+        mode: how values are scaled, one of `MODES`.
+
+    Raises:
+        ModelPatchError: the mode is unknown.
+    """
+
+    image_size: int
+    mode: str
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise unknown("preprocessing", self.mode, MODES)
+
+    def resize(self, images):
+        """Resizes bilinearly, averaging where it shrinks, so that large photographs do not alias.
+
+        Args:
+            images: `(height, width, 3)` or `(batch, height, width, 3)`, any number type, in 0..255.
+
+        Returns:
+            float32 tensor `(..., image_size, image_size, 3)` in 0..255.
+        """
+        import tensorflow as tf
+
+        return tf.image.resize(images, (self.image_size, self.image_size), antialias=True)
+
+    def scale(self, images):
+        """Scales float32 pixel values `(..., 3)` from 0..255 to what the trunk takes. Shapes stay."""
+        import keras
+
+        if self.mode == "none":
+            return images
+        if self.mode == "unit":
+            return images / 255.0
+        return keras.applications.imagenet_utils.preprocess_input(images, data_format="channels_last", mode=self.mode)
+
+    def __call__(self, images):
+        """Applies `resize`, then `scale`."""
+        return self.scale(self.resize(images))

@@ -1,0 +1,92 @@
+"""The comparison of what can be trained: accuracy against trained parameters."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from model_patch.files import write_bytes
+from model_patch.report.table import markdown, print_table
+
+HEADER = ("train", "trained parameters", "of all", "patch file", "test accuracy", "spread", "seeds", "seconds")
+
+
+def summarise(rows: list[dict]) -> list[dict]:
+    """Averages the rows of `results.json` over seeds.
+
+    Returns:
+        One object per value of `train`, in order of first appearance: the row's counts, `test_accuracy` (mean over
+        seeds, 0..1), `spread` (largest less smallest), `seeds` (how many) and `train_seconds` (mean).
+    """
+    grouped = defaultdict(list)
+    for row in rows:
+        grouped[row["train"]].append(row)
+    summary = []
+    for train, group in grouped.items():
+        accuracies = [row["test_accuracy"] for row in group]
+        summary.append(
+            {
+                "train": train,
+                **{key: group[0][key] for key in ("trained_parameters", "trained_fraction", "patch_bytes")},
+                "test_accuracy": float(np.mean(accuracies)),
+                "spread": max(accuracies) - min(accuracies),
+                "seeds": len(group),
+                "train_seconds": float(np.mean([row["train_seconds"] for row in group])),
+            }
+        )
+    return summary
+
+
+def table_rows(summary: list[dict]) -> list[list[str]]:
+    """Formats a summary for `HEADER`. `spread` is largest less smallest over the seeds."""
+    return [
+        [
+            row["train"],
+            f"{row['trained_parameters']:,}",
+            f"{100 * row['trained_fraction']:.1f} %",
+            f"{row['patch_bytes'] / 1000:,.0f} kB",
+            f"{row['test_accuracy']:.4f}",
+            f"{row['spread']:.4f}",
+            str(row["seeds"]),
+            f"{row['train_seconds']:.1f}",
+        ]
+        for row in summary
+    ]
+
+
+def plot(summary: list[dict], title: str):
+    """Returns a matplotlib figure: test accuracy against trained parameters (log scale), bars from worst to best seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for row in summary:
+        x, y = max(row["trained_parameters"], 1), row["test_accuracy"]
+        axes.errorbar(x, y, yerr=row["spread"] / 2, fmt="o", capsize=3, color="tab:blue")
+        axes.annotate(row["train"], (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.margins(x=0.2, y=0.15)
+    axes.set(xlabel="trained parameters", ylabel="test accuracy", title=title)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def save_figure(figure, path: Path):
+    """Writes a matplotlib figure as PNG, whole or not at all."""
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
+
+
+def write_report(results: dict, folder: Path):
+    """Prints the comparison and writes it to `results.md` and `accuracy_vs_parameters.png` in a folder."""
+    summary = summarise(results["rows"])
+    title = f"{results['data']} on {results['trunk']} at {results['image_size']} px"
+    rows = table_rows(summary)
+    print_table(title, HEADER, rows)
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    text = f"# {title}\n\n{markdown(HEADER, rows)}\n`spread`: best less worst seed. {versions}.\n"
+    write_bytes(folder / "results.md", text.encode())
+    save_figure(plot(summary, title), folder / "accuracy_vs_parameters.png")

@@ -1,0 +1,81 @@
+"""The one graph tool: rebuild a functional Keras graph with some layers replaced and the others shared.
+
+Bind, join, bank and fold are all uses of `rewrite`. Layers are named by their path, the layer names from the outermost
+model inwards joined by `/`: `block_1_expand_BN`, or `backbone/conv1_bn` inside a nested model. A path does not depend
+on the order in which layers were made, so it means the same after the trunk was saved and loaded.
+"""
+
+from collections.abc import Callable, Iterator
+
+import keras
+
+from model_patch.errors import ModelPatchError
+
+Replace = Callable[[str, keras.Layer], keras.Layer]
+"""Given a layer's path and the layer, returns the layer to put there: the same object to share it."""
+
+
+def functional(model: keras.Model) -> keras.Model:
+    """Returns the model as a functional graph over the same layer objects.
+
+    Raises:
+        ModelPatchError: the model is subclassed, or a sequential model that was never built.
+    """
+    if isinstance(model, keras.Sequential):
+        if not model.built or not model.inputs:
+            raise ModelPatchError(f"the model {model.name!r} has no input shape yet: build it or call it on data first")
+        return keras.Model(model.inputs, model.outputs[0], name=model.name)
+    if not isinstance(model, keras.Function):
+        raise ModelPatchError(
+            f"the model {model.name!r} is a subclassed {type(model).__name__} without a layer graph: expected a "
+            "functional or sequential model, so rebuild it as keras.Model(inputs, outputs)"
+        )
+    return model
+
+
+def walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
+    """Yields `(path, layer)` for every layer of the graph, nested models opened, input layers left out."""
+    for layer in model.layers:
+        path = prefix + layer.name
+        if isinstance(layer, keras.Model):
+            yield from walk(functional(layer), path + "/")
+        elif not isinstance(layer, keras.layers.InputLayer):
+            yield path, layer
+
+
+def rewrite(model: keras.Model, replace: Replace, call: Callable | None = None, prefix: str = "") -> keras.Model:
+    """Rebuilds the graph of `model` with the layers that `replace` returns.
+
+    A layer that `replace` hands back unchanged is shared: the new graph calls the same object, with the same variables.
+    A nested model in which nothing changes is shared whole.
+
+    Args:
+        model: a functional or sequential model; left as it is.
+        replace: called once per layer with its path and the layer.
+        call: `call(layer, *args, **kwargs)`, how a layer is applied to its inputs; plain application by default. Joined
+            and banked layers take more than their input, and get it here.
+        prefix: the path of `model` inside an outer one, ending in `/`; empty for the outermost.
+
+    Returns:
+        A functional model with inputs and outputs of the same shapes and dtypes.
+
+    Raises:
+        ModelPatchError: the model, or one nested in it, has no layer graph.
+    """
+    model = functional(model)
+
+    def replace_layer(layer: keras.Operation) -> keras.Operation:
+        if not isinstance(layer, keras.Layer):
+            return layer  # A bare operation, such as `x + y` on symbolic tensors, has no variables to replace.
+        path = prefix + layer.name
+        if not isinstance(layer, keras.Model):
+            return replace(path, layer)
+        inner = rewrite(layer, replace, call, path + "/")
+        kept = {id(old) for _, old in walk(functional(layer))}
+        return layer if all(id(new) in kept for _, new in walk(inner)) else inner
+
+    return keras.models.clone_model(
+        model,
+        clone_function=replace_layer,
+        call_function=call or (lambda layer, *args, **kwargs: layer(*args, **kwargs)),
+    )

@@ -1,0 +1,61 @@
+"""The one grammar for "where does it come from": `scheme:rest?key=value&key=value#fragment`.
+
+Trunks and data are named the same way in every script, for example `bundled`, `keras:MobileNetV2?alpha=0.35`,
+`file:trunk.keras#mobilenetv2` and `folder:flowers`. Everything after the scheme is optional.
+"""
+
+import dataclasses
+from urllib.parse import parse_qsl
+
+from model_patch.errors import ModelPatchError
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A parsed spec.
+
+    Attributes:
+        scheme: the part before the first colon, or the whole name where there is none.
+        rest: what the scheme opens: a net's name, a path, a URL; may be empty.
+        options: the `key=value` pairs behind `?`, as strings.
+        fragment: the part behind `#`, naming a place inside what is opened; may be empty.
+    """
+
+    scheme: str
+    rest: str
+    options: dict[str, str]
+    fragment: str
+    text: str
+
+    def take(self, **defaults: str) -> dict[str, str]:
+        """Returns the options over their defaults, all as strings.
+
+        Raises:
+            ModelPatchError: an option is not among the defaults.
+        """
+        for key in self.options:
+            if key not in defaults:
+                known = f"expected one of {', '.join(sorted(defaults))}" if defaults else f"{self.scheme} takes none"
+                raise ModelPatchError(f"unknown option {key!r} in {self.text!r}: {known}")
+        return {**defaults, **self.options}
+
+
+def parse(text: str) -> Spec:
+    """Parses a spec.
+
+    Args:
+        text: for example `keras:MobileNetV2?alpha=0.35&weights=imagenet`.
+
+    Raises:
+        ModelPatchError: the text is empty, or an option is not written `key=value`.
+    """
+    body, _, fragment = text.partition("#")
+    body, _, query = body.partition("?")
+    scheme, _, rest = body.partition(":")
+    if not scheme:
+        raise ModelPatchError(f"{text!r} names nothing: expected scheme:rest, for example keras:MobileNetV2")
+    try:
+        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    except ValueError:
+        raise ModelPatchError(f"{text!r} has options that are not written ?key=value&key=value") from None
+    return Spec(scheme, rest, options, fragment, text)

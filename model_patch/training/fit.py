@@ -1,0 +1,134 @@
+"""Training and testing one bound task."""
+
+import math
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from model_patch.bind import BoundTask
+from model_patch.data.images import ImageData
+from model_patch.data.pipeline import batches
+from model_patch.errors import TrainingError
+from model_patch.training.recipe import Recipe
+from model_patch.training.statistics import estimate_statistics
+
+
+def fit(bound: BoundTask, data: ImageData, recipe: Recipe, *, seed: int = 0, log_dir: Path | None = None) -> float:
+    """Trains what a bound task learns, then re-estimates the statistics that it owns.
+
+    Where the last layer alone is trained, the trunk runs over each image once and its features are kept: augmentation
+    does not apply then.
+
+    Args:
+        bound: changes in its patch, and in its head where that is learnt; nowhere else.
+        data: its training images are used, its test images only to report progress.
+        recipe: how.
+        seed: of the order of the images and of augmentation.
+        log_dir: folder for TensorBoard's files; none are written without.
+
+    Returns:
+        Seconds spent, feature extraction and statistics included.
+
+    Raises:
+        TrainingError: the loss became NaN.
+    """
+    start = time.perf_counter()
+    train, model = _training_batches(bound, data, recipe, seed), bound.model
+    num_images = _num_images(data.train.num_images, recipe.max_train_images)
+    if not bound.trained.kinds:
+        train, model = _features_and_head(bound, train, recipe.batch_size, num_images, seed)
+    if model.trainable_variables:
+        steps_per_epoch = math.ceil(num_images / recipe.batch_size)
+        # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
+        model.compile(recipe.make_optimizer(bound.trained, steps_per_epoch), bound.task.loss(), bound.task.metrics())
+        callbacks = [_Progress(recipe.epochs * steps_per_epoch, f"training {bound.trained}"), _StopAtNaN(bound)]
+        if log_dir:
+            callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+        model.fit(train, epochs=recipe.epochs, callbacks=callbacks, verbose=0)
+    if bound.trained.kinds:
+        plain = batches(
+            data.train,
+            bound.task.preprocessing,
+            recipe.batch_size,
+            max_images=recipe.max_train_images or None,
+            shuffle_seed=seed,
+        )
+        estimate_statistics(bound, plain)
+    return time.perf_counter() - start
+
+
+def evaluate(bound: BoundTask, data: ImageData, recipe: Recipe) -> dict[str, float]:
+    """Returns the task's loss and metrics on its test images, by name, in inference mode."""
+    images = batches(
+        data.test, bound.task.preprocessing, recipe.batch_size, max_images=recipe.max_test_images or None, cache=False
+    )
+    bound.model.compile(loss=bound.task.loss(), metrics=bound.task.metrics())
+    return {name: float(value) for name, value in bound.model.evaluate(images, verbose=0, return_dict=True).items()}
+
+
+def _training_batches(bound: BoundTask, data: ImageData, recipe: Recipe, seed: int):
+    learns_from_pixels = bool(bound.trained.kinds)
+    return batches(
+        data.train,
+        bound.task.preprocessing,
+        recipe.batch_size,
+        max_images=recipe.max_train_images or None,
+        augmentation=recipe.augmentation if learns_from_pixels else "none",
+        shuffle_seed=seed if learns_from_pixels else None,
+        cache=learns_from_pixels,
+    )
+
+
+def _features_and_head(bound: BoundTask, images, batch_size: int, num_images: int, seed: int):
+    """Runs the trunk once over the images; returns batches of (features, labels), and the head as a model of its own."""
+    import tensorflow as tf
+
+    features, labels = [], []
+    for x, y in tqdm(images, "features", math.ceil(num_images / batch_size), unit="batch", delay=2, leave=False):
+        features.append(bound.features.predict_on_batch(x))
+        labels.append(y)
+    features, labels = np.concatenate(features), np.concatenate(labels)
+    cached = tf.data.Dataset.from_tensor_slices((features, labels))
+    cached = cached.shuffle(len(labels), seed=seed).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    inputs = keras.Input(features.shape[1:])
+    return cached, keras.Model(inputs, bound.head(inputs))
+
+
+def _num_images(available: int, most: int) -> int:
+    return min(available, most) if most else available
+
+
+class _Progress(keras.callbacks.Callback):
+    """A progress bar over all steps of a training, with the running loss and metrics, if it takes over two seconds."""
+
+    def __init__(self, num_steps: int, description: str):
+        super().__init__()
+        self.bar = tqdm(total=num_steps, desc=description, unit="step", delay=2, leave=False)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.set_postfix({name: f"{value:.3f}" for name, value in (logs or {}).items()}, refresh=False)
+        self.bar.update()
+
+    def on_train_end(self, logs=None):
+        self.bar.close()
+
+
+class _StopAtNaN(keras.callbacks.Callback):
+    def __init__(self, bound: BoundTask):
+        super().__init__()
+        self.bound = bound
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+            raise TrainingError(
+                f"the loss of {self.bound.task.name!r} ({self.bound.trained}) became {logs['loss']} in epoch {self.epoch + 1}, "
+                f"step {batch + 1}, at learning rate {rate:.3g}: use a lower --learning_rate"
+            )

@@ -1,0 +1,79 @@
+"""How to train: optimizer, learning rate and schedule, as pure functions of what is trained and for how long."""
+
+import dataclasses
+
+import keras
+
+from model_patch.errors import ModelPatchError, unknown
+from model_patch.kinds import Trained
+
+OPTIMIZERS = {
+    "adam": lambda rate: keras.optimizers.Adam(rate),
+    "rmsprop": lambda rate: keras.optimizers.RMSprop(rate, rho=0.9, momentum=0.9, epsilon=1.0),
+    "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
+}
+"""Optimizers by name. RMSProp's decay, momentum and epsilon are those of the Inception and MobileNet papers, which the
+paper's rate of 0.045 belongs to (Szegedy et al. 2016, section 8; Sandler et al. 2018, section 6.1)."""
+
+SCHEDULES = {
+    "constant": lambda rate, steps, steps_per_epoch: rate,
+    "cosine": lambda rate, steps, steps_per_epoch: keras.optimizers.schedules.CosineDecay(rate, steps),
+    "paper": lambda rate, steps, steps_per_epoch: keras.optimizers.schedules.ExponentialDecay(
+        rate, decay_steps=max(1, round(2.5 * steps_per_epoch)), decay_rate=0.98, staircase=True
+    ),
+}
+"""Learning-rate schedules by name. `paper`: times 0.98 every 2.5 epochs."""
+
+PAPER_LEARNING_RATE = 0.045
+
+ADAM_LEARNING_RATES = {"full": 0.001}
+ADAM_PATCH_LEARNING_RATE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How one task is trained.
+
+    Attributes:
+        epochs: passes over the training images, at least 1.
+        batch_size: images per step, at least 1.
+        optimizer: a name in `OPTIMIZERS`.
+        learning_rate: highest rate; 0 takes the default for the optimizer and for what is trained.
+        schedule: a name in `SCHEDULES`.
+        augmentation: names joined by `+`, see `model_patch.data.augment`.
+        max_train_images, max_test_images: use the first so many; 0 for all.
+
+    Raises:
+        ModelPatchError: a name is unknown or a number out of range.
+    """
+
+    epochs: int = 15
+    batch_size: int = 64
+    optimizer: str = "adam"
+    learning_rate: float = 0.0
+    schedule: str = "cosine"
+    augmentation: str = "none"
+    max_train_images: int = 0
+    max_test_images: int = 0
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        for field, least in (("epochs", 1), ("batch_size", 1), ("learning_rate", 0), ("max_train_images", 0), ("max_test_images", 0)):
+            if getattr(self, field) < least:
+                raise ModelPatchError(f"{field} is {getattr(self, field)}: expected at least {least}")
+
+    def make_optimizer(self, trained: Trained, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+        """Returns a new optimizer with its schedule for `epochs * steps_per_epoch` steps."""
+        rate = self.learning_rate or default_learning_rate(self.optimizer, trained)
+        schedule = SCHEDULES[self.schedule](rate, self.epochs * steps_per_epoch, steps_per_epoch)
+        return OPTIMIZERS[self.optimizer](schedule)
+
+
+def default_learning_rate(optimizer: str, trained: Trained) -> float:
+    """Returns the learning rate to use where none is given. Where the numbers come from: docs/choices.md."""
+    if optimizer != "adam":
+        return PAPER_LEARNING_RATE
+    return ADAM_LEARNING_RATES.get(str(trained), ADAM_PATCH_LEARNING_RATE)

@@ -1,0 +1,98 @@
+"""Transfer: learn one task on a frozen trunk in several ways, and compare them."""
+
+import logging
+from pathlib import Path
+
+import keras
+from ml_collections import ConfigDict
+
+from model_patch.bind import bind
+from model_patch.data import open_data
+from model_patch.kinds import Trained
+from model_patch.report import write_report
+from model_patch.tasks import Task
+from model_patch.training.fit import evaluate, fit
+from model_patch.training.recipe import Recipe
+from model_patch.training.workdir import Workdir, versions
+from model_patch.trunks import open_trunk
+
+PATCHES = "patches"
+"""Folder of the patch files in the workdir."""
+
+
+def patch_path(workdir: Path, train: str, seed: int) -> Path:
+    """Returns where `transfer` writes the patch of one row."""
+    return Path(workdir) / PATCHES / f"{train}-seed{seed}.safetensors"
+
+
+def transfer(config: ConfigDict, workdir: str | Path) -> dict:
+    """Trains every row of a comparison: each of `config.train` with each of `config.seeds`.
+
+    Writes, after each row, `results.json` and the row's patch file; at the end a table and a plot. A row that is there
+    already is not trained again.
+
+    Args:
+        config: see `configs/transfer.py`.
+        workdir: folder for all files.
+
+    Returns:
+        What `results.json` holds: `trunk`, `data`, `image_size`, `versions` and a list of `rows` with `train`, `seed`,
+        `trained_parameters`, `trained_fraction` (0..1), `patch_bytes`, `test_accuracy` (0..1), `train_seconds`.
+
+    Raises:
+        ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
+    """
+    # Everything that can be wrong is looked at before the first file is written.
+    trained = [Trained.parse(text, config.norm_statistics) for text in config.train]
+    trunk = open_trunk(config.trunk, config.image_size or None)
+    data = open_data(config.data, skip_bad_images=config.skip_bad_images)
+    recipe = make_recipe(config, data.augmentation)
+    task = Task(config.task_name or data.name, data.labels, trunk.preprocessing)
+    for each in trained:
+        bind(trunk, task, each)
+    folder = Workdir(workdir, config.to_dict())
+    for note in data.notes:
+        logging.warning(note)
+
+    results = folder.results() or {
+        "trunk": config.trunk,
+        "data": config.data,
+        "image_size": trunk.preprocessing.image_size,
+        "versions": versions(),
+        "rows": [],
+    }
+    done = {(row["train"], row["seed"]) for row in results["rows"]}
+    for seed in config.seeds:
+        for each in trained:
+            if (str(each), seed) in done:
+                continue
+            keras.utils.set_random_seed(seed)
+            bound = bind(trunk, task, each, seed=seed)
+            log_dir = folder.path / "tensorboard" / f"{each}-seed{seed}"
+            seconds = fit(bound, data, recipe, seed=seed, log_dir=log_dir)
+            metrics = evaluate(bound, data, recipe)
+            path = patch_path(folder.path, str(each), seed)
+            bound.patch(metrics).save(path, config.patch_dtype)
+            counts = bound.counts()
+            row = {
+                "train": str(each),
+                "seed": seed,
+                "trained_parameters": counts.trained,
+                "trained_fraction": counts.trained_fraction,
+                "patch_bytes": path.stat().st_size,
+                "test_accuracy": metrics["accuracy"],
+                "train_seconds": seconds,
+            }
+            logging.info("%s, seed %d: test accuracy %.4f in %.1f s", each, seed, row["test_accuracy"], seconds)
+            results["rows"].append(row)
+            folder.write_results(results)
+    write_report(results, folder.path)
+    return results
+
+
+def make_recipe(config: ConfigDict, recommended_augmentation: str) -> Recipe:
+    """Returns the recipe of a configuration; the augmentation `auto` is the one that the data recommend."""
+    fields = {name: config[name] for name in Recipe.__dataclass_fields__}
+    if fields["augmentation"] == "auto":
+        fields["augmentation"] = recommended_augmentation
+    return Recipe(**fields)

@@ -1,0 +1,71 @@
+"""The folder of one run: its configuration, its results, and the refusal to mix two runs."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import keras
+
+from model_patch.errors import ModelPatchError
+from model_patch.files import read_json, write_json
+
+
+class Workdir:
+    """The folder that one run writes to.
+
+    A run with the same configuration goes on where it stopped; another is refused.
+
+    Attributes:
+        path: the folder, made if it is missing.
+    """
+
+    CONFIG = "config.json"
+    RESULTS = "results.json"
+
+    def __init__(self, path: str | Path, config: dict):
+        """Opens the folder for a configuration.
+
+        Args:
+            path: the folder.
+            config: JSON values by name; whatever changes the result belongs in it.
+
+        Raises:
+            ModelPatchError: the folder holds a run with another configuration, or files that are no run.
+        """
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise ModelPatchError(f"the workdir {path} is a file: expected a folder, or a name for a new one")
+        marker = self.path / self.CONFIG
+        if marker.exists():
+            held = read_json(marker)
+            differing = sorted(k for k in held.keys() | config.keys() if held.get(k) != config.get(k))
+            if differing:
+                named = ", ".join(f"{k} {held.get(k)!r} there and {config.get(k)!r} here" for k in differing)
+                raise ModelPatchError(f"the workdir {path} holds another run ({named}): choose another --workdir, or delete it")
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ModelPatchError(f"the workdir {path} is not empty and holds no run of this program: choose another --workdir")
+        else:
+            write_json(marker, config)
+
+    def results(self) -> dict:
+        """Returns the results written so far; empty where there are none."""
+        path = self.path / self.RESULTS
+        return read_json(path) if path.exists() else {}
+
+    def write_results(self, results: dict):
+        """Replaces the results file, whole or not at all."""
+        write_json(self.path / self.RESULTS, results)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what computes: Python, Keras and its backend, numpy, this package."""
+    names = {"tensorflow": ("tensorflow", "tensorflow_cpu"), "jax": ("jax",), "torch": ("torch",)}
+    found = {"python": platform.python_version()}
+    for name, distributions in {"model_patch": ("model_patch",), "keras": ("keras",), "numpy": ("numpy",), **names}.items():
+        for distribution in distributions:
+            try:
+                found[name] = importlib.metadata.version(distribution)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found | {"backend": keras.backend.backend()}

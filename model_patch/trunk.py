@@ -1,0 +1,66 @@
+"""A trunk: a Keras model from image to features whose weights all tasks share."""
+
+import hashlib
+from collections.abc import Iterable
+
+import keras
+import numpy as np
+
+from model_patch.errors import ModelPatchError
+from model_patch.layers import variables
+from model_patch.preprocessing import Preprocessing
+from model_patch.rewrite import functional, walk
+
+
+class Trunk:
+    """A net that tasks share, frozen from the moment it becomes a trunk.
+
+    Attributes:
+        model: functional Keras model, images `(batch, height, width, 3)` to features `(batch, channels)`, or to a
+            feature map that tasks pool. `trainable` is off: its batch norms run in inference mode and keep their statistics.
+        name: where it came from, the spec it was opened with; recorded in patches, not compared.
+        preprocessing: the image size and scaling it takes.
+    """
+
+    def __init__(self, model: keras.Model, name: str, preprocessing: Preprocessing):
+        """Makes a trunk of a model and freezes it.
+
+        Raises:
+            ModelPatchError: the model is not a graph of layers, or has more than one input or output.
+        """
+        model = functional(model)
+        if len(model.inputs) != 1 or len(model.outputs) != 1:
+            raise ModelPatchError(
+                f"the trunk {name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs: expected one image "
+                "input and one feature output"
+            )
+        model.trainable = False
+        self.model = model
+        self.name = name
+        self.preprocessing = preprocessing
+
+    def layers(self) -> dict[str, keras.Layer]:
+        """Returns every layer by path, in graph order."""
+        return dict(walk(self.model))
+
+    def variables(self) -> dict[str, keras.Variable]:
+        """Returns every variable by key, in graph order."""
+        return {key: v for path, layer in walk(self.model) for key, v in variables(path, layer).items()}
+
+    def num_parameters(self) -> int:
+        """Returns the number of values in all variables, batch norm's statistics included."""
+        return sum(int(np.prod(v.shape)) for v in self.variables().values())
+
+    def fingerprint(self, keys: Iterable[str]) -> str:
+        """Returns the SHA-256 (hex) of the named variables: key, shape and float32 value, in sorted order.
+
+        It says whether a patch that leaves exactly these frozen belongs to this trunk. Layers' order, file formats and
+        the variables that a patch replaces do not enter.
+        """
+        known = self.variables()
+        digest = hashlib.sha256()
+        for key in sorted(keys):
+            value = np.ascontiguousarray(keras.ops.convert_to_numpy(known[key]), dtype="<f4")
+            digest.update(f"{key} {value.shape}\n".encode())
+            digest.update(value.tobytes())
+        return digest.hexdigest()
