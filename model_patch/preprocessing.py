@@ -5,7 +5,7 @@ TensorFlow is imported when a function runs, so that the core of the package als
 
 import dataclasses
 
-from model_patch.errors import unknown
+from model_patch.errors import ModelPatchError, unknown
 
 MODES = {
     "tf": "to [-1, 1] (MobileNet, Inception, Xception, NASNet)",
@@ -33,6 +33,22 @@ def decode(contents):
 
     image = tf.io.decode_image(contents, channels=3, expand_animations=False)
     return tf.ensure_shape(image, (None, None, 3))
+
+
+def decode_file(path: str):
+    """Reads one image file, as `decode` does.
+
+    Raises:
+        ModelPatchError: the file is missing, or is not an image that can be read.
+    """
+    import tensorflow as tf
+
+    try:
+        return decode(tf.io.read_file(path))
+    except tf.errors.NotFoundError:
+        raise ModelPatchError(f"the image {path} does not exist") from None
+    except tf.errors.OpError:
+        raise ModelPatchError(f"{path} is not a readable image: expected a whole JPEG, PNG, BMP or GIF file") from None
 
 
 @dataclasses.dataclass(frozen=True)

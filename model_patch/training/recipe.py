@@ -9,6 +9,7 @@ from model_patch.kinds import Trained
 
 OPTIMIZERS = {
     "adam": lambda rate: keras.optimizers.Adam(rate),
+    "adamw": lambda rate: keras.optimizers.AdamW(rate, weight_decay=0.02),
     "rmsprop": lambda rate: keras.optimizers.RMSprop(rate, rho=0.9, momentum=0.9, epsilon=1.0),
     "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
 }
@@ -74,6 +75,6 @@ class Recipe:
 
 def default_learning_rate(optimizer: str, trained: Trained) -> float:
     """Returns the learning rate to use where none is given. Where the numbers come from: docs/choices.md."""
-    if optimizer != "adam":
+    if not optimizer.startswith("adam"):
         return PAPER_LEARNING_RATE
     return ADAM_LEARNING_RATES.get(str(trained), ADAM_PATCH_LEARNING_RATE)

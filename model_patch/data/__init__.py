@@ -1,0 +1,43 @@
+"""Where images come from: one spec opens the training and the test images of a task.
+
+Spec           | Images
+---------------|-------
+`digits`, `mnist`, `faces`, `textures` | built-in, small and real, see `model_patch.data.builtin`
+`folder:PATH`  | class folders of JPEG, PNG, BMP or GIF files, or `train/` and `test/` above them
+`idx:PATH`     | a folder with the four files of MNIST's format
+`tfds:NAME`    | a TensorFlow Datasets data set
+"""
+
+from model_patch.data import builtin, folder, idx, tfds
+from model_patch.data.images import ImageData, Split
+from model_patch.errors import ModelPatchError, unknown
+from model_patch.spec import parse
+
+__all__ = ["ImageData", "Split", "open_data"]
+
+_SOURCES = {
+    **dict.fromkeys(builtin.BUILTIN, builtin.open_builtin),
+    "folder": folder.open_folder,
+    "idx": idx.open_idx,
+    "tfds": tfds.open_tfds,
+}
+
+
+def open_data(text: str, skip_bad_images: bool = False) -> ImageData:
+    """Opens images by their spec.
+
+    Args:
+        text: for example `digits`, `folder:flowers`, `idx:fashion-mnist` or `tfds:beans?data_dir=/data`.
+        skip_bad_images: leave out files of a folder that cannot be read, and say so in the notes, instead of failing.
+
+    Raises:
+        ModelPatchError: the spec names no source, or the source cannot be opened as its module describes.
+    """
+    spec = parse(text)
+    if spec.scheme not in _SOURCES:
+        raise unknown("data", spec.scheme, _SOURCES)
+    if spec.fragment:
+        raise ModelPatchError(f"{text!r} has a part behind '#', which data never have: rename a path with '#' in it")
+    if spec.scheme == "folder":
+        return folder.open_folder(spec, skip_bad_images)
+    return _SOURCES[spec.scheme](spec)

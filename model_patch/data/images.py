@@ -1,0 +1,96 @@
+"""The images of one task: what every source of data opens.
+
+TensorFlow is imported when a function runs, here and in the modules beside this one.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The training or the test images of a task.
+
+    Their order is fixed and mixes the classes, so the first n of them are a fair sample. They stay in the form in which
+    they are stored until they are used: shuffling moves paths or encoded bytes about, not decoded photographs.
+
+    Attributes:
+        num_images: how many there are.
+        stored: `stored(n)` returns the first n as a `tf.data.Dataset` of `(stored form, int64 label)`.
+        load: from one stored form, a tensor, to the image, uint8 `(height, width, 3)`; runs inside `tf.data`.
+        stored_bytes: size of all images in their stored form.
+        image_bytes: size of all images once decoded; None where it is not known.
+    """
+
+    num_images: int
+    stored: Callable
+    load: Callable
+    stored_bytes: int
+    image_bytes: int | None
+
+    def dataset(self, max_images: int | None = None):
+        """Returns the images in their order.
+
+        Args:
+            max_images: the first so many; None for all.
+
+        Returns:
+            `tf.data.Dataset` of `(image, label)`, uint8 `(height, width, 3)` in 0..255 and int64 scalar.
+        """
+        import tensorflow as tf
+
+        stored = self.stored(self.take(max_images))
+        return stored.map(lambda form, label: (self.load(form), label), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    def take(self, max_images: int | None) -> int:
+        """Returns how many images there are when at most so many are used; None for all."""
+        return self.num_images if max_images is None else min(max_images, self.num_images)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageData:
+    """The images of a task.
+
+    Attributes:
+        name: what to call the task if the user does not.
+        labels: class names; an image's label is an index into them.
+        train: the images to learn from.
+        test: the images to test on; none of them is in `train`.
+        augmentation: the recommended one, see `model_patch.data.augment`.
+        notes: sentences that the user should read, for example on files that were left out.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    train: Split
+    test: Split
+    augmentation: str
+    notes: tuple[str, ...] = ()
+
+
+def array_split(images: np.ndarray, labels: np.ndarray) -> Split:
+    """Makes a split of images in memory.
+
+    Args:
+        images: uint8 `(images, height, width)`, grey, or `(images, height, width, 3)`; 0..255, any order.
+        labels: integers `(images,)`.
+    """
+    # RandomState's stream never changes between versions of NumPy; that of newer generators may.
+    order = np.random.RandomState(0).permutation(len(labels))
+    images, labels = images[order], labels[order].astype("int64")
+    grey = images.ndim == 3
+
+    def stored(number: int):
+        import tensorflow as tf
+
+        with tf.device("CPU"):  # An array as large as a data set should not pass through a GPU's memory.
+            return tf.data.Dataset.from_tensor_slices((images[:number], labels[:number]))
+
+    def load(image):
+        import tensorflow as tf
+
+        return tf.repeat(image[..., None], 3, axis=-1) if grey else image
+
+    return Split(len(labels), stored, load, images.nbytes, images.nbytes * (3 if grey else 1))

@@ -1,0 +1,83 @@
+"""From images to batches that a trunk takes."""
+
+from model_patch.data.augment import augmenter
+from model_patch.data.images import Split
+from model_patch.preprocessing import Preprocessing
+
+CACHE_BYTES = 2 * 2**30
+"""Images are kept in memory between epochs if they need at most this much."""
+
+SHUFFLE_BYTES = 2**30
+"""Images that are not kept are shuffled in their stored form, this much at a time; paths of files always fit."""
+
+
+def batches(
+    split: Split,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    *,
+    max_images: int | None = None,
+    augmentation: str = "none",
+    shuffle_seed: int | None = None,
+    cache: bool = True,
+):
+    """Returns preprocessed batches; every image comes once per epoch, and the last batch may be smaller.
+
+    Without augmentation an image is exactly `preprocessing(image)`. What is kept in memory between epochs are resized
+    images, or where they are augmented decoded ones, up to `CACHE_BYTES`.
+
+    Args:
+        split: where the images come from.
+        preprocessing: image size and scaling.
+        batch_size: images per batch, at least 1.
+        max_images: the first so many images of the split; None for all.
+        augmentation: names joined by `+`, see `model_patch.data.augment`; anew in every epoch.
+        shuffle_seed: shuffles anew in every epoch. Two calls with one seed give the same batches, epoch by epoch, as
+            long as TensorFlow's global seed is the same, too. None keeps the split's order.
+        cache: whether anything is kept in memory. Without, no image is decoded that is not asked for.
+
+    Returns:
+        `tf.data.Dataset` of `(images, labels)`, float32 `(batch, image_size, image_size, 3)` and int64 `(batch,)`.
+
+    Raises:
+        ModelPatchError: an augmentation is unknown.
+    """
+    import tensorflow as tf
+
+    augment = augmenter(augmentation)
+    plain = augmentation == "none"
+    number = split.take(max_images)
+    kept_bytes = _kept_bytes(split, preprocessing, plain, number)
+    cache = cache and kept_bytes is not None and kept_bytes <= CACHE_BYTES
+
+    def load(stored, label):
+        image = split.load(stored)
+        return (preprocessing.resize(image) if plain else image), label
+
+    def augment_and_resize(loaded, seed):
+        image, label = loaded
+        return preprocessing.resize(augment(image, seed)), label
+
+    def shuffle(images, buffer: int):
+        return images if shuffle_seed is None else images.shuffle(buffer, shuffle_seed, reshuffle_each_iteration=True)
+
+    images = split.stored(number)
+    if not cache:
+        images = shuffle(images, max(1, min(number, number * SHUFFLE_BYTES // max(1, split.stored_bytes))))
+    images = images.map(load, tf.data.AUTOTUNE)
+    if cache:
+        # A buffer of all images reads the cache to its end at once: nobody who stops early leaves it half filled.
+        images = shuffle(images.cache(), number)
+    if not plain:
+        seeds = tf.data.Dataset.random(shuffle_seed or 0, rerandomize_each_iteration=True)
+        images = tf.data.Dataset.zip((images, seeds)).map(augment_and_resize, tf.data.AUTOTUNE)
+    images = images.batch(batch_size)
+    images = images.map(lambda x, y: (preprocessing.scale(x), y), tf.data.AUTOTUNE)
+    return images.prefetch(tf.data.AUTOTUNE)
+
+
+def _kept_bytes(split: Split, preprocessing: Preprocessing, plain: bool, number: int) -> int | None:
+    """Returns the size of what a cache would hold, resized float32 images or decoded ones; None if it is not known."""
+    if plain:
+        return number * preprocessing.image_size**2 * 3 * 4
+    return split.image_bytes and split.image_bytes * number // split.num_images

@@ -1,0 +1,106 @@
+"""Images of TensorFlow Datasets."""
+
+import math
+
+from model_patch.data.images import ImageData, Split
+from model_patch.errors import ModelPatchError, unknown
+from model_patch.preprocessing import decode
+from model_patch.spec import Spec
+
+
+def open_tfds(spec: Spec) -> ImageData:
+    """Opens `tfds:NAME[?data_dir=FOLDER&train=SPLIT&test=SPLIT]`.
+
+    Splits are written as TFDS writes them, for example `train[:1000]`. By default `train` is for training, and `test`,
+    or else `validation`, for testing; where there is neither, the last fifth of `train`. Images come in the order in
+    which TFDS wrote them, which is random for all but data sets written with `disable_shuffling`.
+
+    Raises:
+        ModelPatchError: TFDS is not installed; there is no such data set, or it is not on this machine and cannot be
+            downloaded; a split is unknown; the examples are not an image and a class label.
+    """
+    options = spec.take(data_dir="", train="train", test="")
+    if not spec.rest:
+        raise ModelPatchError(f"{spec.text!r} names no data set: expected tfds:NAME")
+    builder = _builder(spec.rest, options["data_dir"] or None)
+    info = builder.info
+    keys = _keys(info)
+    # In the query of a spec, as in that of a URL, `+` stands for a space.
+    train, test = (options[name].replace(" ", "+") for name in ("train", "test"))
+    notes = []
+    if info.disable_shuffling:
+        notes.append(f"TFDS wrote {info.name} without shuffling: the first images of it may all be of one class")
+    if not test:
+        test = next((name for name in ("test", "validation") if name in info.splits), "")
+    if not test:
+        if train not in info.splits or info.disable_shuffling:
+            raise ModelPatchError(f"{info.name} has no test split: give ?train=SPLIT&test=SPLIT out of {_splits(info)}")
+        notes.append(f"{info.name} has no test split: the last fifth of {train!r} is used")
+        train, test = f"{train}[:80%]", f"{train}[80%:]"
+    splits = (_split(builder, name, *keys) for name in (train, test))
+    return ImageData(info.name, tuple(info.features[keys[1]].names), *splits, "crop+flip", tuple(notes))
+
+
+def _builder(name: str, data_dir: str | None):
+    """Returns the builder of a data set that is on this machine, after a download if there is need."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise ModelPatchError(
+            "tfds:NAME needs a package that is not installed: pip install tensorflow-datasets"
+        ) from None
+    place = data_dir or tfds.core.constants.DATA_DIR
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        if not builder.is_prepared():
+            builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError:
+        raise ModelPatchError(f"there is no data set {name!r}, neither in TFDS nor in its folder {place}") from None
+    except Exception as error:  # Each data set's own code runs here, and a network behind it: anything may be raised.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelPatchError(
+            f"the data set {name!r} is not in {place} and could not be prepared there ({reason}): prepare it where "
+            f"that works, copy the folder, and name it with --data='tfds:{name}?data_dir=FOLDER'"
+        ) from error
+    return builder
+
+
+def _keys(info) -> tuple[str, str]:
+    """Returns the keys of image and label in an example."""
+    import tensorflow_datasets as tfds
+
+    keys = info.supervised_keys or ("image", "label")
+    kinds = {key: type(feature) for key, feature in info.features.items()}
+    if [kinds.get(key) for key in keys] != [tfds.features.Image, tfds.features.ClassLabel]:
+        found = ", ".join(f"{key} ({kind.__name__})" for key, kind in kinds.items())
+        raise ModelPatchError(f"examples of {info.name} are not an Image and a ClassLabel: they have {found}")
+    return keys
+
+
+def _split(builder, name: str, image_key: str, label_key: str) -> Split:
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    info = builder.info
+    try:
+        num_images = info.splits[name].num_examples
+    except (KeyError, ValueError, AssertionError):
+        raise unknown(f"split of {info.name}", name, info.splits) from None
+    # Images stay encoded until they are used, and other features are not read at all.
+    wanted = tfds.decode.PartialDecoding({image_key: True, label_key: True}, {image_key: tfds.decode.SkipDecoding()})
+
+    def stored(number: int):
+        examples = builder.as_dataset(split=name, shuffle_files=False, decoders=wanted)
+        return examples.map(lambda x: (x[image_key], tf.cast(x[label_key], "int64"))).take(number)
+
+    _, label = next(iter(stored(1)), (None, 0))
+    if label < 0:
+        raise ModelPatchError(f"the split {name!r} of {info.name} has no labels: expected another of {_splits(info)}")
+    sides = info.features[image_key].shape[:2]
+    image_bytes = None if None in sides else num_images * math.prod(sides) * 3
+    stored_bytes = info.dataset_size * num_images // info.splits.total_num_examples
+    return Split(num_images, stored, decode, stored_bytes, image_bytes)
+
+
+def _splits(info) -> str:
+    return ", ".join(sorted(info.splits))

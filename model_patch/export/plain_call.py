@@ -1,0 +1,23 @@
+"""Calls a SavedModel in a process that has TensorFlow and nothing of this package: proof that the export stands alone.
+
+Run as a file, `python plain_call.py SAVED_MODEL IMAGES.npy ANSWERS.npz`; it imports no other module of the package. IMAGES
+is a float32 array `(batch, height, width, 3)` in 0..255; ANSWERS holds what `serving_default` returns for it.
+"""
+
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+
+def main():
+    """Loads the model, calls it and writes its answers."""
+    saved_model, images, answers = sys.argv[1:]
+    serve = tf.saved_model.load(saved_model).signatures["serving_default"]
+    outputs = serve(images=tf.constant(np.load(images)))
+    assert not any(name.partition(".")[0] == "model_patch" for name in sys.modules), "the package was imported"
+    np.savez(answers, **{name: value.numpy() for name, value in outputs.items()})
+
+
+if __name__ == "__main__":
+    main()

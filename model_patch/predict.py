@@ -1,0 +1,81 @@
+"""Asking tasks about images."""
+
+import dataclasses
+import glob
+from collections.abc import Iterator, Sequence
+
+import keras
+
+from model_patch.bind import BoundTask, bind_patch
+from model_patch.errors import ModelPatchError, unknown
+from model_patch.patch import Patch
+from model_patch.preprocessing import decode_file
+from model_patch.trunks import open_trunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What one task says of one image.
+
+    Attributes:
+        file: the image's path.
+        task: the task's name.
+        top: `(label, probability)`, most probable first; probabilities in 0..1.
+    """
+
+    file: str
+    task: str
+    top: tuple[tuple[str, float], ...]
+
+
+def open_tasks(trunk: str, patches: Sequence[str]) -> list[BoundTask]:
+    """Opens a trunk once and binds the task of each patch file to it.
+
+    Args:
+        trunk: spec of the trunk, opened at the image size that the patches were learnt at.
+        patches: paths of patch files.
+
+    Raises:
+        ModelPatchError: the trunk or a patch cannot be opened, they do not belong together, or two tasks share a name.
+    """
+    loaded = [Patch.load(path) for path in patches]
+    names = [patch.task.name for patch in loaded]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ModelPatchError(f"two patches are for a task named {twice!r}: give one of them, or train with --task_name")
+    opened = {size: open_trunk(trunk, size) for size in {patch.task.preprocessing.image_size for patch in loaded}}
+    return [bind_patch(opened[patch.task.preprocessing.image_size], patch) for patch in loaded]
+
+
+def choose_tasks(tasks: Sequence[BoundTask], names: Sequence[str] | None) -> list[BoundTask]:
+    """Returns the tasks with the given names, all where there are none.
+
+    Raises:
+        ModelPatchError: no task has one of the names.
+    """
+    known = {bound.task.name: bound for bound in tasks}
+    for name in names or ():
+        if name not in known:
+            raise unknown("task", name, known)
+    return [known[name] for name in names] if names else list(tasks)
+
+
+def predict_files(tasks: Sequence[BoundTask], files: Sequence[str], top: int = 3) -> Iterator[Answer]:
+    """Yields one answer per image and task.
+
+    Args:
+        tasks: bound tasks.
+        files: paths of image files, or patterns of them.
+        top: how many labels an answer names at most; at least 1.
+
+    Raises:
+        ModelPatchError: a file is missing or is not an image; before anything is yielded.
+    """
+    paths = [path for pattern in files for path in (sorted(glob.glob(pattern)) or [pattern])]
+    images = [decode_file(path) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        for bound in tasks:
+            logits = bound.model(bound.task.preprocessing(image)[None], training=False)
+            probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))[0]
+            best = probabilities.argsort()[::-1][:top]
+            yield Answer(path, bound.task.name, tuple((bound.task.labels[i], float(probabilities[i])) for i in best))

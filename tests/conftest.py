@@ -1,0 +1,80 @@
+"""Fixtures that several tests share: small real nets, and images."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import pytest
+
+from model_patch import Preprocessing, Task, Trunk
+
+SIZE = 32
+
+
+def small_net(seed: int = 0, size: int = SIZE) -> keras.Model:
+    """A net with every layer that patches know, small enough to trace and train in a second.
+
+    Its batch norms hold uneven values, as after training. 3 of them, 1 depthwise and 1 separable convolution.
+    """
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((size, size, 3))
+    x = keras.layers.Conv2D(8, 3, strides=2, use_bias=False, name="stem")(image)
+    x = keras.layers.BatchNormalization(name="stem_bn")(x)
+    x = keras.layers.ReLU(name="stem_relu")(x)
+    y = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(x)
+    y = keras.layers.BatchNormalization(scale=False, name="depthwise_bn")(y)
+    x = keras.layers.Add(name="add")([x, keras.layers.ReLU(name="depthwise_relu")(y)])
+    x = keras.layers.SeparableConv2D(12, 3, strides=2, name="separable")(x)
+    x = keras.layers.BatchNormalization(name="separable_bn")(x)
+    x = keras.layers.Conv2D(16, 1, activation="relu", name="project")(x)
+    model = keras.Model(image, keras.layers.GlobalAveragePooling2D(name="pool")(x), name="small")
+    random_norms(model, seed)
+    return model
+
+
+def random_norms(model: keras.Model, seed: int = 0):
+    """Gives every batch norm scales, biases and statistics as uneven as a trained net's."""
+    rng = np.random.default_rng(seed)
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            for variable in layer.weights:
+                low, high = (0.5, 1.5) if variable.name in ("gamma", "moving_variance") else (-0.3, 0.3)
+                variable.assign(rng.uniform(low, high, variable.shape))
+
+
+@pytest.fixture
+def trunk() -> Trunk:
+    return Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
+
+
+@pytest.fixture
+def task() -> Task:
+    return Task("shapes", ("circle", "square", "star"), Preprocessing(SIZE, "tf"))
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(1).uniform(-1, 1, (12, SIZE, SIZE, 3)).astype("float32")
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    return np.arange(12) % 3
+
+
+def snapshot(variables) -> dict[str, np.ndarray]:
+    """Copies the values of a dict of variables."""
+    return {key: np.array(keras.ops.convert_to_numpy(v)) for key, v in variables.items()}
+
+
+def same(before: dict, after: dict) -> bool:
+    """Whether two snapshots are equal to the last bit."""
+    return before.keys() == after.keys() and all(before[k].tobytes() == after[k].tobytes() for k in before)
+
+
+def train_steps(bound, images, labels, steps: int = 2, learning_rate: float = 0.05):
+    """Trains a bound task for a few real steps."""
+    bound.model.compile(keras.optimizers.Adam(learning_rate), bound.task.loss(), jit_compile=False)
+    bound.model.fit(images, labels, batch_size=len(images), epochs=steps, verbose=0)

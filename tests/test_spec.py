@@ -1,0 +1,36 @@
+import pytest
+
+from model_patch import ModelPatchError
+from model_patch.spec import parse
+
+
+def test_a_spec_has_scheme_rest_options_and_fragment():
+    spec = parse("keras:MobileNetV2?alpha=0.35&weights=/a/b.h5#out_relu")
+    assert (spec.scheme, spec.rest, spec.fragment) == ("keras", "MobileNetV2", "out_relu")
+    assert spec.options == {"alpha": "0.35", "weights": "/a/b.h5"}
+
+
+def test_a_bare_name_is_a_scheme():
+    spec = parse("digits")
+    assert (spec.scheme, spec.rest, spec.options, spec.fragment) == ("digits", "", {}, "")
+
+
+def test_a_url_keeps_its_colons():
+    assert parse("hub:https://example.org/net/1").rest == "https://example.org/net/1"
+
+
+@pytest.mark.parametrize("text", ["", ":x", "#y"])
+def test_a_spec_that_names_nothing_is_refused(text):
+    with pytest.raises(ModelPatchError, match=f"'{text}' names nothing"):
+        parse(text)
+
+
+def test_an_option_without_a_value_is_refused():
+    with pytest.raises(ModelPatchError, match="'keras:X.alpha' has options that are not written"):
+        parse("keras:X?alpha")
+
+
+def test_options_are_taken_over_defaults_and_unknown_ones_named():
+    assert parse("idx:p?a=1").take(a="0", b="2") == {"a": "1", "b": "2"}
+    with pytest.raises(ModelPatchError, match="unknown option 'c' in 'idx:p.c=1': expected one of a, b"):
+        parse("idx:p?c=1").take(a="0", b="2")
