@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.data = "digits"  # Which images, scheme:rest.
     config.task_name = ""  # Name of the task in patch files; empty: the data's own name.
     config.train = ("last", "scale_bias", "scale_bias+last", "depthwise+last", "scale_bias+depthwise+last", "full")
-    config.norm_statistics = "batch"  # batch: own statistics, as in the paper. frozen: the trunk's.
+    config.norm_statistics = "auto"  # batch: own statistics, as in the paper; frozen: the trunk's; auto: by kind.
     config.image_size = 0  # Pixels; 0: the trunk's own.
     config.epochs = 15
     config.batch_size = 64

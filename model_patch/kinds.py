@@ -63,6 +63,8 @@ def full(layer):
 
 LAST = "last"
 
+NORM_STATISTICS = ("auto", *STATISTICS)
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -72,21 +74,25 @@ class Trained:
         kinds: names of patch kinds, in the order of `KINDS`; may be empty, for the last layer alone.
         last: whether the last layer is learnt; otherwise it stays at its random initial values.
         norm_statistics: `batch`: the task trains with the statistics of its own batches and keeps its own moving ones,
-            as in the paper; `frozen`: batch norm is an affine map with the trunk's statistics.
+            as in the paper; `frozen`: batch norm is an affine map with the trunk's statistics. Given as `auto`, it is
+            what measured best (docs/choices.md): frozen for patches, batch for `full` and where `statistics` is a kind.
     """
 
     kinds: tuple[str, ...]
     last: bool
-    norm_statistics: str = "batch"
+    norm_statistics: str = "auto"
 
     def __post_init__(self):
-        if self.norm_statistics not in STATISTICS:
-            raise unknown("norm_statistics", self.norm_statistics, STATISTICS)
+        if self.norm_statistics not in NORM_STATISTICS:
+            raise unknown("norm_statistics", self.norm_statistics, NORM_STATISTICS)
+        if self.norm_statistics == "auto":
+            best = "batch" if {"full", "statistics"} & set(self.kinds) else "frozen"
+            object.__setattr__(self, "norm_statistics", best)  # The class is frozen only for its users.
         if self.norm_statistics == "frozen" and self.kinds == ("statistics",):
             raise ModelPatchError("statistics alone with norm_statistics=frozen changes nothing: use norm_statistics=batch")
 
     @classmethod
-    def parse(cls, text: str, norm_statistics: str = "batch") -> "Trained":
+    def parse(cls, text: str, norm_statistics: str = "auto") -> "Trained":
         """Parses names of kinds and `last`, joined by `+`, such as `scale_bias+depthwise+last`. `full` includes `last`.
 
         Raises:

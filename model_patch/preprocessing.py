@@ -5,6 +5,8 @@ TensorFlow is imported when a function runs, so that the core of the package als
 
 import dataclasses
 
+import numpy as np
+
 from model_patch.errors import ModelPatchError, unknown
 
 MODES = {
@@ -14,7 +16,14 @@ MODES = {
     "unit": "to [0, 1] (TensorFlow Hub modules)",
     "none": "left in 0..255 (EfficientNet, MobileNetV3, ConvNeXt: the net scales by itself)",
 }
-"""How pixel values are scaled. The first three names are those of `keras.applications`."""
+"""How pixel values are scaled. The first three names are those of `keras.applications`, and so are the numbers."""
+
+CAFFE_MEAN = np.array([103.939, 116.779, 123.68], "float32")
+"""ImageNet's mean, blue, green, red, in 0..255."""
+
+TORCH_MEAN = np.array([0.485, 0.456, 0.406], "float32")
+TORCH_DEVIATION = np.array([0.229, 0.224, 0.225], "float32")
+"""ImageNet's mean and standard deviation, red, green, blue, in 0..1."""
 
 
 def decode(contents):
@@ -85,13 +94,14 @@ class Preprocessing:
 
     def scale(self, images):
         """Scales float32 pixel values `(..., 3)` from 0..255 to what the trunk takes. Shapes stay."""
-        import keras
-
         if self.mode == "none":
             return images
-        if self.mode == "unit":
-            return images / 255.0
-        return keras.applications.imagenet_utils.preprocess_input(images, data_format="channels_last", mode=self.mode)
+        if self.mode == "caffe":
+            return images[..., ::-1] - CAFFE_MEAN
+        unit = images / 255.0
+        if self.mode == "tf":
+            return unit * 2.0 - 1.0
+        return (unit - TORCH_MEAN) / TORCH_DEVIATION if self.mode == "torch" else unit
 
     def __call__(self, images):
         """Applies `resize`, then `scale`."""

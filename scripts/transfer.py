@@ -25,14 +25,17 @@ _DATA = flags.DEFINE_string("data", None, "digits | mnist | faces | textures | f
 _TASK_NAME = flags.DEFINE_string("task_name", None, "Name of the task; by default the data's.")
 _TRAIN = flags.DEFINE_list("train", None, "What to train, a row each: kinds and last joined by +, or full.")
 _NORM_STATISTICS = flags.DEFINE_enum(
-    "norm_statistics", None, ["batch", "frozen"], "Train with the task's own batch-norm statistics, or with the trunk's."
+    "norm_statistics",
+    None,
+    ["auto", "batch", "frozen"],
+    "Train with the task's own batch-norm statistics (batch), or with the trunk's (frozen); auto: by what is trained.",
 )
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Height and width in pixels; by default the trunk's own.")
 _EPOCHS = flags.DEFINE_integer("epochs", None, "Passes over the training images.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images per step.")
 _OPTIMIZER = flags.DEFINE_string("optimizer", None, "adam | rmsprop | sgd")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "Highest learning rate; 0: by what is trained.")
-_AUGMENTATION = flags.DEFINE_string("augmentation", None, "none | auto | shift, flip, crop joined by +")
+_AUGMENTATION = flags.DEFINE_string("augmentation", None, "none | auto | shift, flip, crop, colour joined by +")
 _MAX_TRAIN_IMAGES = flags.DEFINE_integer("max_train_images", None, "Use this many training images; 0: all.")
 _MAX_TEST_IMAGES = flags.DEFINE_integer("max_test_images", None, "Use this many test images; 0: all.")
 _SKIP_BAD_IMAGES = flags.DEFINE_bool("skip_bad_images", None, "Leave out image files that cannot be read.")

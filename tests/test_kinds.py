@@ -31,6 +31,9 @@ def test_what_cannot_be_trained_is_refused(text, message):
 
 
 def test_statistics_must_be_one_of_two_and_go_with_the_kind():
+    assert Trained.parse("scale_bias+last") == Trained.parse("scale_bias+last", "frozen")
+    assert Trained.parse("full") == Trained.parse("full", "batch")
+    assert Trained.parse("statistics+last") == Trained.parse("statistics+last", "batch")
     with pytest.raises(ModelPatchError, match="unknown norm_statistics 'moving'"):
         Trained.parse("last", "moving")
     with pytest.raises(ModelPatchError, match="statistics alone with norm_statistics=frozen changes nothing"):

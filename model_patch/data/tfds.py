@@ -57,7 +57,7 @@ def _builder(name: str, data_dir: str | None):
     except tfds.core.DatasetNotFoundError:
         raise ModelPatchError(f"there is no data set {name!r}, neither in TFDS nor in its folder {place}") from None
     except Exception as error:  # Each data set's own code runs here, and a network behind it: anything may be raised.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelPatchError(
             f"the data set {name!r} is not in {place} and could not be prepared there ({reason}): prepare it where "
             f"that works, copy the folder, and name it with --data='tfds:{name}?data_dir=FOLDER'"

@@ -16,7 +16,11 @@ def main():
     serve = tf.saved_model.load(saved_model).signatures["serving_default"]
     outputs = serve(images=tf.constant(np.load(images)))
     assert not any(name.partition(".")[0] == "model_patch" for name in sys.modules), "the package was imported"
-    np.savez(answers, **{name: value.numpy() for name, value in outputs.items()})
+    np.savez(answers, **{name: _storable(value.numpy()) for name, value in outputs.items()})
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    return array.astype(bytes) if array.dtype == object else array  # Strings; as objects they would be pickled.
 
 
 if __name__ == "__main__":

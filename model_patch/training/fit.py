@@ -43,11 +43,12 @@ def fit(bound: BoundTask, data: ImageData, recipe: Recipe, *, seed: int = 0, log
     if model.trainable_variables:
         steps_per_epoch = math.ceil(num_images / recipe.batch_size)
         # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
-        model.compile(recipe.make_optimizer(bound.trained, steps_per_epoch), bound.task.loss(), bound.task.metrics())
+        optimizer = recipe.make_optimizer(bound.trained, steps_per_epoch)
+        model.compile(optimizer, loss=bound.task.loss(), metrics=bound.task.metrics())
         callbacks = [_Progress(recipe.epochs * steps_per_epoch, f"training {bound.trained}"), _StopAtNaN(bound)]
         if log_dir:
             callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
-        model.fit(train, epochs=recipe.epochs, callbacks=callbacks, verbose=0)
+        model.fit(train, epochs=recipe.epochs, callbacks=callbacks, shuffle=False, verbose=0)
     if bound.trained.kinds:
         plain = batches(
             data.train,
@@ -55,6 +56,7 @@ def fit(bound: BoundTask, data: ImageData, recipe: Recipe, *, seed: int = 0, log
             recipe.batch_size,
             max_images=recipe.max_train_images or None,
             shuffle_seed=seed,
+            cache=False,
         )
         estimate_statistics(bound, plain)
     return time.perf_counter() - start

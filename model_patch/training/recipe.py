@@ -26,9 +26,16 @@ SCHEDULES = {
 """Learning-rate schedules by name. `paper`: times 0.98 every 2.5 epochs."""
 
 PAPER_LEARNING_RATE = 0.045
+"""The paper's, for RMSProp."""
 
-ADAM_LEARNING_RATES = {"full": 0.001}
-ADAM_PATCH_LEARNING_RATE = 0.01
+ADAM_LEARNING_RATES = {
+    # Trained by name: with batch statistics, with frozen ones.
+    "full": (0.003, 0.001),
+    "last": (0.03, 0.03),
+    "depthwise": (0.003, 0.003),
+    "patch": (0.03, 0.01),
+}
+"""Adam's rates by what is trained: where depthwise kernels are, theirs; `patch`: any other. See docs/choices.md."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +81,11 @@ class Recipe:
 
 
 def default_learning_rate(optimizer: str, trained: Trained) -> float:
-    """Returns the learning rate to use where none is given. Where the numbers come from: docs/choices.md."""
+    """Returns the learning rate to use where none is given; the numbers were measured, see docs/choices.md."""
     if not optimizer.startswith("adam"):
         return PAPER_LEARNING_RATE
-    return ADAM_LEARNING_RATES.get(str(trained), ADAM_PATCH_LEARNING_RATE)
+    if not trained.kinds:
+        name = "last"
+    else:
+        name = next((kind for kind in ("full", "depthwise") if kind in trained.kinds), "patch")
+    return ADAM_LEARNING_RATES[name][trained.norm_statistics == "frozen"]

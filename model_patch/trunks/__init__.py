@@ -1,0 +1,33 @@
+"""Where trunks come from: one spec opens one.
+
+Spec                                | Trunk
+------------------------------------|------
+`bundled`                           | the small net that this package ships, see `bundled/card.md`
+`keras:NAME?alpha=..&weights=..`    | any net of `keras.applications`, without its top, pooled
+`file:PATH[?..][#layer]`            | a saved Keras model, or the part of it that `#layer` names
+"""
+
+from model_patch.errors import unknown
+from model_patch.spec import parse
+from model_patch.trunk import Trunk
+from model_patch.trunks import applications, bundled, file
+
+__all__ = ["open_trunk"]
+
+_SOURCES = {"bundled": bundled.open_bundled, "keras": applications.open_application, "file": file.open_file}
+
+
+def open_trunk(text: str, image_size: int | None = None) -> Trunk:
+    """Opens a trunk by its spec.
+
+    Args:
+        text: for example `bundled`, `keras:MobileNetV2?alpha=0.35&weights=imagenet` or `file:classifier.keras#backbone`.
+        image_size: height and width in pixels that the net is built for; None for its own.
+
+    Raises:
+        ModelPatchError: the spec names no source, or the source cannot be opened as its module describes.
+    """
+    spec = parse(text)
+    if spec.scheme not in _SOURCES:
+        raise unknown("trunk", spec.scheme, _SOURCES)
+    return _SOURCES[spec.scheme](spec, image_size)

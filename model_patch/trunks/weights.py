@@ -1,0 +1,58 @@
+"""A trunk's weights in a file: a safetensors file whose keys are those of `Trunk.variables`."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import safetensors.numpy
+
+from model_patch.errors import ModelPatchError
+from model_patch.files import write_bytes
+from model_patch.trunk import Trunk
+
+
+def save_weights(trunk: Trunk, path: str | Path):
+    """Writes every variable of a trunk, whole or not at all. Raises as `write_bytes`."""
+    values = {key: np.array(keras.ops.convert_to_numpy(v)) for key, v in trunk.variables().items()}
+    write_bytes(path, safetensors.numpy.save(values))
+
+
+def load_weights(trunk: Trunk, path: str | Path):
+    """Sets every variable of a trunk to a file's values, or none.
+
+    Raises:
+        ModelPatchError: the file is missing or damaged, or its keys or shapes are not those of the trunk.
+    """
+    try:
+        values = safetensors.numpy.load_file(path)
+    except OSError as error:
+        raise ModelPatchError(f"the weights {path} cannot be read: {error}") from None
+    except safetensors.SafetensorError as error:
+        raise ModelPatchError(f"{path} is damaged, or is not a safetensors file ({error})") from None
+    variables = trunk.variables()
+    mismatched = mismatches({key: tuple(v.shape) for key, v in variables.items()}, {k: v.shape for k, v in values.items()})
+    if mismatched:
+        raise ModelPatchError(f"the weights {path} do not fit {trunk.name}: {mismatched}")
+    for key, variable in variables.items():
+        variable.assign(values[key])
+
+
+def mismatches(expected: dict[str, tuple], given: dict[str, tuple], most: int = 8) -> str:
+    """Says how given keys and shapes differ from the expected ones; empty where they do not.
+
+    Args:
+        expected, given: shapes by key.
+        most: how many keys of each sort are named.
+    """
+    both = expected.keys() & given.keys()
+    shapes = [f"{key} {given[key]} instead of {expected[key]}" for key in sorted(both) if expected[key] != given[key]]
+    sorts = {
+        "missing": sorted(expected.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - expected.keys()),
+        "of another shape": shapes,
+    }
+    return "; ".join(
+        f"{sort}: {', '.join(keys[:most])}{f' and {len(keys) - most} more' if len(keys) > most else ''}"
+        for sort, keys in sorts.items()
+        if keys
+    )

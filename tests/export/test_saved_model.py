@@ -1,0 +1,88 @@
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
+from model_patch.export import plain_call
+from model_patch.export.saved_model import export_saved_model
+from model_patch.preprocessing import MODES, decode
+from tests.conftest import small_net, train_steps
+
+
+@pytest.fixture
+def bound(trunk, task, images, labels):
+    bound = bind(trunk, task, "scale_bias+last")
+    train_steps(bound, images, labels)
+    return bound
+
+
+def in_memory(bound, pixels):
+    return np.array(tf.nn.softmax(bound.model(bound.task.preprocessing(pixels), training=False)))
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(4).integers(0, 256, (5, 40, 24, 3)).astype("float32")
+
+
+def test_a_process_without_this_package_gets_the_same_answers(bound, pixels, tmp_path):
+    export_saved_model(bound, tmp_path / "task")
+    np.save(tmp_path / "images.npy", pixels)
+    command = [sys.executable, plain_call.__file__, tmp_path / "task", tmp_path / "images.npy", tmp_path / "answers.npz"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    with np.load(tmp_path / "answers.npz") as answers:
+        expected = in_memory(bound, pixels)
+        np.testing.assert_allclose(answers["probabilities"], expected, atol=1e-5)
+        np.testing.assert_allclose(tf.nn.softmax(answers["logits"]), expected, atol=1e-5)
+        assert [x.decode() for x in answers["label"]] == [bound.task.labels[i] for i in expected.argmax(-1)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_preprocessing_is_part_of_it(images, pixels, mode, tmp_path):
+    trunk = Trunk(small_net(), "test", Preprocessing(32, mode))
+    bound = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing), "last")
+    export_saved_model(bound, tmp_path / "task")
+    serve = tf.saved_model.load(tmp_path / "task").signatures["serving_default"]
+    for batch in (pixels, pixels[:1], pixels[:, :7, :9]):
+        np.testing.assert_allclose(serve(images=batch)["probabilities"], in_memory(bound, batch), atol=1e-5)
+
+
+def test_encoded_files_of_different_sizes_are_answered_as_their_pixels(bound, tmp_path):
+    rng, contents = np.random.default_rng(0), []
+    for name, size in (("a.png", (20, 30)), ("b.jpg", (64, 48)), ("c.bmp", (32, 32)), ("d.gif", (9, 50))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), "uint8")).save(tmp_path / name)
+        contents.append((tmp_path / name).read_bytes())
+    export_saved_model(bound, tmp_path / "task")
+    answers = tf.saved_model.load(tmp_path / "task").signatures["encoded"](contents=tf.constant(contents))
+    for content, probabilities in zip(contents, answers["probabilities"], strict=True):
+        np.testing.assert_allclose(probabilities, in_memory(bound, decode(content)[None])[0], atol=1e-5)
+
+
+def test_each_weight_is_stored_once_and_the_labels_are_an_asset(task, tmp_path):
+    net = keras.applications.MobileNetV2(alpha=0.35, weights=None, include_top=False, input_shape=(32, 32, 3))
+    trunk = Trunk(net, "test", task.preprocessing)
+    bound = bind(trunk, task, "scale_bias+last")
+    export_saved_model(bound, tmp_path / "task")
+    weights = 4 * sum(int(np.prod(v.shape)) for v in bound.model.weights)
+    stored = sum(f.stat().st_size for f in (tmp_path / "task" / "variables").iterdir())
+    assert weights < stored < 1.1 * weights
+    assert (tmp_path / "task" / "assets" / "labels.txt").read_text().split() == list(task.labels)
+
+
+def test_an_existing_folder_is_neither_overwritten_nor_touched(bound, tmp_path):
+    (tmp_path / "task").mkdir()
+    with pytest.raises(ModelPatchError, match="task exists: choose another --output, or delete it"):
+        export_saved_model(bound, tmp_path / "task")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "task"]
+
+
+def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(bound, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelPatchError, match="file/task cannot be written"):
+        export_saved_model(bound, tmp_path / "file" / "task")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

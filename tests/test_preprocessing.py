@@ -1,0 +1,42 @@
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from model_patch import ModelPatchError, Preprocessing
+from model_patch.preprocessing import decode, decode_file
+
+
+@pytest.mark.parametrize("mode", ["tf", "torch", "caffe"])
+def test_scaling_is_that_of_keras_applications(mode):
+    images = np.random.default_rng(0).uniform(0, 255, (2, 5, 7, 3)).astype("float32")
+    expected = keras.applications.imagenet_utils.preprocess_input(images.copy(), data_format="channels_last", mode=mode)
+    np.testing.assert_allclose(Preprocessing(5, mode).scale(images), expected, rtol=1e-5, atol=2e-5)
+
+
+def test_images_of_any_size_and_number_type_are_brought_to_size():
+    preprocessing = Preprocessing(8, "unit")
+    grey = np.full((30, 11, 3), 51, "uint8")
+    np.testing.assert_allclose(preprocessing(grey), np.full((8, 8, 3), 0.2), rtol=1e-6)
+    assert preprocessing(grey[None].astype("float32")).shape == (1, 8, 8, 3)
+
+
+def test_shrinking_averages_instead_of_skipping_pixels():
+    stripes = np.zeros((64, 64, 3), "uint8")
+    stripes[:, ::2] = 255
+    np.testing.assert_allclose(Preprocessing(8, "none").resize(stripes)[2:-2, 2:-2], 127.5, atol=4)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "gif"])
+def test_files_of_every_format_become_three_channels(extension, tmp_path):
+    Image.new("L" if extension != "gif" else "P", (6, 4), 128).save(tmp_path / f"x.{extension}")
+    image = decode((tmp_path / f"x.{extension}").read_bytes())
+    assert image.shape == (4, 6, 3) and image.dtype == "uint8"
+
+
+def test_what_is_no_image_is_refused_by_name(tmp_path):
+    with pytest.raises(ModelPatchError, match="the image .*nowhere.png does not exist"):
+        decode_file(str(tmp_path / "nowhere.png"))
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ModelPatchError, match="text.png is not a readable image"):
+        decode_file(str(tmp_path / "text.png"))
