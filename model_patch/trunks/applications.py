@@ -1,18 +1,24 @@
 """Trunks out of `keras.applications`."""
 
 import ast
+import contextlib
 import difflib
 import inspect
+import os
 import random
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
+from keras.src.backend.common import global_state  # Names are counted nowhere else.
 
 from model_patch.errors import ModelPatchError
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
+from model_patch.trunks.reason import reason
 from model_patch.trunks.weights import load_weights
 
 SIZES = {
@@ -36,8 +42,19 @@ SIZES = {
 }
 """Image size in pixels that a net was trained at, where it is not 224."""
 
-FIXED = {"include_top", "include_preprocessing", "input_tensor", "input_shape", "pooling", "classes", "name"}
+DECIDED = {
+    "classes",
+    "classifier_activation",
+    "include_preprocessing",
+    "include_top",
+    "input_shape",
+    "input_tensor",
+    "name",
+    "pooling",
+}
 """Arguments of the constructors that a trunk decides itself."""
+
+_NAMES = "object_name_uids"
 
 WEIGHTS_FILES = (".safetensors", ".h5", ".keras")
 
@@ -48,68 +65,90 @@ NETS = {name: net for name, net in vars(keras.applications).items() if inspect.i
 def open_application(spec: Spec, image_size: int | None = None) -> Trunk:
     """Opens `keras:NAME[?weights=imagenet|none|PATH][&seed=0][&argument=value]`.
 
-    `weights=none` gives random weights, the same for the same `seed` on the same machine. PATH is a `.safetensors` file of
-    `Trunk.variables` keys, or a Keras weights file for the net without its top. Other options are arguments of the net's
-    constructor, such as `alpha`.
+    `weights=none` gives random weights, the same for the same `seed`. PATH is a `.safetensors` file of `Trunk.variables`
+    keys, or a Keras weights file for the net without its top. Other options are arguments of the net's constructor, such
+    as `alpha`: numbers, `true` or `false`.
 
     Args:
         spec: the parsed spec.
         image_size: pixels; None for the size that the net was trained at.
 
     Raises:
-        ModelPatchError: the net or an option is unknown, the net cannot be built at this size, or the weights are missing,
-            do not fit, or cannot be downloaded.
+        ModelPatchError: the net or an option is unknown, the net cannot be built at this size, or the weights are
+            missing, damaged, do not fit, or cannot be downloaded.
     """
     name = spec.rest
     if name not in NETS:
-        close = difflib.get_close_matches(name, NETS, 3, 0.4) or sorted(NETS)
-        raise ModelPatchError(f"unknown net {name!r} in {spec.text!r}: did you mean {' or '.join(close)}?")
+        close = difflib.get_close_matches(name, NETS, 3)
+        known = f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(sorted(NETS))}"
+        raise ModelPatchError(f"unknown net {name!r} in {spec.text!r}: {known}")
     if spec.fragment:
-        raise ModelPatchError(f"{spec.text!r} has a part behind '#', which keras:NAME does not take")
-    accepted = inspect.signature(NETS[name]).parameters.keys() - FIXED - {"classifier_activation"}
-    options = {"weights": "imagenet", "seed": "0"} | spec.options
-    unknown_options = sorted(options.keys() - accepted - {"weights", "seed"})
-    if unknown_options:
-        known = ", ".join(sorted(accepted | {"seed"}))
-        raise ModelPatchError(f"unknown option {unknown_options[0]!r} in {spec.text!r}: expected one of {known}")
-    arguments = {key: _literal(spec, key, value) for key, value in options.items() if key not in ("weights", "seed")}
-    weights = options["weights"]
+        raise ModelPatchError(f"{spec.text!r} has a part behind '#', which keras:NAME does not take: leave it out")
+    accepted = inspect.signature(NETS[name]).parameters.keys() - DECIDED - {"weights"}
+    options = spec.take(**dict.fromkeys(accepted, ""), weights="imagenet", seed="0")
+    weights, seed = options["weights"], _literal(spec, "seed", options["seed"])
     if weights not in ("imagenet", "none"):
-        if not weights.endswith(WEIGHTS_FILES):
-            raise ModelPatchError(f"weights={weights} in {spec.text!r}: expected imagenet, none, or a path ending in {', '.join(WEIGHTS_FILES)}")
-        if not Path(weights).is_file():
-            raise ModelPatchError(f"the weights file {weights} does not exist")
+        _check_weights_file(spec, weights)
     size = image_size or SIZES.get(name, 224)
-    seed = _literal(spec, "seed", options["seed"])
+    arguments = {key: _literal(spec, key, value) for key, value in spec.options.items() if key in accepted}
     model = _build(name, size, "imagenet" if weights == "imagenet" else None, seed, arguments)
     trunk = Trunk(model, spec.text, Preprocessing(size, mode_of(NETS[name])))
-    if weights.endswith(".safetensors"):
-        load_weights(trunk, weights)
-    elif weights.endswith(WEIGHTS_FILES):
-        try:
-            model.load_weights(weights)
-        except (ValueError, OSError, KeyError) as error:
-            raise ModelPatchError(f"the weights {weights} do not fit {name} without its top: {_first_line(error)}") from None
+    if weights not in ("imagenet", "none"):
+        _load(trunk, Path(weights).expanduser(), name)
     return trunk
 
 
-def _build(name: str, size: int, weights: str | None, seed: int, arguments: dict) -> keras.Model:
-    # Keras draws the seeds of initial values from Python's generator: borrow it, so that a random trunk can be had again.
-    state = random.getstate()
-    random.seed(seed)
+def _check_weights_file(spec: Spec, weights: str):
+    if not weights.endswith(WEIGHTS_FILES):
+        expected = f"imagenet, none, or a path ending in {', '.join(WEIGHTS_FILES)}"
+        raise ModelPatchError(f"weights={weights} in {spec.text!r} is no kind of weights: expected {expected}")
+    if not Path(weights).expanduser().is_file():
+        raise ModelPatchError(f"the weights file {weights} does not exist: give weights=PATH of a file, or weights=none")
+
+
+def _load(trunk: Trunk, path: Path, name: str):
+    if path.suffix == ".safetensors":
+        load_weights(trunk, path)
+        return
     try:
-        return NETS[name](include_top=False, weights=weights, pooling="avg", input_shape=(size, size, 3), **arguments)
+        trunk.model.load_weights(path)
+    except Exception as error:  # Whatever Keras and HDF5 raise while they read it, it is about this file.
+        raise ModelPatchError(f"the weights {path} do not fit {name} without its top: {reason(error)}") from None
+
+
+def _build(name: str, size: int, weights: str | None, seed: int, arguments: dict) -> keras.Model:
+    try:
+        with _as_first_in_process(seed):
+            return NETS[name](include_top=False, weights=weights, pooling="avg", input_shape=(size, size, 3), **arguments)
     except (ValueError, TypeError) as error:
-        raise ModelPatchError(f"keras:{name} cannot be built at {size} px with {arguments}: {_first_line(error)}") from None
-    except Exception as error:  # Keras raises the bare class where a download fails.
-        if "URL fetch failure" not in str(error):
+        given = "".join(f", {key}={value}" for key, value in arguments.items())
+        raise ModelPatchError(f"keras:{name} cannot be built at {size} px{given}: {reason(error)}") from None
+    except Exception as error:
+        # Keras raises the bare class where it cannot connect, and OSError where the connection or the file breaks off.
+        if not isinstance(error, OSError) and "URL fetch failure" not in str(error):
             raise
+        cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
         raise ModelPatchError(
-            f"the ImageNet weights of {name} are not in {Path(keras.config.keras_home()) / 'models'} and cannot be downloaded: "
-            "connect to the network, put them there, or give weights=PATH or weights=none"
+            f"the ImageNet weights of {name} are not whole in {cache} and cannot be downloaded ({reason(error)}): "
+            "connect to the network, put the file there, or give weights=PATH or weights=none"
         ) from None
+
+
+@contextlib.contextmanager
+def _as_first_in_process(seed: int) -> Iterator[None]:
+    """Makes what is built inside come out as in a new process: the same names, the same random weights.
+
+    Keras counts names on from net to net, `conv2d_94` after InceptionV3's own 94, and names are part of keys. And it draws
+    the seeds of initial values from Python's generator. Both are handed back as they were.
+    """
+    state, names = random.getstate(), global_state.get_global_attribute(_NAMES)
+    random.seed(seed)
+    global_state.set_global_attribute(_NAMES, defaultdict(int))
+    try:
+        yield
     finally:
         random.setstate(state)
+        global_state.set_global_attribute(_NAMES, names)
 
 
 def mode_of(net) -> str:
@@ -122,15 +161,13 @@ def mode_of(net) -> str:
     raise ModelPatchError(f"the preprocessing of {net.__name__} is none of {', '.join(MODES)}: this version cannot use it")
 
 
-def _literal(spec: Spec, key: str, value: str):
+def _literal(spec: Spec, key: str, value: str) -> int | float | bool:
     try:
         literal = ast.literal_eval(value.capitalize() if value in ("true", "false") else value)
     except (ValueError, SyntaxError):
         literal = None
+    if key == "seed" and type(literal) is not int:
+        raise ModelPatchError(f"seed={value} in {spec.text!r} is not a whole number")
     if not isinstance(literal, int | float):
-        raise ModelPatchError(f"{key}={value} in {spec.text!r}: expected a number, true or false")
+        raise ModelPatchError(f"{key}={value} in {spec.text!r} is not a number, true or false")
     return literal
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,5 +1,6 @@
 """The trunk that the package ships: `bundled/card.md` says what it learnt and how it is made again."""
 
+import dataclasses
 from pathlib import Path
 
 from model_patch.errors import ModelPatchError
@@ -22,12 +23,15 @@ def open_bundled(spec: Spec, image_size: int | None = None, folder: Path = FOLDE
         folder: where the weights lie.
 
     Raises:
-        ModelPatchError: the spec has more than its name, or the installed package lacks the weights.
+        ModelPatchError: the spec has more than its name, the installed package lacks the weights, or they are damaged.
     """
-    if spec.rest or spec.options or spec.fragment:
-        raise ModelPatchError(f"{spec.text!r} has more than a name: write bundled alone, and give a size with --image_size")
+    if spec.text != spec.scheme:
+        raise ModelPatchError(f"{spec.text!r} has more than a name: write {spec.scheme}, and give a size as image_size")
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise ModelPatchError(f"the bundled trunk's weights are not at {weights}: install model_patch again")
-    trunk = open_application(parse(f"{NET}&weights={weights}"), image_size or IMAGE_SIZE)
+    # Not parsed from text: a path may hold characters that mean something in a spec.
+    net = parse(NET)
+    net = dataclasses.replace(net, options={**net.options, "weights": str(weights)})
+    trunk = open_application(net, image_size or IMAGE_SIZE)
     return Trunk(trunk.model, spec.text, trunk.preprocessing)

@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import logging
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -13,40 +15,61 @@ from model_patch.preprocessing import Preprocessing
 from model_patch.rewrite import functional
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
+from model_patch.trunks import keras2
+from model_patch.trunks.reason import reason
 
-SCALING_LAYERS = (keras.layers.Rescaling, keras.layers.Normalization)
+SUFFIXES = (".keras", ".h5", ".hdf5")
+
+CODE = {
+    "Lambda": "is Python code, and is not run",
+    "TFOpLambda": "is a TensorFlow function in a graph of Keras 2, which Keras 3 cannot read",
+    "SlicingOpLambda": "is a TensorFlow function in a graph of Keras 2, which Keras 3 cannot read",
+}
+"""Layers that are refused, and why."""
+
+SCALING = ("Rescaling", "Normalization", "TrueDivide", "Divide", "Multiply", "Subtract", "Add")
+"""Classes of layers and of bare operations that change pixel values, when they stand before the first weights."""
 
 
 def open_file(spec: Spec, image_size: int | None = None) -> Trunk:
-    """Opens `file:PATH[?preprocessing=MODE][#layer]`, a `.keras` or `.h5` file with a whole model.
+    """Opens `file:PATH[?preprocessing=MODE&image_size=PIXELS][#layer]`, a `.keras` or `.h5` file with a whole model.
 
     `#layer` names a nested model, which is then the trunk, or a layer, at whose output the graph is cut; a path with `/`
     leads into nested models. Nothing in the file is executed: models with Lambda layers are refused.
 
-    `preprocessing` says how pixels are scaled for the net. By default it is `none` where the net scales them itself, with
-    a Rescaling or Normalization layer, and else `tf`.
+    `preprocessing` says how pixels are scaled for the net. By default it is `none` where the net itself begins by scaling
+    them, with a Rescaling or Normalization layer or by arithmetic, and else `tf`.
 
     Args:
         spec: the parsed spec.
-        image_size: pixels; None for the model's own, or 224 where it takes any.
+        image_size: pixels; None for the option, or else the model's own, or 224 where it takes any.
 
     Raises:
         ModelPatchError: the file is missing, damaged or no saved model; it holds code; there is no such layer; the model
             does not take one image of three channels, or cannot be used at this size.
     """
-    options = spec.take(preprocessing="")
+    options = spec.take(preprocessing="", image_size="")
+    if options["image_size"] and not options["image_size"].isdecimal():
+        raise ModelPatchError(f"image_size={options['image_size']} in {spec.text!r} is not a number of pixels")
     path = Path(spec.rest).expanduser()
-    model = _at(load_model(path), spec.fragment, path)
-    shape = model.inputs[0].shape if len(model.inputs) == 1 else ()
-    if len(shape) != 4 or shape[-1] != 3:
+    model = functional(load_model(path))
+    if spec.fragment:
+        model = _at(model, spec.fragment, path)
+    else:
+        _warn_if_classifier(model, spec.text)
+    if len(model.inputs) != 1 or model.inputs[0].ndim != 4 or model.inputs[0].shape[-1] != 3:
         found = ", ".join(str(tuple(x.shape)) for x in model.inputs)
         raise ModelPatchError(f"{spec.text!r} takes {found}: a trunk takes one image (batch, height, width, 3)")
-    size = image_size or shape[1] or 224
-    if shape[1:3] != (size, size):
-        model = _resized(model, size, spec.text)
-    scales = any(isinstance(layer, SCALING_LAYERS) for layer in model._flatten_layers())
-    mode = options["preprocessing"] or ("none" if scales else "tf")
-    return Trunk(model, spec.text, Preprocessing(size, mode))
+    if len(model.outputs) == 1:
+        # The same graph, which takes a tensor where it took a list of one: Keras warns when it is given a tensor.
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    height, width = model.inputs[0].shape[1:3]
+    size = image_size or int(options["image_size"] or 0) or (height if height == width else None)
+    if not size and height != width:
+        raise ModelPatchError(f"{spec.text!r} takes images of {height} x {width}: give the side of a square as image_size")
+    size = size or 224
+    mode = options["preprocessing"] or ("none" if _scales(model) else "tf")
+    return Trunk(_resized(model, (size, size, 3), spec.text), spec.text, Preprocessing(size, mode))
 
 
 def load_model(path: Path) -> keras.Model:
@@ -55,64 +78,119 @@ def load_model(path: Path) -> keras.Model:
     Raises:
         ModelPatchError: the file is missing, damaged, holds weights only, or holds code.
     """
+    if path.is_dir():
+        raise ModelPatchError(f"{path} is a folder: expected file:PATH of one .keras or .h5 file with a whole model")
     if not path.is_file():
         raise ModelPatchError(f"the trunk file {path} does not exist: expected file:PATH of a .keras or .h5 file")
-    if path.suffix not in (".keras", ".h5", ".hdf5"):
-        raise ModelPatchError(f"{path} is no saved Keras model: expected a .keras or .h5 file")
-    if "Lambda" in _layer_classes(path):
-        raise ModelPatchError(f"{path} has a Lambda layer, which is code, and is not run: save the model without it")
-    try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, TypeError, OSError, KeyError, AttributeError, ImportError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelPatchError(f"{path} cannot be loaded as a Keras model: {line}") from None
+    if path.suffix not in SUFFIXES:
+        raise ModelPatchError(f"{path} is no saved Keras model: expected a file ending in {', '.join(SUFFIXES)}")
+    config = _config(path)
+    for name in sorted(_layer_classes(config) & CODE.keys()):
+        raise ModelPatchError(f"{path} has a {name} layer, which {CODE[name]}: save the model without it")
+    translated = keras2.translated(config)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            source = path if translated == config else keras2.with_config(path, translated, Path(folder))
+            return keras.models.load_model(source, compile=False, safe_mode=True)
+        except Exception as error:  # Whatever Keras, zip and HDF5 raise while they read it, it is about this file.
+            raise ModelPatchError(f"{path} cannot be loaded as a Keras model: {reason(error)}") from None
 
 
-def _layer_classes(path: Path) -> set[str]:
-    """Returns the class names in a saved model's configuration, without making anything of it."""
+def _config(path: Path):
+    """Returns a saved model's configuration, without making anything of it."""
     try:
         if path.suffix == ".keras":
             with zipfile.ZipFile(path) as archive:
-                config = json.loads(archive.read("config.json"))
-        else:
-            with h5py.File(path) as file:
-                if "model_config" not in file.attrs:
-                    raise ModelPatchError(f"{path} holds weights without a model: use keras:NAME?weights={path}")
-                config = json.loads(file.attrs["model_config"])
+                return json.loads(archive.read("config.json"))
+        with h5py.File(path) as file:
+            config = file.attrs.get("model_config")
+            if config is not None:
+                return json.loads(config)
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        if isinstance(error, ModelPatchError):
-            raise
-        raise ModelPatchError(f"{path} is damaged, or is not a saved Keras model ({error})") from None
-    found, rest = set(), [config]
-    while rest:
-        value = rest.pop()
-        if isinstance(value, dict):
-            found |= {value["class_name"]} if isinstance(value.get("class_name"), str) else set()
-            rest.extend(value.values())
-        elif isinstance(value, list):
-            rest.extend(value)
-    return found
+        raise ModelPatchError(f"{path} is damaged, or is not a saved Keras model: {reason(error)}") from None
+    raise ModelPatchError(f"{path} holds weights without a model: open it as keras:NAME?weights={path}")
+
+
+def _layer_classes(config) -> set[str]:
+    if isinstance(config, dict):
+        return {str(config.get("class_name"))} | _layer_classes([*config.values()])
+    return set().union(*map(_layer_classes, config)) if isinstance(config, list) else set()
 
 
 def _at(model: keras.Model, layer_path: str, file: Path) -> keras.Model:
     """Returns the nested model of that path, or the graph up to the layer of that path."""
-    model = functional(model)
-    for name in layer_path.split("/") if layer_path else ():
-        names = [layer.name for layer in model.layers]
-        if name not in names:
-            close = difflib.get_close_matches(name, names, 3, 0.4) or names[-5:]
-            raise ModelPatchError(f"{file} has no layer {name!r} in {model.name!r}: did you mean {', '.join(close)}?")
-        layer = model.get_layer(name)
-        model = functional(layer) if isinstance(layer, keras.Model) else keras.Model(model.inputs, layer.output)
-    return model
-
-
-def _resized(model: keras.Model, size: int, text: str) -> keras.Model:
-    """Returns the same layers as a graph for another image size."""
+    *outer, last = layer_path.split("/")
+    for name in outer:
+        layer = _layer(model, name, file)
+        if not isinstance(layer, keras.Model):
+            raise ModelPatchError(f"{file} has the layer {name!r}, but it is not a nested model: end the path with it")
+        model = functional(layer)
+    layer = _layer(model, last, file)
+    if isinstance(layer, keras.Model):
+        return functional(layer)
     try:
-        image = keras.Input((size, size, 3), name=model.inputs[0].name)
+        return keras.Model(model.input, layer.output, name=model.name)
+    except (AttributeError, ValueError) as error:
+        raise ModelPatchError(f"{file} cannot be cut at the layer {last!r}: {reason(error)}") from None
+
+
+def _layer(model: keras.Model, name: str, file: Path) -> keras.Layer:
+    layers = {layer.name: layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
+    if name not in layers:
+        close = difflib.get_close_matches(name, layers, 3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"its last ones are {', '.join([*layers][-5:])}"
+        raise ModelPatchError(f"{file} has no layer {name!r} in {model.name!r}: {hint}")
+    return layers[name]
+
+
+def _warn_if_classifier(model: keras.Model, text: str):
+    last = model.outputs[0]._keras_history.operation
+    if not isinstance(last, keras.layers.Dense) or last.activation not in (
+        keras.activations.softmax,
+        keras.activations.sigmoid,
+    ):
+        return
+    before = last.input._keras_history.operation
+    while isinstance(before, keras.layers.Dropout):
+        before = before.input._keras_history.operation
+    logging.warning(
+        "%s is a whole classifier, and its probabilities (%s) are taken as features: #%s takes the features before them",
+        text,
+        last.name,
+        before.name,
+    )
+
+
+def _scales(model: keras.Model) -> bool | None:
+    """Whether pixel values change before the first layer that has weights; None where the graph has no such layer."""
+    for operation in model.operations:
+        if isinstance(operation, keras.Model):
+            inner = _scales(functional(operation))
+            if inner is not None:
+                return inner
+        elif type(operation).__name__ in SCALING:
+            return True
+        elif getattr(operation, "weights", None):
+            return False
+    return None
+
+
+def _resized(model: keras.Model, shape: tuple, text: str) -> keras.Model:
+    """Returns the same layers as a graph for images of another shape `(height, width, channels)`, nested graphs too."""
+    if tuple(model.inputs[0].shape[1:]) == shape:
+        return model
+
+    def call(layer, *args, **kwargs):
+        # A nested graph refuses another size than its own: it is rebuilt for what arrives there.
+        if isinstance(layer, keras.Model) and len(layer.inputs) == 1 and args[0].ndim == 4:
+            layer = _resized(functional(layer), tuple(args[0].shape[1:]), text)
+        return layer(*args, **kwargs)
+
+    try:
+        image = keras.Input(shape, name=model.inputs[0].name)
         return keras.models.clone_model(
-            model, input_tensors=image, clone_function=lambda layer: layer, call_function=lambda layer, *a, **k: layer(*a, **k)
+            model, input_tensors=image, clone_function=lambda layer: layer, call_function=call
         )
     except ValueError as error:
-        raise ModelPatchError(f"{text!r} was saved for {model.inputs[0].shape[1]} px and cannot be used at {size}: {error}") from None
+        own = model.inputs[0].shape[1]
+        raise ModelPatchError(f"{text!r} was saved for {own} px and cannot be used at {shape[0]}: {reason(error)}") from None
