@@ -21,7 +21,7 @@ def open_trunk(text: str, image_size: int | None = None) -> Trunk:
     """Opens a trunk by its spec.
 
     Args:
-        text: for example `bundled`, `keras:MobileNetV2?alpha=0.35&weights=imagenet` or `file:classifier.keras#backbone`.
+        text: for example `bundled`, `keras:MobileNetV2?alpha=0.35&weights=none` or `file:net.keras#backbone`.
         image_size: height and width in pixels that the net is built for; None for its own.
 
     Raises:

@@ -6,6 +6,8 @@ import difflib
 import inspect
 import os
 import random
+import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,7 +88,7 @@ def open_application(spec: Spec, image_size: int | None = None) -> Trunk:
         raise ModelPatchError(f"{spec.text!r} has a part behind '#', which keras:NAME does not take: leave it out")
     accepted = inspect.signature(NETS[name]).parameters.keys() - DECIDED - {"weights"}
     options = spec.take(**dict.fromkeys(accepted, ""), weights="imagenet", seed="0")
-    weights, seed = options["weights"], _literal(spec, "seed", options["seed"])
+    weights, seed = options["weights"], int(_literal(spec, "seed", options["seed"]))
     if weights not in ("imagenet", "none"):
         _check_weights_file(spec, weights)
     size = image_size or SIZES.get(name, 224)
@@ -103,23 +105,36 @@ def _check_weights_file(spec: Spec, weights: str):
         expected = f"imagenet, none, or a path ending in {', '.join(WEIGHTS_FILES)}"
         raise ModelPatchError(f"weights={weights} in {spec.text!r} is no kind of weights: expected {expected}")
     if not Path(weights).expanduser().is_file():
-        raise ModelPatchError(f"the weights file {weights} does not exist: give weights=PATH of a file, or weights=none")
+        raise ModelPatchError(
+            f"the weights file {weights} does not exist: give weights=PATH of a file, or weights=none"
+        )
 
 
 def _load(trunk: Trunk, path: Path, name: str):
     if path.suffix == ".safetensors":
         load_weights(trunk, path)
         return
+    # Keras passes over what a file lacks, with a warning at most. What is NaN afterwards was not in it.
+    learnt = {key: v for key, v in trunk.variables().items() if keras.backend.is_float_dtype(v.dtype)}
+    for variable in learnt.values():
+        variable.assign(np.full(variable.shape, np.nan))
     try:
-        trunk.model.load_weights(path)
+        with warnings.catch_warnings(action="ignore"):
+            trunk.model.load_weights(path)
     except Exception as error:  # Whatever Keras and HDF5 raise while they read it, it is about this file.
         raise ModelPatchError(f"the weights {path} do not fit {name} without its top: {reason(error)}") from None
+    missing = [key for key, v in learnt.items() if np.isnan(keras.ops.convert_to_numpy(v)).any()]
+    if missing:
+        named = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+        raise ModelPatchError(f"the weights {path} do not fit {name} without its top: no values, or NaN, for {named}")
 
 
 def _build(name: str, size: int, weights: str | None, seed: int, arguments: dict) -> keras.Model:
     try:
         with _as_first_in_process(seed):
-            return NETS[name](include_top=False, weights=weights, pooling="avg", input_shape=(size, size, 3), **arguments)
+            return NETS[name](
+                include_top=False, weights=weights, pooling="avg", input_shape=(size, size, 3), **arguments
+            )
     except (ValueError, TypeError) as error:
         given = "".join(f", {key}={value}" for key, value in arguments.items())
         raise ModelPatchError(f"keras:{name} cannot be built at {size} px{given}: {reason(error)}") from None
@@ -154,11 +169,13 @@ def _as_first_in_process(seed: int) -> Iterator[None]:
 def mode_of(net) -> str:
     """Returns the preprocessing mode of a net: the one that does what its module's `preprocess_input` does."""
     probe = np.array([[[[0.0, 10.0, 255.0], [127.0, 64.0, 3.0]]]], "float32")
-    expected = np.asarray(inspect.getmodule(net).preprocess_input(probe.copy(), data_format="channels_last"))
+    expected = np.asarray(sys.modules[net.__module__].preprocess_input(probe.copy(), data_format="channels_last"))
     for mode in MODES:
         if np.allclose(Preprocessing(1, mode).scale(probe), expected, rtol=1e-4, atol=1e-3):
             return mode
-    raise ModelPatchError(f"the preprocessing of {net.__name__} is none of {', '.join(MODES)}: this version cannot use it")
+    raise ModelPatchError(
+        f"the preprocessing of {net.__name__} is none of {', '.join(MODES)}: this version cannot use it"
+    )
 
 
 def _literal(spec: Spec, key: str, value: str) -> int | float | bool:

@@ -64,10 +64,12 @@ def open_file(spec: Spec, image_size: int | None = None) -> Trunk:
         # The same graph, which takes a tensor where it took a list of one: Keras warns when it is given a tensor.
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     height, width = model.inputs[0].shape[1:3]
-    size = image_size or int(options["image_size"] or 0) or (height if height == width else None)
+    size = image_size or int(options["image_size"] or 0)
     if not size and height != width:
-        raise ModelPatchError(f"{spec.text!r} takes images of {height} x {width}: give the side of a square as image_size")
-    size = size or 224
+        raise ModelPatchError(
+            f"{spec.text!r} takes images of {height} x {width}: give image_size, the side of a square"
+        )
+    size = size or height or 224
     mode = options["preprocessing"] or ("none" if _scales(model) else "tf")
     return Trunk(_resized(model, (size, size, 3), spec.text), spec.text, Preprocessing(size, mode))
 
@@ -145,10 +147,8 @@ def _layer(model: keras.Model, name: str, file: Path) -> keras.Layer:
 
 def _warn_if_classifier(model: keras.Model, text: str):
     last = model.outputs[0]._keras_history.operation
-    if not isinstance(last, keras.layers.Dense) or last.activation not in (
-        keras.activations.softmax,
-        keras.activations.sigmoid,
-    ):
+    probabilities = (keras.activations.softmax, keras.activations.sigmoid)
+    if not isinstance(last, keras.layers.Dense) or last.activation not in probabilities:
         return
     before = last.input._keras_history.operation
     while isinstance(before, keras.layers.Dropout):
@@ -192,5 +192,5 @@ def _resized(model: keras.Model, shape: tuple, text: str) -> keras.Model:
             model, input_tensors=image, clone_function=lambda layer: layer, call_function=call
         )
     except ValueError as error:
-        own = model.inputs[0].shape[1]
-        raise ModelPatchError(f"{text!r} was saved for {own} px and cannot be used at {shape[0]}: {reason(error)}") from None
+        sizes = f"for {model.inputs[0].shape[1]} px and cannot be used at {shape[0]}"
+        raise ModelPatchError(f"{text!r} was saved {sizes}: {reason(error)}") from None

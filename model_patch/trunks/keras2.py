@@ -55,7 +55,8 @@ def translated(config):
 
 def _modernise_calls(graph: dict):
     """Rewrites how one graph's configuration says what calls what, in place. Leaves one of Keras 3 as it is."""
-    graphs = {layer.get("name"): layer["class_name"] for layer in graph["layers"] if "layers" in layer.get("config", ())}
+    nested = [layer for layer in graph["layers"] if "layers" in layer["config"]]
+    graphs = {layer["name"]: layer["class_name"] for layer in nested}
 
     def one_less(reference, classes):
         name, call, *rest = reference
@@ -71,7 +72,8 @@ def _modernise_calls(graph: dict):
         outputs = [one_less(reference, ("Sequential",)) for reference in graph["output_layers"]]
         # Keras 2 takes a tensor for a list of one. Keras 3 warns at every call.
         graph["output_layers"] = outputs[0] if len(outputs) == 1 else outputs
-        graph["input_layers"] = graph["input_layers"][0] if len(graph["input_layers"]) == 1 else graph["input_layers"]
+        inputs = graph["input_layers"]
+        graph["input_layers"] = inputs[0] if len(inputs) == 1 else inputs
 
 
 def with_config(path: Path, config, folder: Path) -> Path:

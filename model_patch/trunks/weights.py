@@ -4,6 +4,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from model_patch.errors import ModelPatchError
@@ -30,7 +31,8 @@ def load_weights(trunk: Trunk, path: str | Path):
     except safetensors.SafetensorError as error:
         raise ModelPatchError(f"{path} is damaged, or is not a safetensors file ({error})") from None
     variables = trunk.variables()
-    mismatched = mismatches({key: tuple(v.shape) for key, v in variables.items()}, {k: v.shape for k, v in values.items()})
+    shapes = {key: tuple(variable.shape) for key, variable in variables.items()}
+    mismatched = mismatches(shapes, {key: value.shape for key, value in values.items()})
     if mismatched:
         raise ModelPatchError(f"the weights {path} do not fit {trunk.name}: {mismatched}")
     for key, variable in variables.items():

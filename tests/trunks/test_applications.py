@@ -1,0 +1,211 @@
+import random
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from model_patch import ModelPatchError
+from model_patch.preprocessing import Preprocessing
+from model_patch.rewrite import walk
+from model_patch.trunks import open_trunk
+from model_patch.trunks.applications import DECIDED, NETS, SIZES, mode_of
+from model_patch.trunks.weights import save_weights
+from tests.conftest import same, snapshot
+
+SMALL = "keras:MobileNetV2?alpha=0.35"
+
+
+@pytest.fixture(scope="module")
+def small():
+    return open_trunk(f"{SMALL}&weights=none", 32)
+
+
+def test_the_list_of_nets_is_that_of_keras():
+    assert len(NETS) >= 40
+    assert {"MobileNetV2", "InceptionV3", "EfficientNetB0", "ResNet50", "ConvNeXtTiny"} < NETS.keys()
+    assert SIZES.keys() < NETS.keys()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_images_are_scaled_as_the_nets_own_preprocess_input_does(name):
+    images = np.random.default_rng(0).uniform(0, 255, (2, 5, 5, 3)).astype("float32")
+    expected = sys.modules[NETS[name].__module__].preprocess_input(images.copy(), data_format="channels_last")
+    scaled = Preprocessing(5, mode_of(NETS[name])).scale(images)
+    np.testing.assert_allclose(scaled, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("MobileNetV2", "tf"), ("DenseNet121", "torch"), ("ResNet50", "caffe"), ("MobileNetV3Small", "none")]
+)
+def test_each_family_has_the_mode_that_keras_documents(name, mode):
+    assert mode_of(NETS[name]) == mode
+
+
+# Counts by arithmetic over the published architectures, not by this code. EfficientNet's include its scaling constants.
+@pytest.mark.parametrize(
+    ("text", "total", "scale_bias", "depthwise"),
+    [
+        (SMALL, 410_208, 14_080, 23_472),
+        ("keras:MobileNetV2", 2_257_984, 34_112, 64_224),
+        ("keras:InceptionV3", 21_802_784, 34_432, 0),
+        ("keras:MobileNet", 3_228_864, 21_888, 44_640),
+        ("keras:EfficientNetB0", 4_049_571, 42_016, 182_016),
+    ],
+)
+def test_parameters_are_those_of_the_architecture(text, total, scale_bias, depthwise):
+    trunk = open_trunk(f"{text}{'&' if '?' in text else '?'}weights=none", 96)
+    assert trunk.num_parameters() == total
+    # Two per channel of each batch norm, gamma and beta, whether or not the net has the gamma.
+    norms = [layer for _, layer in walk(trunk.model) if isinstance(layer, keras.layers.BatchNormalization)]
+    assert sum(2 * int(np.prod(layer.moving_mean.shape)) for layer in norms) == scale_bias
+    kernels = [v for key, v in trunk.variables().items() if key.endswith("/depthwise_kernel")]
+    assert sum(int(np.prod(v.shape)) for v in kernels) == depthwise
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("MobileNetV3Small", 224), ("EfficientNetB1", 240), ("EfficientNetV2B2", 260), ("InceptionV3", 299)]
+)
+def test_a_net_is_built_for_the_size_that_keras_builds_its_classifier_for(name, size):
+    assert NETS[name](weights=None).input_shape[1:3] in ((size, size), (None, None))
+    trunk = open_trunk(f"keras:{name}?weights=none")
+    assert trunk.model.input_shape == (None, size, size, 3) and trunk.preprocessing.image_size == size
+
+
+@pytest.mark.parametrize("name", ["InceptionV3", "EfficientNetB0", "ConvNeXtTiny", "Xception"])
+def test_keys_do_not_depend_on_what_was_built_before(name):
+    first, second = (open_trunk(f"keras:{name}?weights=none", 96) for _ in range(2))
+    assert list(first.variables()) == list(second.variables())
+
+
+def test_opening_a_trunk_leaves_keras_names_and_pythons_random_numbers_as_they_were():
+    before, random_before = keras.layers.Dense(1).name, random.getstate()
+    open_trunk(f"{SMALL}&weights=none", 32)
+    number = int(before.rpartition("_")[2]) if "_" in before else 0
+    assert random.getstate() == random_before
+    assert keras.layers.Dense(1).name == f"dense_{number + 1}"
+
+
+def test_random_weights_are_those_of_the_seed_in_this_process_and_in_another(small, tmp_path):
+    keys = small.variables().keys()
+    again, other = (open_trunk(f"{SMALL}&weights=none&seed={seed}", 32) for seed in (0, 1))
+    assert again.fingerprint(keys) == small.fingerprint(keys) != other.fingerprint(keys)
+    code = (
+        "import keras; keras.layers.Dense(3).build((1, 2))\n"
+        "from model_patch.trunks import open_trunk\n"
+        f"trunk = open_trunk('{SMALL}&weights=none', 48)\n"
+        "print(trunk.fingerprint(trunk.variables()))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == small.fingerprint(keys)
+
+
+def _save(trunk, path):
+    if path.suffix == ".safetensors":
+        save_weights(trunk, path)
+    elif path.name.endswith(".weights.h5"):
+        trunk.model.save_weights(path)
+    else:
+        trunk.model.save(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".weights.h5", ".keras", ".h5"])
+def test_weights_are_read_from_files_of_every_kind(small, tmp_path, suffix):
+    path = _save(small, tmp_path / f"trunk{suffix}")
+    other = open_trunk(f"{SMALL}&weights=none&seed=1", 32)
+    loaded = open_trunk(f"{SMALL}&weights={path}&seed=1", 32)
+    assert not same(snapshot(other.variables()), snapshot(small.variables()))
+    assert same(snapshot(loaded.variables()), snapshot(small.variables()))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".weights.h5", ".keras", ".h5"])
+def test_weights_of_another_net_and_damaged_weights_are_refused(small, tmp_path, suffix):
+    path = _save(small, tmp_path / f"trunk{suffix}")
+    with pytest.raises(ModelPatchError, match=rf"{re.escape(str(path))} do not fit .*MobileNetV2.*: "):
+        open_trunk(f"keras:MobileNetV2?alpha=0.5&weights={path}", 32)
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(ModelPatchError, match=rf"{re.escape(str(path))} (is damaged|do not fit)"):
+        open_trunk(f"{SMALL}&weights={path}", 32)
+
+
+def test_variables_that_a_file_lacks_are_named_and_do_not_stay_random(small, tmp_path):
+    shallow = keras.Model(small.model.input, small.model.get_layer("block_12_add").output)
+    shallow.save_weights(tmp_path / "shallow.weights.h5")
+    with pytest.raises(ModelPatchError, match=r"shallow.weights.h5 do not fit MobileNetV2 without its top: "):
+        open_trunk(f"{SMALL}&weights={tmp_path / 'shallow.weights.h5'}", 32)
+
+
+def test_options_reach_the_constructor():
+    small, large = (open_trunk(f"keras:MobileNetV3Small?weights=none&minimalistic={flag}", 32) for flag in ("true", "false"))
+    assert 0 < small.num_parameters() < large.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("keras:MobilNetV2", "unknown net 'MobilNetV2' in 'keras:MobilNetV2': did you mean MobileNetV2 or "),
+        ("keras:", "unknown net '' in 'keras:': expected one of ConvNeXtBase, "),
+        ("keras:zzz", "unknown net 'zzz' in 'keras:zzz': expected one of ConvNeXtBase, "),
+        ("keras:MobileNetV2#Conv1", "'keras:MobileNetV2#Conv1' has a part behind '#'"),
+        (
+            "keras:MobileNetV2?width=1",
+            "unknown option 'width' in 'keras:MobileNetV2?width=1': expected one of alpha, seed, weights",
+        ),
+        ("keras:VGG16?pooling=max", "unknown option 'pooling' in 'keras:VGG16?pooling=max': expected one of seed, weights"),
+        ("keras:MobileNetV2?alpha=wide", "alpha=wide in 'keras:MobileNetV2?alpha=wide' is not a number, true or false"),
+        ("keras:MobileNetV2?seed=0.5", "seed=0.5 in 'keras:MobileNetV2?seed=0.5' is not a whole number"),
+        ("keras:MobileNetV2?weights=random", "weights=random in 'keras:MobileNetV2?weights=random' is no kind of weights"),
+        ("keras:MobileNetV2?weights=nowhere.h5", "the weights file nowhere.h5 does not exist"),
+        ("keras:InceptionV3?weights=none", "keras:InceptionV3 cannot be built at 32 px: Input size must be at least 75x75"),
+        ("keras:MobileNetV2?alpha=0.4", "keras:MobileNetV2 cannot be built at 32 px, alpha=0.4: If imagenet weights are"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused_in_one_sentence(text, message):
+    with pytest.raises(ModelPatchError, match=re.escape(message)) as raised:
+        open_trunk(text, 32)
+    assert "\n" not in str(raised.value)
+
+
+def test_no_argument_that_a_trunk_decides_can_be_given():
+    for argument in DECIDED:
+        with pytest.raises(ModelPatchError, match=f"unknown option '{argument}'"):
+            open_trunk(f"keras:MobileNetV2?{argument}=1")
+
+
+# In processes of their own: Keras reads KERAS_HOME when it is imported. The proxy is a port on which nobody listens.
+def _in_process(keras_home, text: str) -> str:
+    code = (
+        "from model_patch import ModelPatchError\n"
+        "from model_patch.trunks import open_trunk\n"
+        "try:\n"
+        f"    trunk = open_trunk({text!r}, 96)\n"
+        "    print(trunk.fingerprint(trunk.variables()))\n"
+        "except ModelPatchError as error:\n"
+        "    print(error)"
+    )
+    closed = {key: "http://127.0.0.1:9" for key in ("http_proxy", "https_proxy")}
+    environment = {"PATH": "", "KERAS_HOME": str(keras_home), "TF_CPP_MIN_LOG_LEVEL": "2", **closed}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=60
+    )
+    return done.stdout.splitlines()[-1]
+
+
+def test_without_a_network_it_says_what_to_do_and_leaves_no_file(tmp_path):
+    said = _in_process(tmp_path, SMALL)
+    assert said.startswith(f"the ImageNet weights of MobileNetV2 are not whole in {tmp_path / 'models'} and cannot be")
+    assert said.endswith("connect to the network, put the file there, or give weights=PATH or weights=none")
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "keras.json"] == []
+
+
+def test_weights_in_the_cache_are_used_and_half_a_file_is_not(small, tmp_path):
+    cached = tmp_path / "models" / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h5"
+    cached.parent.mkdir()
+    trunk = open_trunk(f"{SMALL}&weights=none&seed=5", 96)
+    trunk.model.save(cached)
+    assert _in_process(tmp_path, SMALL) == trunk.fingerprint(trunk.variables())
+    cached.write_bytes(cached.read_bytes()[:50_000])
+    assert f"the ImageNet weights of MobileNetV2 are not whole in {cached.parent}" in _in_process(tmp_path, SMALL)
