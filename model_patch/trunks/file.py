@@ -130,10 +130,10 @@ def _at(model: keras.Model, layer_path: str, file: Path) -> keras.Model:
     layer = _layer(model, last, file)
     if isinstance(layer, keras.Model):
         return functional(layer)
-    try:
-        return keras.Model(model.input, layer.output, name=model.name)
-    except (AttributeError, ValueError) as error:
-        raise ModelPatchError(f"{file} cannot be cut at the layer {last!r}: {reason(error)}") from None
+    uses = [node for nodes in model._nodes_by_depth.values() for node in nodes if node.operation is layer]
+    if len(uses) > 1:
+        raise ModelPatchError(f"{file} uses the layer {last!r} {len(uses)} times: cut at a layer that is used once")
+    return keras.Model(model.input, uses[0].output_tensors, name=model.name)
 
 
 def _layer(model: keras.Model, name: str, file: Path) -> keras.Layer:

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,14 @@ def test_it_takes_another_image_size_with_the_same_weights(folder):
     assert same(snapshot(small.variables()), snapshot(large.variables()))
 
 
+@pytest.mark.parametrize("text", ["bundled:small", "bundled?image_size=64", "bundled#Conv1"])
+def test_it_takes_nothing_behind_its_name(text):
+    with pytest.raises(ModelPatchError, match=re.escape(f"{text!r} has more than a name: write bundled")):
+        open_trunk(text)
+
+
 def test_a_package_without_the_weights_says_where_they_should_be(tmp_path):
-    with pytest.raises(ModelPatchError, match=f"weights are not at {tmp_path / 'trunk.safetensors'}: install model_patch"):
+    with pytest.raises(
+        ModelPatchError, match=f"weights are not at {tmp_path / 'trunk.safetensors'}: install model_patch"
+    ):
         bundled.open_bundled(parse("bundled"), folder=tmp_path)

@@ -15,7 +15,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 FORMATS = ("keras", "h5")
 
 
-def _classifier(**begin) -> keras.Model:
+def _classifier() -> keras.Model:
     """A classifier around `small_net`, which is nested in it as `small`."""
     image = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Dropout(0.3, name="dropout")(small_net()(image))
@@ -76,10 +76,8 @@ def test_another_image_size_rebuilds_the_graph_with_the_same_weights(text):
     assert own.model.input_shape == (None, 32, 32, 3) and large.model.input_shape == (None, 48, 48, 3)
     assert large.preprocessing.image_size == 48
     assert same(snapshot(own.variables()), snapshot(large.variables()))
-    # Images that are constant up to the border give the same inner features at every size; borders differ, so: finite.
-    assert np.isfinite(large.model(np.ones((2, 48, 48, 3), "float32"))).all()
-    with_option = open_trunk(f"file:{text.format(FIXTURES).replace('#', '?image_size=48#')}", None)
-    assert with_option.preprocessing.image_size == (48 if "#" in text else 32)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 48, 48, 3)).astype("float32")
+    assert np.ptp(large.model(images), axis=0).max() > 0, "the answer depends on the image"
 
 
 def test_the_resized_trunk_computes_what_a_net_of_that_size_does(folder):
@@ -148,7 +146,11 @@ def test_a_whole_classifier_is_opened_with_a_warning_that_names_the_layer_before
 
 def test_sequential_models_are_trunks_too(tmp_path, images):
     model = keras.Sequential(
-        [keras.Input((SIZE, SIZE, 3)), keras.layers.Conv2D(4, 3, name="conv"), keras.layers.BatchNormalization(name="bn")]
+        [
+            keras.Input((SIZE, SIZE, 3)),
+            keras.layers.Conv2D(4, 3, name="conv"),
+            keras.layers.BatchNormalization(name="bn"),
+        ]
     )
     random_norms(model)
     model.save(tmp_path / "line.keras")
@@ -191,7 +193,9 @@ def test_files_that_are_no_whole_model_are_refused(folder, tmp_path, suffix):
     for name, contents in (("half", whole[: len(whole) // 2]), ("text", b"not a model"), ("empty", b"")):
         path = tmp_path / f"{name}.{suffix}"
         path.write_bytes(contents)
-        with pytest.raises(ModelPatchError, match=rf"{name}.{suffix} is damaged, or is not a saved Keras model: ") as raised:
+        with pytest.raises(
+            ModelPatchError, match=rf"{name}.{suffix} is damaged, or is not a saved Keras model: "
+        ) as raised:
             open_trunk(f"file:{path}")
         assert "\n" not in str(raised.value)
     with pytest.raises(ModelPatchError, match=rf"the trunk file {tmp_path}/gone.{suffix} does not exist"):
@@ -222,7 +226,9 @@ def test_lambda_layers_are_refused_and_not_run(tmp_path, suffix):
     image = keras.Input((8, 8, 3))
     x = keras.layers.Lambda(lambda x: x * 2, name="double")(image)
     keras.Model(image, keras.layers.Conv2D(2, 3)(x)).save(tmp_path / f"code.{suffix}")
-    with pytest.raises(ModelPatchError, match=rf"code.{suffix} has a Lambda layer, which is Python code, and is not run"):
+    with pytest.raises(
+        ModelPatchError, match=rf"code.{suffix} has a Lambda layer, which is Python code, and is not run"
+    ):
         open_trunk(f"file:{tmp_path}/code.{suffix}")
 
 
@@ -257,5 +263,7 @@ def test_a_layer_that_is_used_twice_cannot_be_cut_at(tmp_path):
     image = keras.Input((8, 8, 3))
     twice = keras.layers.Conv2D(3, 1, name="twice")
     keras.Model(image, keras.layers.Conv2D(2, 1)(twice(twice(image)))).save(tmp_path / "net.keras")
-    with pytest.raises(ModelPatchError, match=r"net.keras cannot be cut at the layer 'twice': "):
+    with pytest.raises(
+        ModelPatchError, match=r"net.keras uses the layer 'twice' 2 times: cut at a layer that is used once"
+    ):
         open_trunk(f"file:{tmp_path}/net.keras#twice")
