@@ -220,7 +220,7 @@ def test_the_cache_is_used_and_what_is_not_whole_in_it_is_not_and_no_file_is_lef
         "        print('said', error)"
     )
     # In a process of its own, since Keras reads KERAS_HOME when it is imported. Nobody listens at the proxy's port.
-    closed = {key: "http://127.0.0.1:9" for key in ("http_proxy", "https_proxy")}
+    closed = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     environment = {**os.environ, **closed, "no_proxy": "", "KERAS_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=60

@@ -1,0 +1,1 @@
+"""Training: recipes, loops, and the runs that scripts start."""
