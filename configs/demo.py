@@ -1,4 +1,4 @@
-"""The demo: four real tasks on the bundled trunk, the first compared in every way. `make demo` runs it offline."""
+"""The demo: three real tasks on the bundled trunk, the first compared in every way. `make demo` runs it offline. Not run yet."""
 
 import runpy
 from pathlib import Path

@@ -6,7 +6,7 @@ import importlib.metadata
 import keras
 import numpy as np
 
-from model_patch.errors import ModelPatchError, PatchError
+from model_patch.errors import ModelPatchError, PatchError, mismatches
 from model_patch.kinds import KINDS, Trained
 from model_patch.layers import patch_layer, variables
 from model_patch.patch import Patch
@@ -96,22 +96,12 @@ class BoundTask:
             PatchError: the patch was made for another trunk, or its keys or shapes are not those of this task.
         """
         owned = self.patch_variables | self.head_variables
-        missing = sorted(owned.keys() - patch.values.keys())
-        unexpected = sorted(patch.values.keys() - owned.keys())
-        mismatched = [
-            f"{key} {patch.values[key].shape} instead of {tuple(owned[key].shape)}"
-            for key in sorted(owned.keys() & patch.values.keys())
-            if tuple(owned[key].shape) != patch.values[key].shape
-        ]
-        problems = [
-            f"{what}: {', '.join(map(str, keys[:8]))}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
-            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
-            if keys
-        ]
-        if problems:
+        shapes = {key: tuple(variable.shape) for key, variable in owned.items()}
+        mismatched = mismatches(shapes, {key: value.shape for key, value in patch.values.items()})
+        if mismatched:
             raise PatchError(
                 f"the patch {patch.task.name!r} ({patch.trained}, made on {patch.trunk}) does not fit {self.trained} on the "
-                f"trunk {self.trunk.name}: {'; '.join(problems)}"
+                f"trunk {self.trunk.name}: {mismatched}"
             )
         fingerprint = self.trunk.fingerprint(self._frozen_keys())
         if patch.fingerprint != fingerprint:

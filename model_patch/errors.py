@@ -20,3 +20,24 @@ class TrainingError(ModelPatchError):
 def unknown(noun: str, given: str, known) -> ModelPatchError:
     """Builds the error for a name that is not in a list of known names."""
     return ModelPatchError(f"unknown {noun} {given!r}: expected one of {', '.join(sorted(known))}")
+
+
+def mismatches(expected: dict[str, tuple], given: dict[str, tuple], most: int = 8) -> str:
+    """Says how given keys and shapes differ from the expected ones; empty where they do not.
+
+    Args:
+        expected, given: shapes by key.
+        most: how many keys of each sort are named.
+    """
+    both = expected.keys() & given.keys()
+    shapes = [f"{key} {given[key]} instead of {expected[key]}" for key in sorted(both) if expected[key] != given[key]]
+    sorts = {
+        "missing": sorted(expected.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - expected.keys()),
+        "of another shape": shapes,
+    }
+    return "; ".join(
+        f"{sort}: {', '.join(keys[:most])}{f' and {len(keys) - most} more' if len(keys) > most else ''}"
+        for sort, keys in sorts.items()
+        if keys
+    )

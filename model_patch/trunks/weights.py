@@ -7,7 +7,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, mismatches
 from model_patch.files import write_bytes
 from model_patch.trunk import Trunk
 
@@ -37,24 +37,3 @@ def load_weights(trunk: Trunk, path: str | Path):
         raise ModelPatchError(f"the weights {path} do not fit {trunk.name}: {mismatched}")
     for key, variable in variables.items():
         variable.assign(values[key])
-
-
-def mismatches(expected: dict[str, tuple], given: dict[str, tuple], most: int = 8) -> str:
-    """Says how given keys and shapes differ from the expected ones; empty where they do not.
-
-    Args:
-        expected, given: shapes by key.
-        most: how many keys of each sort are named.
-    """
-    both = expected.keys() & given.keys()
-    shapes = [f"{key} {given[key]} instead of {expected[key]}" for key in sorted(both) if expected[key] != given[key]]
-    sorts = {
-        "missing": sorted(expected.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - expected.keys()),
-        "of another shape": shapes,
-    }
-    return "; ".join(
-        f"{sort}: {', '.join(keys[:most])}{f' and {len(keys) - most} more' if len(keys) > most else ''}"
-        for sort, keys in sorts.items()
-        if keys
-    )

@@ -3,7 +3,8 @@ import pytest
 import safetensors.numpy
 
 from model_patch import ModelPatchError, Preprocessing, Trunk
-from model_patch.trunks.weights import load_weights, mismatches, save_weights
+from model_patch.errors import mismatches
+from model_patch.trunks.weights import load_weights, save_weights
 from tests.conftest import SIZE, same, small_net, snapshot
 
 
