@@ -86,7 +86,8 @@ class BoundTask:
             self.trunk.name,
             self.trunk.fingerprint(self._frozen_keys()),
             metrics or {},
-            {name: importlib.metadata.version(name) for name in ("keras", "numpy")} | {"backend": keras.backend.backend()},
+            {name: importlib.metadata.version(name) for name in ("keras", "numpy")}
+            | {"backend": keras.backend.backend()},
         )
 
     def load(self, patch: Patch):
@@ -140,14 +141,17 @@ def bind(trunk: Trunk, task: Task, train: str | Trained = "scale_bias+last", *, 
     trained = Trained.parse(train) if isinstance(train, str) else train
     for kind in trained.kinds:
         if not any(KINDS[kind](layer) for layer in trunk.layers().values()):
-            raise ModelPatchError(f"the trunk {trunk.name} has no slot for {kind}: choose another kind, or another trunk")
+            raise ModelPatchError(
+                f"the trunk {trunk.name} has no slot for {kind}: choose another kind, or another trunk"
+            )
 
     own_layers: dict[str, keras.Layer] = {}
 
     def replace(path: str, layer: keras.Layer) -> keras.Layer:
         own = trained.owns(layer)
         if not own:
-            return layer
+            # Dropout goes on where a patch is learnt. Around a trunk that stays as it is, it would only blur the features.
+            return layer if trained.kinds or not _is_noise(layer) else keras.layers.Identity(name=layer.name)
         is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
         options = {"statistics": trained.norm_statistics, "momentum": momentum} if is_batch_norm else {}
         own_layers[path] = patch_layer(layer, own, **options)
@@ -199,6 +203,14 @@ def _check_covered(bound: BoundTask):
     rest = [v.path for _, layer in walk(bound.model) for v in layer.weights if id(v) not in covered]
     if rest:
         raise ModelPatchError(f"no trunk, patch or head owns {', '.join(rest)} of the task {bound.task.name!r}")
+
+
+def _is_noise(layer: keras.Layer) -> bool:
+    """Whether the layer draws random numbers in training and does nothing in inference, as dropout does."""
+    has_seed = len(layer.variables) > len(
+        layer.weights
+    )  # Keras leaves the state of random generators out of `weights`.
+    return has_seed and layer.input.shape == layer.output.shape
 
 
 def _size(variable: keras.Variable) -> int:

@@ -68,7 +68,9 @@ def demo(config: ConfigDict, workdir: str | Path):
     header = ("task", "patch", "SavedModel", "right on test images", "largest difference to the model in memory")
     print_table("One trunk, a patch per task", header, table)
     save_figure(prediction_grid(grid), workdir / "predictions.png")
-    print(f"\nWritten to {workdir}: results.json, results.md, accuracy_vs_parameters.png, predictions.png, patches/, saved_models/")
+    print(
+        f"\nWritten to {workdir}: results.json, results.md, accuracy_vs_parameters.png, predictions.png, patches/, saved_models/"
+    )
 
 
 def _test_images(data: str, number: int) -> tuple[list[np.ndarray], list[int]]:

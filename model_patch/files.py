@@ -24,11 +24,13 @@ def write_bytes(path: str | Path, contents: bytes):
             file.write(contents)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise ModelPatchError(f"{path} cannot be written ({error.strerror}): choose another place or free the disk") from None
+        raise ModelPatchError(
+            f"{path} cannot be written ({error.strerror}): choose another place or free the disk"
+        ) from None
 
 
 def write_json(path: str | Path, value):

@@ -89,7 +89,9 @@ class Trained:
             best = "batch" if {"full", "statistics"} & set(self.kinds) else "frozen"
             object.__setattr__(self, "norm_statistics", best)  # The class is frozen only for its users.
         if self.norm_statistics == "frozen" and self.kinds == ("statistics",):
-            raise ModelPatchError("statistics alone with norm_statistics=frozen changes nothing: use norm_statistics=batch")
+            raise ModelPatchError(
+                "statistics alone with norm_statistics=frozen changes nothing: use norm_statistics=batch"
+            )
 
     @classmethod
     def parse(cls, text: str, norm_statistics: str = "auto") -> "Trained":

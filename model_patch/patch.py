@@ -92,13 +92,15 @@ class Patch:
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
                 manifest = json.loads((file.metadata() or {})[METADATA_KEY])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118: not a mapping
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         except OSError as error:
             raise PatchError(f"the patch {path} cannot be read: {error}") from None
         except safetensors.SafetensorError as error:
             raise PatchError(f"{path} is damaged, or is not a patch file ({error}): copy or train it again") from None
         except (KeyError, ValueError):
-            raise PatchError(f"{path} is a safetensors file but not a patch: it has no {METADATA_KEY} manifest") from None
+            raise PatchError(
+                f"{path} is a safetensors file but not a patch: it has no {METADATA_KEY} manifest"
+            ) from None
         return cls._from_parts(path, manifest, tensors)
 
     @classmethod
@@ -145,7 +147,10 @@ def _pack(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for key, value in values.items():
         layer, slash, name = key.rpartition("/")
         groups[layer + slash, value.shape, value.dtype].append((name, value))
-    return {layer + "+".join(n for n, _ in group): np.stack([v for _, v in group]) for (layer, _, _), group in groups.items()}
+    return {
+        layer + "+".join(n for n, _ in group): np.stack([v for _, v in group])
+        for (layer, _, _), group in groups.items()
+    }
 
 
 def _unpack(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

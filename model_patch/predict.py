@@ -42,7 +42,9 @@ def open_tasks(trunk: str, patches: Sequence[str]) -> list[BoundTask]:
     names = [patch.task.name for patch in loaded]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ModelPatchError(f"two patches are for a task named {twice!r}: give one of them, or train with --task_name")
+        raise ModelPatchError(
+            f"two patches are for a task named {twice!r}: give one of them, or train with --task_name"
+        )
     opened = {size: open_trunk(trunk, size) for size in {patch.task.preprocessing.image_size for patch in loaded}}
     return [bind_patch(opened[patch.task.preprocessing.image_size], patch) for patch in loaded]
 
@@ -71,7 +73,7 @@ def predict_files(tasks: Sequence[BoundTask], files: Sequence[str], top: int = 3
     Raises:
         ModelPatchError: a file is missing or is not an image; before anything is yielded.
     """
-    paths = [path for pattern in files for path in (sorted(glob.glob(pattern)) or [pattern])]
+    paths = [path for pattern in files for path in (sorted(glob.glob(pattern, recursive=True)) or [pattern])]
     images = [decode_file(path) for path in paths]
     for path, image in zip(paths, images, strict=True):
         for bound in tasks:

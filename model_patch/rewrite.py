@@ -24,7 +24,7 @@ def functional(model: keras.Model) -> keras.Model:
     if isinstance(model, keras.Sequential):
         if not model.built or not model.inputs:
             raise ModelPatchError(f"the model {model.name!r} has no input shape yet: build it or call it on data first")
-        return keras.Model(model.inputs, model.outputs[0], name=model.name)
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if not isinstance(model, keras.Function):
         raise ModelPatchError(
             f"the model {model.name!r} is a subclassed {type(model).__name__} without a layer graph: expected a "

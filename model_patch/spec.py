@@ -5,7 +5,6 @@ Trunks and data are named the same way in every script, for example `bundled`, `
 """
 
 import dataclasses
-from urllib.parse import parse_qsl
 
 from model_patch.errors import ModelPatchError
 
@@ -47,15 +46,18 @@ def parse(text: str) -> Spec:
         text: for example `keras:MobileNetV2?alpha=0.35&weights=imagenet`.
 
     Raises:
-        ModelPatchError: the text is empty, or an option is not written `key=value`.
+        ModelPatchError: the text is empty, or an option is not written `key=value` or stands twice.
     """
     body, _, fragment = text.partition("#")
     body, _, query = body.partition("?")
     scheme, _, rest = body.partition(":")
     if not scheme:
         raise ModelPatchError(f"{text!r} names nothing: expected scheme:rest, for example keras:MobileNetV2")
-    try:
-        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
-    except ValueError:
-        raise ModelPatchError(f"{text!r} has options that are not written ?key=value&key=value") from None
+    # Taken as written, with no URL decoding: `+` and `%` occur in paths and in the splits of TFDS.
+    pairs = [option.partition("=") for option in query.split("&")] if query else []
+    if not all(key and equals for key, equals, _ in pairs):
+        raise ModelPatchError(f"{text!r} has options that are not written ?key=value&key=value")
+    options = {key: value for key, _, value in pairs}
+    if len(options) < len(pairs):
+        raise ModelPatchError(f"{text!r} gives an option more than once: write each once")
     return Spec(scheme, rest, options, fragment, text)

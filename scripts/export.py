@@ -27,7 +27,9 @@ def main():
 
     (bound,) = open_tasks(_TRUNK.value, [_PATCH.value])
     export_saved_model(bound, _OUTPUT.value)
-    print(f"{_OUTPUT.value}: task {bound.task.name}, {len(bound.task.labels)} classes, {bound.task.preprocessing.image_size} px")
+    print(
+        f"{_OUTPUT.value}: task {bound.task.name}, {len(bound.task.labels)} classes, {bound.task.preprocessing.image_size} px"
+    )
 
 
 if __name__ == "__main__":

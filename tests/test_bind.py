@@ -118,3 +118,16 @@ def test_counts_add_up_and_the_fraction_is_of_the_tasks_own_total(trunk, task):
     assert (counts.patch, counts.head, counts.statistics) == (2 * (8 + 8 + 12), 16 * 3 + 3, 2 * (8 + 8 + 12))
     assert counts.shared == trunk.num_parameters() - (4 * 8 + 3 * 8 + 4 * 12)
     assert counts.trained_fraction == (56 + 51) / (counts.shared + 56 + 56 + 51)
+
+
+def test_dropout_in_the_trunk_is_on_for_patches_and_off_for_the_last_layer_alone(task, images):
+    image = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.BatchNormalization(name="norm")(image)
+    net = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Dropout(0.5, name="drop")(x)))
+    trunk = Trunk(net, "dropout", Preprocessing(SIZE, "tf"))
+
+    def is_random(train):
+        model = bind(trunk, task, train).features
+        return not np.array_equal(model(images, training=True), model(images, training=False))
+
+    assert is_random("scale_bias+last") and not is_random("last")

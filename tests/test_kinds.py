@@ -6,7 +6,9 @@ from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
 from model_patch.kinds import KINDS, Trained
 
 
-@pytest.mark.parametrize("text", ["last", "scale_bias", "scale_bias+last", "scale_bias+depthwise+last", "statistics", "full"])
+@pytest.mark.parametrize(
+    "text", ["last", "scale_bias", "scale_bias+last", "scale_bias+depthwise+last", "statistics", "full"]
+)
 def test_what_is_trained_is_written_as_it_is_read(text):
     assert str(Trained.parse(text)) == text
 
@@ -19,7 +21,10 @@ def test_the_order_of_kinds_does_not_matter_and_full_includes_the_last_layer():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("scale-bias", "unknown patch kind 'scale-bias': expected one of bias, depthwise, full, last, scale_bias, statistics"),
+        (
+            "scale-bias",
+            "unknown patch kind 'scale-bias': expected one of bias, depthwise, full, last, scale_bias, statistics",
+        ),
         ("", "unknown patch kind ''"),
         ("last+last", "'last.last' names a patch kind more than once"),
         ("full+bias", "'full.bias' joins full with a part of it"),
@@ -51,7 +56,9 @@ COUNTS = {
 def nets():
     opened = {}
     for name in COUNTS:
-        model = getattr(keras.applications, name)(weights=None, include_top=False, pooling="avg", input_shape=(96, 96, 3))
+        model = getattr(keras.applications, name)(
+            weights=None, include_top=False, pooling="avg", input_shape=(96, 96, 3)
+        )
         opened[name] = Trunk(model, f"keras:{name}", Preprocessing(96, "tf"))
     return opened
 
@@ -87,7 +94,9 @@ def test_a_new_kind_is_one_function():
     try:
         model = keras.applications.MobileNetV2(alpha=0.35, weights=None, include_top=False, input_shape=(32, 32, 3))
         trunk = Trunk(model, "test", Preprocessing(32, "tf"))
-        bound = bind(trunk, Task("toy", ("a", "b"), Preprocessing(32, "tf")), Trained.parse("first_kernel+last", "frozen"))
+        bound = bind(
+            trunk, Task("toy", ("a", "b"), Preprocessing(32, "tf")), Trained.parse("first_kernel+last", "frozen")
+        )
         assert set(bound.patch_variables) == {"Conv1/kernel"}
         assert bound.counts().patch == int(np.prod(trunk.variables()["Conv1/kernel"].shape))
     finally:

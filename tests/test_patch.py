@@ -77,7 +77,8 @@ def test_values_that_float16_cannot_hold_stay_float32(bound, tmp_path):
     patch.values["stem_bn/moving_variance"][:] = [1e-9, *np.linspace(1e5, 1e6, 7)]
     patch.save(tmp_path / "wide.safetensors", "float16")
     assert np.array_equal(
-        Patch.load(tmp_path / "wide.safetensors").values["stem_bn/moving_variance"], patch.values["stem_bn/moving_variance"]
+        Patch.load(tmp_path / "wide.safetensors").values["stem_bn/moving_variance"],
+        patch.values["stem_bn/moving_variance"],
     )
 
 
@@ -143,7 +144,11 @@ def test_a_head_for_other_classes_is_refused(bound):
 
 
 def test_a_patch_of_another_kind_is_refused(bound, trunk, task):
-    _unchanged(bound, bind(trunk, task, "depthwise+last").patch(), r"depthwise.last, made on test. does not fit scale_bias.last")
+    _unchanged(
+        bound,
+        bind(trunk, task, "depthwise+last").patch(),
+        r"depthwise.last, made on test. does not fit scale_bias.last",
+    )
 
 
 def test_a_file_cut_short_anywhere_is_refused(file, tmp_path):
@@ -176,7 +181,9 @@ def test_files_that_are_no_patches_are_refused(tmp_path):
         Patch.load(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"task": None}, {"train": "magic"}, {"metrics": 3}, {"fingerprint": None, "task": {}}])
+@pytest.mark.parametrize(
+    "change", [{"task": None}, {"train": "magic"}, {"metrics": 3}, {"fingerprint": None, "task": {}}]
+)
 def test_a_manifest_that_was_not_written_by_us_is_refused(file, change):
     with safetensors.safe_open(file, "numpy") as opened:
         manifest = json.loads(opened.metadata()[METADATA_KEY]) | change

@@ -25,9 +25,20 @@ def test_a_spec_that_names_nothing_is_refused(text):
         parse(text)
 
 
-def test_an_option_without_a_value_is_refused():
-    with pytest.raises(ModelPatchError, match="'keras:X.alpha' has options that are not written"):
-        parse("keras:X?alpha")
+def test_plus_and_percent_stay_as_written():
+    assert parse("tfds:x?train=a[:10%]+b&data_dir=/c d+e").options == {"train": "a[:10%]+b", "data_dir": "/c d+e"}
+    assert parse("folder:/a+b/100%25").rest == "/a+b/100%25"
+
+
+@pytest.mark.parametrize("query", ["alpha", "=1", "a=1&", "a=1&b"])
+def test_an_option_without_name_or_value_is_refused(query):
+    with pytest.raises(ModelPatchError, match="'keras:X.*' has options that are not written"):
+        parse(f"keras:X?{query}")
+
+
+def test_an_option_given_twice_is_refused():
+    with pytest.raises(ModelPatchError, match="more than once"):
+        parse("keras:X?a=1&a=2")
 
 
 def test_options_are_taken_over_defaults_and_unknown_ones_named():

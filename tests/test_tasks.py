@@ -22,5 +22,7 @@ def test_tasks_that_cannot_be_are_refused(name, labels, message):
 
 
 def test_unknown_preprocessing_is_refused():
-    with pytest.raises(ModelPatchError, match="unknown preprocessing 'imagenet': expected one of caffe, none, tf, torch, unit"):
+    with pytest.raises(
+        ModelPatchError, match="unknown preprocessing 'imagenet': expected one of caffe, none, tf, torch, unit"
+    ):
         Preprocessing(32, "imagenet")

@@ -57,7 +57,7 @@ def open_folder(spec: Spec, skip_bad_images: bool = False) -> ImageData:
     train_folder, test_folder = _layout(root)
     labels = _labels(train_folder)
     train, ignored = _files(root, train_folder, labels)
-    test = []
+    test: list[File] = []
     if test_folder:
         differing = sorted(set(labels) ^ set(_labels(test_folder)))
         if differing:
@@ -85,8 +85,9 @@ def open_folder(spec: Spec, skip_bad_images: bool = False) -> ImageData:
         notes.append(f"{len(ignored)} files in {root} are no JPEG, PNG, BMP or GIF and were ignored: {_named(ignored)}")
     if not test_folder:
         train, test = _hold_out(train_folder, train, labels)
-    splits = (_split(root, files, sizes) for files in (train, test))
-    return ImageData(root.resolve().name, labels, *splits, "crop+flip", tuple(notes))
+    readable = {path: size for path, size in sizes.items() if size is not None}
+    train_split, test_split = (_split(root, files, readable) for files in (train, test))
+    return ImageData(root.resolve().name, labels, train_split, test_split, "crop+flip", tuple(notes))
 
 
 def _layout(root: Path) -> tuple[Path, Path | None]:
@@ -155,7 +156,7 @@ def _decoded_sizes(root: Path, paths: Sequence[str]) -> dict[str, int | None]:
 
 def _hold_out(folder: Path, files: Sequence[File], labels: Sequence[str]) -> tuple[list[File], list[File]]:
     """Divides the images of each class into those to train on and those to test on."""
-    test = set()
+    test: set[str] = set()
     for label, name in enumerate(labels):
         own = sorted((_draw("test", path), path) for path, other in files if other == label)
         if len(own) < 2:

@@ -23,9 +23,9 @@ LABELS_FILE = "labels.txt"
 """Class names, one a line, beside the other files; not part of the format."""
 
 FASHION_MNIST = (
-    ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
-    + ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-)  # fmt: skip
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
 """The ten classes of Fashion-MNIST (Xiao et al. 2017, table 1), which its files do not name."""
 
 

@@ -25,8 +25,7 @@ def open_tfds(spec: Spec) -> ImageData:
     builder = _builder(spec.rest, options["data_dir"] or None)
     info = builder.info
     keys = _keys(info)
-    # In the query of a spec, as in that of a URL, `+` stands for a space.
-    train, test = (options[name].replace(" ", "+") for name in ("train", "test"))
+    train, test = options["train"], options["test"]
     notes = []
     if info.disable_shuffling:
         notes.append(f"TFDS wrote {info.name} without shuffling: the first images of it may all be of one class")
@@ -37,8 +36,9 @@ def open_tfds(spec: Spec) -> ImageData:
             raise ModelPatchError(f"{info.name} has no test split: give ?train=SPLIT&test=SPLIT out of {_splits(info)}")
         notes.append(f"{info.name} has no test split: the last fifth of {train!r} is used")
         train, test = f"{train}[:80%]", f"{train}[80%:]"
-    splits = (_split(builder, name, *keys) for name in (train, test))
-    return ImageData(info.name, tuple(info.features[keys[1]].names), *splits, "crop+flip", tuple(notes))
+    labels = tuple(info.features[keys[1]].names)
+    train_split, test_split = (_split(builder, name, *keys) for name in (train, test))
+    return ImageData(info.name, labels, train_split, test_split, "crop+flip", tuple(notes))
 
 
 def _builder(name: str, data_dir: str | None):

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 
@@ -137,7 +138,8 @@ def patch_layer(layer: keras.Layer, own: set[str], **options) -> keras.Layer:
     for name, switch in (("gamma", "scale"), ("beta", "center")):
         if name in own and switch in config:
             config[switch] = True
-    patched = _REGISTERED.get(type(layer)) or patched_class(type(layer))
+    layer_class: Any = type(layer)
+    patched: Any = _REGISTERED.get(layer_class) or patched_class(layer_class)
     new = patched.from_config(config | {"own": sorted(own)} | options)
     new.borrow({own_name(layer, variable.name): variable for variable in layer.weights})
     return new

@@ -1,6 +1,6 @@
 """Tables and plots of results."""
 
 from model_patch.report.comparison import write_report
-from model_patch.report.table import print_table, markdown
+from model_patch.report.table import markdown, print_table
 
 __all__ = ["markdown", "print_table", "write_report"]

@@ -88,11 +88,11 @@ def _features_and_head(bound: BoundTask, images, batch_size: int, num_images: in
     """Runs the trunk once over the images; returns batches of (features, labels), and the head as a model of its own."""
     import tensorflow as tf
 
-    features, labels = [], []
-    for x, y in tqdm(images, "features", math.ceil(num_images / batch_size), unit="batch", delay=2, leave=False):
-        features.append(bound.features.predict_on_batch(x))
-        labels.append(y)
-    features, labels = np.concatenate(features), np.concatenate(labels)
+    outputs = [
+        (bound.features.predict_on_batch(x), y)
+        for x, y in tqdm(images, "features", math.ceil(num_images / batch_size), unit="batch", delay=2, leave=False)
+    ]
+    features, labels = (np.concatenate(part) for part in zip(*outputs, strict=True))
     cached = tf.data.Dataset.from_tensor_slices((features, labels))
     cached = cached.shuffle(len(labels), seed=seed).batch(batch_size).prefetch(tf.data.AUTOTUNE)
     inputs = keras.Input(features.shape[1:])

@@ -67,7 +67,9 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 def _card(config: ConfigDict, task: Task, results: dict) -> str:
-    recipe = ", ".join(f"{name} {value}" for name, value in sorted(config.to_dict().items()) if name not in ("trunk", "data"))
+    recipe = ", ".join(
+        f"{name} {value}" for name, value in sorted(config.to_dict().items()) if name not in ("trunk", "data")
+    )
     return f"""# A trunk trained on {task.name}
 
 - Net: `{config.trunk}`, {config.image_size} px, preprocessing `{task.preprocessing.mode}`.

@@ -69,7 +69,13 @@ class Recipe:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
-        for field, least in (("epochs", 1), ("batch_size", 1), ("learning_rate", 0), ("max_train_images", 0), ("max_test_images", 0)):
+        for field, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("learning_rate", 0),
+            ("max_train_images", 0),
+            ("max_test_images", 0),
+        ):
             if getattr(self, field) < least:
                 raise ModelPatchError(f"{field} is {getattr(self, field)}: expected at least {least}")
 

@@ -40,7 +40,10 @@ def estimate_statistics(bound: BoundTask, batches, num_batches: int = 50):
     trainable = [v.value for v in model.trainable_variables]
     # Moving averages that start from 0 hold (1 - momentum) times the batch's statistics after one step: no state is
     # touched, and dividing loses no digits, as it would if they started from other values.
-    start = [keras.ops.zeros_like(v.value) if i in set(moving) else v.value for i, v in enumerate(model.non_trainable_variables)]
+    start = [
+        keras.ops.zeros_like(v.value) if i in set(moving) else v.value
+        for i, v in enumerate(model.non_trainable_variables)
+    ]
     scales = [1.0 - layer.momentum for layer in layers for _ in range(2)]
 
     def batch_statistics(images):

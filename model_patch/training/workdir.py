@@ -41,9 +41,13 @@ class Workdir:
             differing = sorted(k for k in held.keys() | config.keys() if held.get(k) != config.get(k))
             if differing:
                 named = ", ".join(f"{k} {held.get(k)!r} there and {config.get(k)!r} here" for k in differing)
-                raise ModelPatchError(f"the workdir {path} holds another run ({named}): choose another --workdir, or delete it")
+                raise ModelPatchError(
+                    f"the workdir {path} holds another run ({named}): choose another --workdir, or delete it"
+                )
         elif self.path.exists() and any(self.path.iterdir()):
-            raise ModelPatchError(f"the workdir {path} is not empty and holds no run of this program: choose another --workdir")
+            raise ModelPatchError(
+                f"the workdir {path} is not empty and holds no run of this program: choose another --workdir"
+            )
         else:
             write_json(marker, config)
 
@@ -61,7 +65,12 @@ def versions() -> dict[str, str]:
     """Returns the versions of what computes: Python, Keras and its backend, numpy, this package."""
     names = {"tensorflow": ("tensorflow", "tensorflow_cpu"), "jax": ("jax",), "torch": ("torch",)}
     found = {"python": platform.python_version()}
-    for name, distributions in {"model_patch": ("model_patch",), "keras": ("keras",), "numpy": ("numpy",), **names}.items():
+    for name, distributions in {
+        "model_patch": ("model_patch",),
+        "keras": ("keras",),
+        "numpy": ("numpy",),
+        **names,
+    }.items():
         for distribution in distributions:
             try:
                 found[name] = importlib.metadata.version(distribution)

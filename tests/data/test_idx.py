@@ -19,7 +19,8 @@ def encode(array: np.ndarray) -> bytes:
 
 def write(folder: Path, zipped: bool = False) -> Path:
     """30 images to train on and 12 to test on, 5 high and 7 wide; every pixel says which image it is of, its label is
-    that number modulo 3."""
+    that number modulo 3.
+    """
     folder.mkdir()
     for (images, labels), numbers in zip((NAMES[:2], NAMES[2:]), (np.arange(30), np.arange(100, 112)), strict=True):
         for name, array in ((images, np.tile(numbers[:, None, None], (1, 5, 7))), (labels, numbers % 3)):

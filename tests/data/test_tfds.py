@@ -64,7 +64,7 @@ def test_a_data_set_on_disk_is_read(data_dir):
 
 def test_test_goes_before_validation_and_splits_can_be_chosen(data_dir):
     assert open_data(f"tfds:tested?data_dir={data_dir}").test.num_images == 6
-    data = open_data(f"tfds:tested?data_dir={data_dir}&train=train[:75%25]&test=validation+test")
+    data = open_data(f"tfds:tested?data_dir={data_dir}&train=train[:75%]&test=validation+test")
     assert (data.train.num_images, data.test.num_images) == (3, 8)
     assert len(list(data.test.dataset())) == 8
 

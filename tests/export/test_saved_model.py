@@ -33,7 +33,13 @@ def pixels():
 def test_a_process_without_this_package_gets_the_same_answers(bound, pixels, tmp_path):
     export_saved_model(bound, tmp_path / "task")
     np.save(tmp_path / "images.npy", pixels)
-    command = [sys.executable, plain_call.__file__, tmp_path / "task", tmp_path / "images.npy", tmp_path / "answers.npz"]
+    command = [
+        sys.executable,
+        plain_call.__file__,
+        tmp_path / "task",
+        tmp_path / "images.npy",
+        tmp_path / "answers.npz",
+    ]
     subprocess.run(command, check=True, cwd=tmp_path)
     with np.load(tmp_path / "answers.npz") as answers:
         expected = in_memory(bound, pixels)

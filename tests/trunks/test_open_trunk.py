@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from model_patch.trunks import bundled, open_trunk
 from model_patch.trunks.weights import load_weights, save_weights
 from tests.conftest import small_net
 
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 SMALL = "keras:MobileNetV2?alpha=0.35&weights=none"
 
 
@@ -40,7 +43,7 @@ def test_weights_are_saved_and_loaded_whole_and_the_bundled_trunk_is_made_of_the
 
 @pytest.mark.parametrize("name", ["keras2_classifier.h5", "keras2_classifier.keras"])
 def test_files_that_keras_2_wrote_open(name):
-    trunk = open_trunk(f"file:tests/fixtures/{name}")
+    trunk = open_trunk(f"file:{FIXTURES / name}")
     assert trunk.num_parameters() > 0
 
 
