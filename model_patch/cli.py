@@ -4,14 +4,19 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from model_patch.errors import ModelPatchError
 
 EXIT_STATUS = 2
 """Exit status of a script that was given something it cannot use."""
+
+CONFIG = "config"
+"""Name of the flag that `define_config` defines."""
 
 
 def run(main: Callable[[], None]):
@@ -32,11 +37,29 @@ def run(main: Callable[[], None]):
 
     def parse(argv):
         try:
-            return flags.FLAGS(argv)
-        except flags.Error as error:
-            _fail(str(error).replace("\n", "; "))
+            arguments = flags.FLAGS(argv)
+            if CONFIG in flags.FLAGS:
+                len(flags.FLAGS[CONFIG].value)  # A file that could not be read says so when it is first used.
+            return arguments
+        except (flags.Error, OSError) as error:
+            _fail("; ".join(line.strip() for line in str(error).splitlines()))
 
     app.run(guarded, flags_parser=parse)
+
+
+def define_config(path: Path) -> flags.FlagHolder:
+    """Defines the flag `--config`, a Python file with `get_config()`, and `--config.NAME` for each field of it.
+
+    Args:
+        path: the file that is taken by default.
+
+    Returns:
+        Holder of the flag; its `value` is a `ConfigDict`.
+    """
+    try:
+        return config_flags.DEFINE_config_file(CONFIG, str(path), "Python file with get_config().")
+    except AttributeError as error:  # --config.NAME is looked up in the default file as soon as the flag is defined.
+        _fail(f"--config has no field {str(error).strip(chr(34))}: see {path.name} for the fields it has")
 
 
 def override(config: ConfigDict, **values) -> ConfigDict:
@@ -54,9 +77,11 @@ def integers(flag: str, texts: list[str]) -> tuple[int, ...]:
     try:
         return tuple(int(text) for text in texts)
     except ValueError:
-        raise ModelPatchError(f"--{flag}={','.join(texts)} is not a list of integers: write for example 0,1,2") from None
+        raise ModelPatchError(
+            f"--{flag}={','.join(texts)} is not a list of integers: write for example 0,1,2"
+        ) from None
 
 
-def _fail(message: str, status: int = EXIT_STATUS):
+def _fail(message: str, status: int = EXIT_STATUS) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

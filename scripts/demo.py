@@ -6,13 +6,10 @@ python scripts/demo.py --workdir=runs/demo
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from model_patch import cli
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
-_CONFIG = config_flags.DEFINE_config_file("config", str(CONFIGS / "demo.py"), "Python file with get_config().")
+_CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "demo.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
 
 

@@ -12,13 +12,10 @@ config; what is not a flag can be set with --config.NAME=VALUE.
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from model_patch import cli
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
-_CONFIG = config_flags.DEFINE_config_file("config", str(CONFIGS / "transfer.py"), "Python file with get_config().")
+_CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "transfer.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
 _TRUNK = flags.DEFINE_string("trunk", None, "bundled | keras:NAME[?alpha=0.35&weights=imagenet] | file:PATH[#layer]")
 _DATA = flags.DEFINE_string("data", None, "digits | mnist | faces | textures | folder:PATH | idx:PATH | tfds:NAME")
