@@ -39,10 +39,13 @@ def run(main: Callable[[], None]):
         try:
             arguments = flags.FLAGS(argv)
             if CONFIG in flags.FLAGS:
-                len(flags.FLAGS[CONFIG].value)  # A file that could not be read says so when it is first used.
+                flags.FLAGS[CONFIG].value.keys()  # A file that could not be read says so when it is first used.
             return arguments
-        except (flags.Error, OSError) as error:
-            _fail("; ".join(line.strip() for line in str(error).splitlines()))
+        except flags.Error as error:
+            _fail(str(error).replace("\n", "; "))
+        except OSError:
+            path = config_flags.get_config_filename(flags.FLAGS[CONFIG])
+            _fail(f"--config={path} cannot be read: expected a Python file with get_config()")
 
     app.run(guarded, flags_parser=parse)
 
