@@ -1,6 +1,7 @@
 """How to train: optimizer, learning rate and schedule, as pure functions of what is trained and for how long."""
 
 import dataclasses
+import math
 
 import keras
 
@@ -76,7 +77,7 @@ class Recipe:
             ("max_train_images", 0),
             ("max_test_images", 0),
         ):
-            if getattr(self, field) < least:
+            if not least <= getattr(self, field) < math.inf:
                 raise ModelPatchError(f"{field} is {getattr(self, field)}: expected at least {least}")
 
     def make_optimizer(self, trained: Trained, steps_per_epoch: int) -> keras.optimizers.Optimizer:

@@ -1,0 +1,63 @@
+import keras
+import pytest
+
+from model_patch import ModelPatchError
+from model_patch.kinds import Trained
+from model_patch.training.recipe import ADAM_LEARNING_RATES, OPTIMIZERS, PAPER_LEARNING_RATE, SCHEDULES, Recipe
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_optimizer_goes_with_every_schedule(optimizer, schedule):
+    recipe = Recipe(optimizer=optimizer, schedule=schedule, learning_rate=0.125)
+    assert float(recipe.make_optimizer(Trained.parse("last"), 20).learning_rate) == 0.125
+
+
+def test_the_papers_schedule_falls_by_two_percent_every_two_and_a_half_epochs():
+    schedule = SCHEDULES["paper"](0.045, 1000, 20)
+    rates = [float(schedule(step)) for step in (0, 49, 50, 99, 100)]
+    assert rates == pytest.approx([0.045, 0.045, 0.0441, 0.0441, 0.043218])
+
+
+def test_the_cosine_ends_at_zero_with_the_last_step():
+    recipe = Recipe(epochs=3, schedule="cosine", learning_rate=1.0)
+    schedule = recipe.make_optimizer(Trained.parse("last"), 7)._learning_rate
+    assert float(schedule(21)) == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("train", "statistics", "name"),
+    [
+        ("last", "frozen", "last"),
+        ("scale_bias+last", "frozen", "patch"),
+        ("scale_bias", "batch", "patch"),
+        ("scale_bias+depthwise+last", "frozen", "depthwise"),
+        ("full", "batch", "full"),
+    ],
+)
+def test_the_default_rate_follows_what_is_trained(train, statistics, name):
+    optimizer = Recipe().make_optimizer(Trained.parse(train, statistics), 10)
+    assert isinstance(optimizer, keras.optimizers.Adam)
+    expected = ADAM_LEARNING_RATES[name][statistics == "frozen"]
+    assert float(optimizer.learning_rate) == pytest.approx(expected)
+
+
+def test_other_optimizers_start_at_the_papers_rate():
+    optimizer = Recipe(optimizer="rmsprop").make_optimizer(Trained.parse("scale_bias"), 10)
+    assert float(optimizer.learning_rate) == pytest.approx(PAPER_LEARNING_RATE)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer": "adm"}, "unknown optimizer 'adm': expected one of adam, adamw, rmsprop, sgd"),
+        ({"schedule": "linear"}, "unknown schedule 'linear'"),
+        ({"epochs": 0}, "epochs is 0: expected at least 1"),
+        ({"batch_size": -1}, "batch_size is -1: expected at least 1"),
+        ({"learning_rate": -0.1}, "learning_rate is -0.1: expected at least 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan: expected at least 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(fields, message):
+    with pytest.raises(ModelPatchError, match=message):
+        Recipe(**fields)
