@@ -5,6 +5,7 @@ import math
 
 import keras
 
+from model_patch.data.augment import augmenter
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.kinds import Trained
 
@@ -70,6 +71,7 @@ class Recipe:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
+        augmenter(self.augmentation)
         for field, least in (
             ("epochs", 1),
             ("batch_size", 1),

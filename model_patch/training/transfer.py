@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from model_patch.bind import bind
 from model_patch.data import open_data
+from model_patch.errors import ModelPatchError
 from model_patch.kinds import Trained
 from model_patch.report import write_report
 from model_patch.tasks import Task
@@ -43,13 +44,16 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
     # Everything that can be wrong is looked at before the first file is written.
+    for name in ("train", "seeds"):
+        if not config[name]:
+            raise ModelPatchError(f"{name} is empty, so there is nothing to run: give at least one")
     trained = [Trained.parse(text, config.norm_statistics) for text in config.train]
     trunk = open_trunk(config.trunk, config.image_size or None)
     data = open_data(config.data, skip_bad_images=config.skip_bad_images)
     recipe = make_recipe(config, data.augmentation)
     task = Task(config.task_name or data.name, data.labels, trunk.preprocessing)
     for each in trained:
-        bind(trunk, task, each)
+        bind(trunk, task, each).patch().to_bytes(config.patch_dtype)
     folder = Workdir(workdir, config.to_dict())
     for note in data.notes:
         logging.warning(note)

@@ -1,6 +1,7 @@
 """The folder of one run: its configuration, its results, and the refusal to mix two runs."""
 
 import importlib.metadata
+import json
 import platform
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Workdir:
             ModelPatchError: the folder holds a run with another configuration, or files that are no run.
         """
         self.path = Path(path)
+        config = json.loads(json.dumps(config))  # As it will be read again: tuples are lists there.
         if self.path.exists() and not self.path.is_dir():
             raise ModelPatchError(f"the workdir {path} is a file: expected a folder, or a name for a new one")
         marker = self.path / self.CONFIG

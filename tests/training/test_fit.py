@@ -11,7 +11,9 @@ from model_patch.training.fit import evaluate, fit
 from tests.conftest import same, snapshot
 
 
-@pytest.mark.parametrize("train", ["last", "scale_bias", "scale_bias+last", "depthwise+last", "statistics+last", "full"])
+@pytest.mark.parametrize(
+    "train", ["last", "scale_bias", "scale_bias+last", "depthwise+last", "statistics+last", "full"]
+)
 @pytest.mark.parametrize("statistics", ["batch", "frozen"])
 def test_training_learns_what_it_says_and_leaves_the_trunk_as_it_was(trunk, digits, data, recipe, train, statistics):
     if train.startswith("statistics") and statistics == "frozen":
@@ -63,7 +65,9 @@ def test_cached_features_train_the_last_layer_as_the_whole_net_would(trunk, digi
 def test_a_loss_that_is_no_number_stops_the_training_and_is_explained(trunk, digits, data, recipe):
     bound = bind(trunk, digits, "scale_bias+last")
     diverging = dataclasses.replace(recipe, optimizer="sgd", learning_rate=1e38)
-    with pytest.raises(TrainingError, match=r"loss of 'digits' \(scale_bias\+last\) became .* use a lower --learning_rate"):
+    with pytest.raises(
+        TrainingError, match=r"loss of 'digits' \(scale_bias\+last\) became .* use a lower --learning_rate"
+    ):
         fit(bound, data, diverging)
 
 
