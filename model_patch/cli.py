@@ -27,7 +27,8 @@ def run(main: Callable[[], None]):
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}: values are given as --flag=value")
         # Absl's own handler prefixes every line with file and time: for people at a terminal the message is enough.
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+        logging.getLogger("model_patch").setLevel(logging.INFO)
         try:
             main()
         except ModelPatchError as error:

@@ -33,7 +33,7 @@ def demo(config: ConfigDict, workdir: str | Path):
 
     Raises:
         ModelPatchError: something cannot be used or written.
-        AssertionError: a SavedModel answers otherwise than the model in memory: a fault of this package.
+        RuntimeError: a SavedModel answers otherwise than the model in memory: a fault of this package.
     """
     workdir = Path(workdir)
     first, *others = config.tasks
@@ -58,7 +58,8 @@ def demo(config: ConfigDict, workdir: str | Path):
         images, true = _test_images(name, config.num_images)
         probabilities, predicted = _call_alone(saved_model, np.stack(images).astype("float32"))
         difference = float(np.abs(probabilities - _in_memory(bound, images)).max())
-        assert difference <= TOLERANCE, f"the SavedModel of {name} differs from the model in memory by {difference}"
+        if not difference <= TOLERANCE:
+            raise RuntimeError(f"the SavedModel of {name} differs from the model in memory by {difference}")
         labels = [bound.task.labels[i] for i in true]
         right = sum(p == t for p, t in zip(predicted, labels, strict=True))
         size = sum(file.stat().st_size for file in saved_model.rglob("*") if file.is_file())
@@ -88,6 +89,8 @@ def _call_alone(saved_model: Path, images: np.ndarray) -> tuple[np.ndarray, list
         inputs, outputs = Path(scratch) / "images.npy", Path(scratch) / "answers.npz"
         np.save(inputs, images)
         command = [sys.executable, plain_call.__file__, str(saved_model), str(inputs), str(outputs)]
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        called = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if called.returncode:
+            raise RuntimeError(f"{saved_model} does not run on its own:\n{called.stderr}")
         with np.load(outputs) as answers:
             return answers["probabilities"], [label.decode() for label in answers["label"]]

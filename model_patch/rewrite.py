@@ -5,7 +5,7 @@ model inwards joined by `/`: `block_1_expand_BN`, or `backbone/conv1_bn` inside 
 on the order in which layers were made, so it means the same after the trunk was saved and loaded.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 
@@ -43,7 +43,9 @@ def walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Laye
             yield path, layer
 
 
-def rewrite(model: keras.Model, replace: Replace, call: Callable | None = None, prefix: str = "") -> keras.Model:
+def rewrite(
+    model: keras.Model, replace: Replace, *, extra: Sequence[keras.KerasTensor] = (), prefix: str = ""
+) -> keras.Model:
     """Rebuilds the graph of `model` with the layers that `replace` returns.
 
     A layer that `replace` hands back unchanged is shared: the new graph calls the same object, with the same variables.
@@ -52,17 +54,21 @@ def rewrite(model: keras.Model, replace: Replace, call: Callable | None = None, 
     Args:
         model: a functional or sequential model; left as it is.
         replace: called once per layer with its path and the layer.
-        call: `call(layer, *args, **kwargs)`, how a layer is applied to its inputs; plain application by default. Joined
-            and banked layers take more than their input, and get it here.
+        extra: what the new graph takes besides the model's own input, as symbolic tensors of that shape and dtype.
+            Layers with the attribute `takes_extra` are called with the list of them as second argument: joined layers
+            need more than their input.
         prefix: the path of `model` inside an outer one, ending in `/`; empty for the outermost.
 
     Returns:
-        A functional model with inputs and outputs of the same shapes and dtypes.
+        A functional model with inputs and outputs of the same shapes and dtypes; with `extra`, its inputs are the list
+        of the model's own one and the extra ones.
 
     Raises:
         ModelPatchError: the model, or one nested in it, has no layer graph.
     """
     model = functional(model)
+    extra = [_input_like(tensor) for tensor in extra]
+    rebuilt: set[int] = set()
 
     def replace_layer(layer: keras.Operation) -> keras.Operation:
         if not isinstance(layer, keras.Layer):
@@ -70,12 +76,25 @@ def rewrite(model: keras.Model, replace: Replace, call: Callable | None = None, 
         path = prefix + layer.name
         if not isinstance(layer, keras.Model):
             return replace(path, layer)
-        inner = rewrite(layer, replace, call, path + "/")
+        inner = rewrite(layer, replace, extra=extra, prefix=path + "/")
         kept = {id(old) for _, old in walk(functional(layer))}
-        return layer if all(id(new) in kept for _, new in walk(inner)) else inner
+        if all(id(new) in kept for _, new in walk(inner)):
+            return layer
+        rebuilt.add(id(inner))
+        return inner
 
-    return keras.models.clone_model(
-        model,
-        clone_function=replace_layer,
-        call_function=call or (lambda layer, *args, **kwargs: layer(*args, **kwargs)),
-    )
+    def call(layer: keras.Operation, *args, **kwargs):
+        if extra and id(layer) in rebuilt:
+            return layer([*args, *extra], **kwargs)
+        return layer(*args, extra, **kwargs) if getattr(layer, "takes_extra", False) else layer(*args, **kwargs)
+
+    inputs = None
+    if extra:
+        # A graph may have inputs that it does not use: cloned with these, its layers can be handed them.
+        inputs = [_input_like(model.input), *extra]
+        model = keras.Model([model.input, *extra], model.output, name=model.name)
+    return keras.models.clone_model(model, inputs, clone_function=replace_layer, call_function=call)
+
+
+def _input_like(tensor: keras.KerasTensor) -> keras.KerasTensor:
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)

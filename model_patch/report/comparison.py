@@ -8,7 +8,7 @@ import numpy as np
 from model_patch.files import write_bytes
 from model_patch.report.table import markdown, print_table
 
-HEADER = ("train", "trained parameters", "of all", "patch file", "test accuracy", "spread", "seeds", "seconds")
+HEADER = ("train", "trained values", "of all", "patch file", "test accuracy", "spread", "seeds", "seconds")
 
 
 def summarise(rows: list[dict]) -> list[dict]:

@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]):
     """Prints a table to the terminal; the first column is left-aligned, the others right."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left")
+        # Names of rows stand whole in a terminal of 80 columns; headings break between words.
+        table.add_column(name, justify="right" if i else "left", overflow="fold", no_wrap=not i)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    Console(width=None if console.is_terminal else max(console.width, 120)).print(table)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

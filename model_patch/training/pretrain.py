@@ -16,6 +16,8 @@ from model_patch.training.workdir import Workdir, versions
 from model_patch.trunks import open_trunk
 from model_patch.trunks.weights import save_weights
 
+_logger = logging.getLogger(__name__)
+
 WEIGHTS = "trunk.safetensors"
 CARD = "card.md"
 
@@ -42,7 +44,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
     task = Task(data.name, data.labels, trunk.preprocessing)
     folder = Workdir(workdir, config.to_dict())
     if folder.results():
-        logging.info("%s holds this run already: nothing to do", folder.path)
+        _logger.info("%s holds this run already: nothing to do", folder.path)
         return folder.results()
 
     keras.utils.set_random_seed(config.seed)
@@ -62,7 +64,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
     }
     write_bytes(folder.path / CARD, _card(config, task, results).encode())
     folder.write_results(results)
-    logging.info("test accuracy %.4f in %.0f s", accuracy, seconds)
+    _logger.info("test accuracy %.4f in %.0f s", accuracy, seconds)
     return results
 
 

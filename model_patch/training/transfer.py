@@ -17,6 +17,8 @@ from model_patch.training.recipe import Recipe
 from model_patch.training.workdir import Workdir, versions
 from model_patch.trunks import open_trunk
 
+_logger = logging.getLogger(__name__)
+
 PATCHES = "patches"
 """Folder of the patch files in the workdir."""
 
@@ -56,7 +58,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
         bind(trunk, task, each).patch().to_bytes(config.patch_dtype)
     folder = Workdir(workdir, config.to_dict())
     for note in data.notes:
-        logging.warning(note)
+        _logger.warning(note)
 
     results = folder.results() or {
         "trunk": config.trunk,
@@ -87,7 +89,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
                 "test_accuracy": metrics["accuracy"],
                 "train_seconds": seconds,
             }
-            logging.info("%s, seed %d: test accuracy %.4f in %.1f s", each, seed, row["test_accuracy"], seconds)
+            _logger.info("%s, seed %d: test accuracy %.4f in %.1f s", each, seed, row["test_accuracy"], seconds)
             results["rows"].append(row)
             folder.write_results(results)
     write_report(results, folder.path)

@@ -18,6 +18,8 @@ from model_patch.trunk import Trunk
 from model_patch.trunks import keras2
 from model_patch.trunks.reason import reason
 
+_logger = logging.getLogger(__name__)
+
 SUFFIXES = (".keras", ".h5", ".hdf5")
 
 CODE = {
@@ -153,7 +155,7 @@ def _warn_if_classifier(model: keras.Model, text: str):
     before = last.input._keras_history.operation
     while isinstance(before, keras.layers.Dropout):
         before = before.input._keras_history.operation
-    logging.warning(
+    _logger.warning(
         "%s is a whole classifier, and its probabilities (%s) are taken as features: #%s takes the features before them",
         text,
         last.name,
