@@ -44,7 +44,12 @@ def walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Laye
 
 
 def rewrite(
-    model: keras.Model, replace: Replace, *, extra: Sequence[keras.KerasTensor] = (), prefix: str = ""
+    model: keras.Model,
+    replace: Replace,
+    call: Callable | None = None,
+    prefix: str = "",
+    *,
+    extra: Sequence[keras.KerasTensor] = (),
 ) -> keras.Model:
     """Rebuilds the graph of `model` with the layers that `replace` returns.
 
@@ -54,10 +59,11 @@ def rewrite(
     Args:
         model: a functional or sequential model; left as it is.
         replace: called once per layer with its path and the layer.
-        extra: what the new graph takes besides the model's own input, as symbolic tensors of that shape and dtype.
-            Layers with the attribute `takes_extra` are called with the list of them as second argument: joined layers
-            need more than their input.
+        call: `call(layer, *args, **kwargs)`, how a layer is applied to its inputs; plain application by default.
         prefix: the path of `model` inside an outer one, ending in `/`; empty for the outermost.
+        extra: what the new graph takes besides the model's own input, as symbolic tensors of that shape and dtype. A
+            layer with the attribute `takes_extra` is called with the list of them as its second argument: joined layers
+            need more than their input.
 
     Returns:
         A functional model with inputs and outputs of the same shapes and dtypes; with `extra`, its inputs are the list
@@ -76,24 +82,26 @@ def rewrite(
         path = prefix + layer.name
         if not isinstance(layer, keras.Model):
             return replace(path, layer)
-        inner = rewrite(layer, replace, extra=extra, prefix=path + "/")
+        inner = rewrite(layer, replace, call, path + "/", extra=extra)
         kept = {id(old) for _, old in walk(functional(layer))}
         if all(id(new) in kept for _, new in walk(inner)):
             return layer
         rebuilt.add(id(inner))
         return inner
 
-    def call(layer: keras.Operation, *args, **kwargs):
+    def apply(layer: keras.Operation, *args, **kwargs):
         if extra and id(layer) in rebuilt:
-            return layer([*args, *extra], **kwargs)
-        return layer(*args, extra, **kwargs) if getattr(layer, "takes_extra", False) else layer(*args, **kwargs)
+            args = ([*args, *extra],)
+        elif getattr(layer, "takes_extra", False):
+            args = (*args, extra)
+        return call(layer, *args, **kwargs) if call else layer(*args, **kwargs)
 
     inputs = None
     if extra:
         # A graph may have inputs that it does not use: cloned with these, its layers can be handed them.
         inputs = [_input_like(model.input), *extra]
         model = keras.Model([model.input, *extra], model.output, name=model.name)
-    return keras.models.clone_model(model, inputs, clone_function=replace_layer, call_function=call)
+    return keras.models.clone_model(model, inputs, clone_function=replace_layer, call_function=apply)
 
 
 def _input_like(tensor: keras.KerasTensor) -> keras.KerasTensor:
