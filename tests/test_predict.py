@@ -1,0 +1,62 @@
+import pytest
+from PIL import Image
+
+from model_patch import ModelPatchError, Patch, Task, bind
+from model_patch.errors import PatchError
+from model_patch.predict import choose_tasks, open_tasks, predict_files
+from tests.conftest import small_net
+
+
+@pytest.fixture
+def files(trunk, tmp_path):
+    small_net().save(tmp_path / "trunk.keras")
+    names = {"shapes": ("circle", "square", "star"), "colours": ("red", "blue")}
+    for i, (name, labels) in enumerate(names.items()):
+        bind(trunk, Task(name, labels, trunk.preprocessing), seed=i).patch().save(tmp_path / f"{name}.safetensors")
+        Image.new("RGB", (20 + i, 30), (200, 30 * i, 0)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def tasks_of(files, *names):
+    return open_tasks(f"file:{files}/trunk.keras", [str(files / f"{name}.safetensors") for name in names])
+
+
+def test_every_task_answers_for_every_image_most_probable_label_first(files):
+    answers = list(predict_files(tasks_of(files, "shapes", "colours"), [f"{files}/*.png"], top=2))
+    assert [(answer.file[-5:], answer.task) for answer in answers] == [
+        (file, task) for file in ("0.png", "1.png") for task in ("shapes", "colours")
+    ]
+    for answer in answers:
+        (_, first), (_, second) = answer.top
+        assert 1 >= first >= second >= 0
+    assert {label for label, _ in answers[1].top} == {"red", "blue"}
+
+
+def test_a_mistyped_task_is_refused_and_the_known_ones_named(files):
+    tasks = tasks_of(files, "shapes", "colours")
+    assert [bound.task.name for bound in choose_tasks(tasks, ["colours"])] == ["colours"]
+    assert choose_tasks(tasks, None) == tasks
+    with pytest.raises(ModelPatchError, match="unknown task 'color': expected one of colours, shapes"):
+        choose_tasks(tasks, ["color"])
+
+
+def test_two_tasks_of_one_name_are_refused(files):
+    with pytest.raises(ModelPatchError, match="two patches are for a task named 'shapes'"):
+        tasks_of(files, "shapes", "shapes")
+
+
+def test_a_missing_patch_and_a_missing_image_are_named(files):
+    with pytest.raises(PatchError, match=r"nothing\.safetensors cannot be read"):
+        tasks_of(files, "nothing")
+    with pytest.raises(ModelPatchError, match=r"the image .*7\.png does not exist"):
+        list(predict_files(tasks_of(files, "shapes"), [f"{files}/7.png"]))
+
+
+def test_a_patch_is_loaded_and_not_passed_over(files, trunk):
+    patch = Patch.load(files / "shapes.safetensors")
+    (before,) = predict_files(tasks_of(files, "shapes"), [f"{files}/0.png"])
+    key = next(key for key in patch.values if key.endswith("separable_bn/beta"))
+    patch.values[key] = patch.values[key] + 1
+    patch.save(files / "shapes.safetensors")
+    (after,) = predict_files(tasks_of(files, "shapes"), [f"{files}/0.png"])
+    assert before.top != after.top
