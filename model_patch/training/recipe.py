@@ -33,7 +33,7 @@ PAPER_LEARNING_RATE = 0.045
 ADAM_LEARNING_RATES = {
     # Trained by name: with batch statistics, with frozen ones.
     "full": (0.003, 0.001),
-    "last": (0.03, 0.03),
+    "last": (0.1, 0.1),
     "depthwise": (0.003, 0.003),
     "patch": (0.03, 0.01),
 }
