@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from model_patch.bind import BoundTask, bind_patch
 from model_patch.data import open_data
@@ -36,30 +37,27 @@ def demo(config: ConfigDict, workdir: str | Path):
         RuntimeError: a SavedModel answers otherwise than the model in memory: a fault of this package.
     """
     workdir = Path(workdir)
-    first, *others = config.tasks
+    compared = config.tasks[0]
     chosen = {}
     for name in config.tasks:
         transfer_config = config.transfer.copy_and_resolve_references()
-        transfer_config.update(data=name, train=config.compare if name == first else (config.train,))
+        transfer_config.update(data=name, train=config.compare if name == compared else (config.train,))
         print(f"\n{name}: learning {', '.join(transfer_config.train)}", flush=True)
-        folder = workdir if name == first else workdir / "tasks" / name
+        folder = workdir if name == compared else workdir / "tasks" / name
         transfer(transfer_config, folder)
         chosen[name] = workdir / "patches" / f"{name}.safetensors"
         shutil.copy(patch_path(folder, config.train, transfer_config.seeds[0]), chosen[name])
 
+    print("\nLoading each SavedModel in a process of its own, with TensorFlow alone", flush=True)
     trunk = open_trunk(config.transfer.trunk, config.transfer.image_size or None)
     shutil.rmtree(workdir / "saved_models", ignore_errors=True)
-    print("\nLoading each SavedModel in a process of its own, with TensorFlow alone", flush=True)
     table, grid = [], []
-    for name, path in chosen.items():
+    for name, path in tqdm(chosen.items(), "exporting and checking", unit="task", leave=False):
         bound = bind_patch(trunk, Patch.load(path))
+        images, true = _test_images(name, config.num_images)
         saved_model = workdir / "saved_models" / name
         export_saved_model(bound, saved_model)
-        images, true = _test_images(name, config.num_images)
-        probabilities, predicted = _call_alone(saved_model, np.stack(images).astype("float32"))
-        difference = float(np.abs(probabilities - _in_memory(bound, images)).max())
-        if not difference <= TOLERANCE:
-            raise RuntimeError(f"the SavedModel of {name} differs from the model in memory by {difference}")
+        predicted, difference = _checked(bound, saved_model, np.stack(images))
         labels = [bound.task.labels[i] for i in true]
         right = sum(p == t for p, t in zip(predicted, labels, strict=True))
         size = sum(file.stat().st_size for file in saved_model.rglob("*") if file.is_file())
@@ -69,9 +67,8 @@ def demo(config: ConfigDict, workdir: str | Path):
     header = ("task", "patch", "SavedModel", "right on test images", "largest difference to the model in memory")
     print_table("One trunk, a patch per task", header, table)
     save_figure(prediction_grid(grid), workdir / "predictions.png")
-    print(
-        f"\nWritten to {workdir}: results.json, results.md, accuracy_vs_parameters.png, predictions.png, patches/, saved_models/"
-    )
+    written = "results.json, results.md, accuracy_vs_parameters.png, predictions.png, patches/, saved_models/"
+    print(f"\nWritten to {workdir}: {written}")
 
 
 def _test_images(data: str, number: int) -> tuple[list[np.ndarray], list[int]]:
@@ -79,9 +76,15 @@ def _test_images(data: str, number: int) -> tuple[list[np.ndarray], list[int]]:
     return [image for image, _ in pairs], [int(label) for _, label in pairs]
 
 
-def _in_memory(bound: BoundTask, images: list[np.ndarray]) -> np.ndarray:
-    logits = bound.model(bound.task.preprocessing(np.stack(images)), training=False)
-    return keras.ops.convert_to_numpy(keras.ops.softmax(logits))
+def _checked(bound: BoundTask, saved_model: Path, images: np.ndarray) -> tuple[list[str], float]:
+    """Returns what a SavedModel answers, and how far its probabilities are from those of the model in memory."""
+    probabilities, labels = _call_alone(saved_model, images.astype("float32"))
+    logits = bound.model(bound.task.preprocessing(images), training=False)
+    in_memory = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
+    difference = float(np.abs(probabilities - in_memory).max())
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"the SavedModel {saved_model} differs from the model in memory by {difference}")
+    return labels, difference
 
 
 def _call_alone(saved_model: Path, images: np.ndarray) -> tuple[np.ndarray, list[str]]:

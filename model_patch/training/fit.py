@@ -68,7 +68,10 @@ def evaluate(bound: BoundTask, data: ImageData, recipe: Recipe) -> dict[str, flo
         data.test, bound.task.preprocessing, recipe.batch_size, max_images=recipe.max_test_images or None, cache=False
     )
     bound.model.compile(loss=bound.task.loss(), metrics=bound.task.metrics())
-    return {name: float(value) for name, value in bound.model.evaluate(images, verbose=0, return_dict=True).items()}
+    num_steps = math.ceil(_num_images(data.test.num_images, recipe.max_test_images) / recipe.batch_size)
+    progress = _Progress(num_steps, f"testing {bound.trained}")
+    metrics = bound.model.evaluate(images, verbose=0, return_dict=True, callbacks=[progress])
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _training_batches(bound: BoundTask, data: ImageData, recipe: Recipe, seed: int):
@@ -104,11 +107,11 @@ def _num_images(available: int, most: int) -> int:
 
 
 class _Progress(keras.callbacks.Callback):
-    """A progress bar over all steps of a training, with the running loss and metrics, if it takes over two seconds."""
+    """A progress bar over all steps of a training or a test, with the running loss and metrics."""
 
     def __init__(self, num_steps: int, description: str):
         super().__init__()
-        self.bar = tqdm(total=num_steps, desc=description, unit="step", delay=2, leave=False)
+        self.bar = tqdm(total=num_steps, desc=description, unit="step", leave=False)
 
     def on_train_batch_end(self, batch, logs=None):
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in (logs or {}).items()}, refresh=False)
@@ -116,6 +119,9 @@ class _Progress(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.bar.close()
+
+    on_test_batch_end = on_train_batch_end
+    on_test_end = on_train_end
 
 
 class _StopAtNaN(keras.callbacks.Callback):

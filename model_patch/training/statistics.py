@@ -5,8 +5,11 @@ training it decides more about test accuracy than what was learnt (docs/choices.
 at the end, as averages over batches that the finished patch processes in training mode.
 """
 
+import itertools
+
 import keras
 import numpy as np
+from tqdm import tqdm
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
@@ -53,14 +56,13 @@ def estimate_statistics(bound: BoundTask, batches, num_batches: int = 50):
     batch_statistics = _compile(batch_statistics)
     sums = [0.0] * len(moving)
     count = 0
-    for images, _ in batches:
+    some = itertools.islice(batches, num_batches)
+    for images, _ in tqdm(some, "statistics", num_batches, unit="batch", delay=2, leave=False):
         values = [keras.ops.convert_to_numpy(v).astype("float64") for v in batch_statistics(images)]
         for i in range(0, len(values), 2):
             values[i + 1] += values[i] ** 2
         sums = [total + value for total, value in zip(sums, values, strict=True)]
         count += 1
-        if count == num_batches:
-            break
     if not count:
         raise ModelPatchError("no image came to estimate statistics on: give at least one batch")
     for i, layer in enumerate(layers):
