@@ -117,7 +117,16 @@ class BoundTask:
         return self.trunk.variables().keys() - self.patch_variables.keys()
 
 
-def bind(trunk: Trunk, task: Task, train: str | Trained = "scale_bias+last", *, seed: int = 0, momentum: float = 0.9):
+def bind(
+    trunk: Trunk,
+    task: Task,
+    train: str | Trained = "scale_bias+last",
+    *,
+    seed: int = 0,
+    momentum: float = 0.9,
+    patch_of: BoundTask | None = None,
+    head_of: BoundTask | None = None,
+) -> BoundTask:
     """Binds a task to a trunk.
 
     Layers of which the task owns variables are replaced by patchable ones that start at the trunk's values; all other
@@ -131,12 +140,15 @@ def bind(trunk: Trunk, task: Task, train: str | Trained = "scale_bias+last", *, 
         seed: of the last layer's initial values.
         momentum: weight of the old average in the patch's moving statistics, in [0, 1). The nets of keras.applications
             have 0.99 to 0.999, with which a short training ends before its statistics have arrived.
+        patch_of: a task bound to the same trunk, in the same way, whose patch this task uses too: one patch for both.
+        head_of: a task whose last layer this task uses too. It is learnt from now on where `train` says so.
 
     Returns:
         A `BoundTask`.
 
     Raises:
-        ModelPatchError: `train` is not understood, or the trunk has no slot for one of its kinds.
+        ModelPatchError: `train` is not understood, the trunk has no slot for one of its kinds, or is being trained
+            itself, or the tasks that share a head differ in their labels.
     """
     trained = Trained.parse(train) if isinstance(train, str) else train
     for kind in trained.kinds:
@@ -145,6 +157,14 @@ def bind(trunk: Trunk, task: Task, train: str | Trained = "scale_bias+last", *, 
                 f"the trunk {trunk.name} has no slot for {kind}: choose another kind, or another trunk"
             )
 
+    if trunk.model.trainable_variables:
+        raise ModelPatchError(f"the trunk {trunk.name} is in joint training: freeze() the joined tasks before you bind")
+    if head_of and head_of.task.labels != task.labels:
+        raise ModelPatchError(
+            f"the tasks {head_of.task.name!r} and {task.name!r} have other labels: give each its head"
+        )
+
+    layers_of = dict(walk(patch_of.features)) if patch_of else {}
     own_layers: dict[str, keras.Layer] = {}
 
     def replace(path: str, layer: keras.Layer) -> keras.Layer:
@@ -154,7 +174,7 @@ def bind(trunk: Trunk, task: Task, train: str | Trained = "scale_bias+last", *, 
             return layer if trained.kinds or not _is_noise(layer) else keras.layers.Identity(name=layer.name)
         is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
         options = {"statistics": trained.norm_statistics, "momentum": momentum} if is_batch_norm else {}
-        own_layers[path] = patch_layer(layer, own, **options)
+        own_layers[path] = layers_of.get(path) or patch_layer(layer, own, **options)
         return own_layers[path]
 
     features = rewrite(trunk.model, replace)
@@ -162,7 +182,7 @@ def bind(trunk: Trunk, task: Task, train: str | Trained = "scale_bias+last", *, 
     if len(outputs.shape) == 4:
         outputs = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
         features = keras.Model(features.input, outputs)
-    head = task.head(seed)
+    head = head_of.head if head_of else task.head(seed)
     model = keras.Model(features.input, head(outputs), name=features.name)
     head.trainable = trained.last
 

@@ -105,4 +105,4 @@ def rewrite(
 
 
 def _input_like(tensor: keras.KerasTensor) -> keras.KerasTensor:
-    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)

@@ -44,9 +44,12 @@ class PatchedBatchNormalization(Patched, keras.layers.BatchNormalization):
             raise unknown("statistics", statistics, STATISTICS)
         self.statistics = statistics
 
+    def normalises_by_batch(self, training: bool | None) -> bool:
+        """Whether the statistics of the batch are used, and move the layer's own."""
+        return bool(training) and self.trainable and self.statistics == "batch" and "moving_mean" in self.own
+
     def call(self, inputs, training=None, mask=None):
-        moves = self.statistics == "batch" and "moving_mean" in self.own
-        return super().call(inputs, training=bool(training) and moves, mask=mask)
+        return super().call(inputs, training=self.normalises_by_batch(training), mask=mask)
 
     def get_config(self):
         return {**super().get_config(), "statistics": self.statistics}

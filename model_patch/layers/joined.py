@@ -4,6 +4,9 @@ import itertools
 from collections.abc import Sequence
 
 import keras
+from keras import ops
+
+from model_patch.layers.batch_normalization import PatchedBatchNormalization
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
@@ -11,14 +14,17 @@ class Merge(keras.layers.Layer):
     """Puts the batches of K tasks behind one another, in the order of the tasks.
 
     Input shape: a list of K tensors `(batch of the task, ...)`, equal but for the batch; batches may differ and change.
-    Output shape: `(sum of the batches, ...)`.
+
+    Returns: the merged batch `(sum of the batches, ...)`, and int32 `(sum of the batches,)`, the task of each example,
+    in 0..K-1.
     """
 
     def call(self, inputs):
-        return keras.ops.concatenate(inputs, axis=0)
+        tasks = [ops.full((ops.shape(batch)[0],), k, "int32") for k, batch in enumerate(inputs)]
+        return ops.concatenate(inputs, axis=0), ops.concatenate(tasks, axis=0)
 
-    def compute_output_shape(self, input_shape):
-        return (None, *input_shape[0][1:])
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor((None, *inputs[0].shape[1:]), inputs[0].dtype), keras.KerasTensor((None,), "int32")
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
@@ -52,7 +58,8 @@ class Joined(keras.layers.Layer):
 
     Call arguments:
         inputs: tensor `(sum of the batches, ...)`, or a list of such.
-        batches: list of K tensors `(batch of the task, ...)`: only their first dimension is looked at.
+        merge: the list of what `Merge` says of each example, int32 `(sum of the batches,)`, and the K batches that it
+            merged, of which only the first dimension is looked at.
 
     Output shape: that of the layers; the batch is the sum of the batches.
     """
@@ -63,21 +70,23 @@ class Joined(keras.layers.Layer):
         super().__init__(**kwargs)
         self.layers = list(layers)
 
-    def build(self, inputs_shape, batches_shape):
+    def build(self, inputs_shape, merge_shape):
         for layer in self.layers:
             if not layer.built:
                 layer.build(inputs_shape)
 
-    def call(self, inputs, batches, training=None):
+    # Keras hands batch norm a mask of None. Images have none, so there is never one to split.
+    def call(self, inputs, merge, training=None, mask=None):
+        _, *batches = merge
         parts = zip(*(split(each, batches) for each in keras.tree.flatten(inputs)), strict=True)
         one = not isinstance(inputs, list | tuple)
         options = {"training": training} if any(layer._call_has_training_arg for layer in self.layers) else {}
         outputs = [
             layer(part[0] if one else list(part), **options) for layer, part in zip(self.layers, parts, strict=True)
         ]
-        return keras.ops.concatenate(outputs, axis=0)
+        return ops.concatenate(outputs, axis=0)
 
-    def compute_output_shape(self, inputs_shape, batches_shape):
+    def compute_output_shape(self, inputs_shape, merge_shape):
         return (None, *self.layers[0].compute_output_shape(inputs_shape)[1:])
 
     def get_config(self):
@@ -88,6 +97,76 @@ class Joined(keras.layers.Layer):
         return cls(**config | {"layers": [keras.saving.deserialize_keras_object(layer) for layer in config["layers"]]})
 
 
+@keras.saving.register_keras_serializable(package="model_patch")
+class JoinedBatchNormalization(Joined):
+    """K batch normalisations as one operation on the whole merged batch, without taking it apart.
+
+    An example of task k is normalised by the K-th mean, variance, gamma and beta:
+
+        y = x * scale[k] + bias[k],   scale = gamma / sqrt(variance + epsilon),   bias = beta - mean * scale
+
+    with tables `(tasks, channels)` of which each example takes its row. Which mean and variance these are, and when
+    the moving ones move, is as `PatchedBatchNormalization` says, task by task: those of the task's own part of the batch
+    in training with `statistics="batch"`, and else the moving ones.
+
+    Arguments and shapes as `Joined`; all layers are `PatchedBatchNormalization` of one configuration.
+    """
+
+    def call(self, inputs, merge, training=None, mask=None):
+        task, *batches = merge
+        first = self.layers[0]
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        axis = first.axis % len(x.shape)
+        if first.normalises_by_batch(training):
+            mean, variance = self._moments(x, task, batches, axis)
+        else:
+            mean = self._table("moving_mean", x.dtype)
+            variance = self._table("moving_variance", x.dtype)
+        scale = ops.rsqrt(variance + first.epsilon)
+        if first.scale:
+            scale = scale * self._table("gamma", x.dtype)
+        bias = self._table("beta", x.dtype) - mean * scale if first.center else -mean * scale
+        table = ops.broadcast_to(ops.concatenate([scale, bias], axis=-1), (len(self.layers), 2 * x.shape[axis]))
+        scale, bias = ops.split(ops.take(table, task, axis=0), 2, axis=-1)  # (batch, channels) each
+        shape = _per_example(x, axis)
+        return ops.cast(x * ops.reshape(scale, shape) + ops.reshape(bias, shape), self.compute_dtype)
+
+    def _table(self, name: str, dtype: str):
+        """Returns a variable of all layers, `(tasks, channels)`, or `(1, channels)` where they have it in common."""
+        variables = [getattr(layer, name) for layer in self.layers]
+        common = all(variable is variables[0] for variable in variables)
+        return ops.stack([ops.cast(variable, dtype) for variable in (variables[:1] if common else variables)])
+
+    def _moments(self, x, task, batches, axis: int):
+        """Returns the means and the variances `(tasks, channels)` of the parts of x, and moves the moving ones."""
+        inner = [i for i in range(1, len(x.shape)) if i != axis]
+
+        def by_task(values):  # From (batch, channels).
+            return ops.stack([ops.mean(part, axis=0) for part in split(values, batches)])
+
+        mean = by_task(ops.mean(x, axis=inner))
+        # The derivative of a variance by its mean is 0.
+        centre = ops.reshape(ops.take(ops.stop_gradient(mean), task, axis=0), _per_example(x, axis))
+        variance = by_task(ops.mean(ops.square(x - centre), axis=inner))
+        for k, layer in enumerate(self.layers):
+            for moving, new in ((layer.moving_mean, mean[k]), (layer.moving_variance, variance[k])):
+                moving.assign(moving * layer.momentum + ops.cast(new, moving.dtype) * (1.0 - layer.momentum))
+        return mean, variance
+
+
+def _per_example(x, axis: int) -> list[int]:
+    """Returns the shape in which `(batch, channels)` goes with x, whose channels are on `axis`."""
+    return [-1 if i == 0 else x.shape[i] if i == axis else 1 for i in range(len(x.shape))]
+
+
+def join_layers(layers: Sequence[keras.Layer], name: str) -> Joined:
+    """Returns the joined form of K layers of one kind."""
+    at_once = all(
+        type(each) is PatchedBatchNormalization and not each.renorm and not each.synchronized for each in layers
+    )
+    return (JoinedBatchNormalization if at_once else Joined)(layers, name=name)
+
+
 def split(merged, batches):
     """Splits a merged batch: tensor `(sum of the batches, ...)` into K of `(batch of the task, ...)`.
 
@@ -95,9 +174,9 @@ def split(merged, batches):
         merged: the tensor.
         batches: K tensors whose first dimensions are the sizes.
     """
-    sizes = [keras.ops.shape(batch)[0] for batch in batches]
+    sizes = [ops.shape(batch)[0] for batch in batches]
     if all(isinstance(size, int) for size in sizes):
-        return keras.ops.split(merged, list(itertools.accumulate(sizes))[:-1])
+        return ops.split(merged, list(itertools.accumulate(sizes))[:-1])
     # Only TensorFlow has batches whose size is known no sooner than they come. Its own split has one concatenation as
     # gradient, where slices by keras.ops would have K tensors as large as the whole.
     import tensorflow as tf

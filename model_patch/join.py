@@ -1,0 +1,212 @@
+"""Join: one model of K tasks, whose images run through the shared layers as one batch."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+
+from model_patch.bind import BoundTask, bind
+from model_patch.errors import ModelPatchError, mismatches, unknown
+from model_patch.kinds import Trained
+from model_patch.layers.joined import Merge, Split, join_layers
+from model_patch.rewrite import rewrite, walk
+from model_patch.tasks import Task
+from model_patch.trunk import Trunk
+
+SHARE = {
+    "nothing": "each task has a net of its own, head and all: independent nets",
+    "trunk": "each task has a patch and a head of its own",
+    "trunk+patch": "one patch for all tasks; only the heads are their own",
+}
+"""What the tasks of a join may share."""
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinedTasks:
+    """K tasks on one trunk, to be trained together.
+
+    Attributes:
+        model: plain Keras model, a dict of image batches by task name to a dict of logits by task name. The batches may
+            differ in size and, where the tasks do, in image size.
+        tasks: by name, each on the variables of `model`: what that learns, a task can be evaluated with, saved and
+            exported at once.
+        trunks: the trunk at each image size, by size; their variables are the same.
+        share: one of `SHARE`.
+        train_trunk: whether the trunk is learnt, too.
+    """
+
+    model: keras.Model
+    tasks: dict[str, BoundTask]
+    trunks: dict[int, Trunk]
+    share: str
+    train_trunk: bool
+
+    @property
+    def trunk(self) -> Trunk:
+        """The trunk, at the first of its image sizes."""
+        return next(iter(self.trunks.values()))
+
+    def losses(self) -> dict[str, keras.losses.Loss]:
+        """Returns each task's loss, for `model.compile`."""
+        return {name: bound.task.loss() for name, bound in self.tasks.items()}
+
+    def metrics(self) -> dict[str, list[keras.metrics.Metric]]:
+        """Returns each task's metrics, for `model.compile`."""
+        return {name: bound.task.metrics() for name, bound in self.tasks.items()}
+
+    def num_parameters(self) -> int:
+        """Returns the number of values in all the tasks together, each counted once, statistics included."""
+        return self.model.count_params()
+
+    def freeze(self):
+        """Ends the training of the trunk: from now on its values stay, and further tasks can be bound to it."""
+        for trunk in self.trunks.values():
+            trunk.model.trainable = False
+
+
+def join(
+    trunk: Trunk | Sequence[Trunk],
+    tasks: Sequence[Task],
+    train: str | Trained = "scale_bias+last",
+    *,
+    share: str = "trunk",
+    share_head: bool = False,
+    train_trunk: bool = False,
+    seed: int = 0,
+    momentum: float = 0.9,
+) -> JoinedTasks:
+    """Joins K tasks in one model, with one pass through the layers that they share.
+
+    The K image batches are put behind one another and run as one batch, which parts at patch layers and heads only. Tasks
+    whose image sizes differ have a pass per size, through the same layers.
+
+    Args:
+        trunk: the net that the tasks share; for several image sizes the net at each of them, as `open_trunk` opens it.
+            They all get the variables of the first.
+        tasks: at least one, with different names.
+        train: what of a task is learnt, see `Trained.parse`. Given as text, the statistics of batch norm are the tasks'
+            own (`batch`) where the trunk is trained, and else as `Trained` chooses.
+        share: one of `SHARE`; `nothing` means full nets, whatever `train` says.
+        share_head: one last layer for all tasks, which then need the same labels.
+        train_trunk: learn the trunk's weights as well, from the gradients of all tasks. Batch norms that belong to no
+            patch then keep statistics of the merged batches. Otherwise the trunk stays as it is, to the last bit.
+        seed: of the last layers' initial values.
+        momentum: as for `bind`; also of the trunk's own batch norms where it is trained.
+
+    Returns:
+        A `JoinedTasks`. Where the trunk is trained, call its `freeze` when training is over.
+
+    Raises:
+        ModelPatchError: no task, a repeated name, an image size without a trunk, trunks that are not one net, or what
+            `bind` refuses.
+    """
+    if share not in SHARE:
+        raise unknown("share", share, SHARE)
+    trunks = _one_net([trunk] if isinstance(trunk, Trunk) else trunk)
+    _check(tasks, trunks)
+    train_trunk = train_trunk and share != "nothing"
+    if share == "nothing":
+        train = "full"
+    trained = Trained.parse(train, "batch" if train_trunk else "auto") if isinstance(train, str) else train
+
+    bounds: list[BoundTask] = []
+    for task in tasks:
+        first = bounds[0] if bounds else None
+        bounds.append(
+            bind(
+                trunks[task.preprocessing.image_size],
+                task,
+                trained,
+                seed=seed,
+                momentum=momentum,
+                patch_of=first if share == "trunk+patch" else None,
+                head_of=first if share_head else None,
+            )
+        )
+    if train_trunk:
+        _unfreeze(trunks, momentum)
+    by_name = {bound.task.name: bound for bound in bounds}
+    return JoinedTasks(_joined_model(trunks, by_name, train_trunk), by_name, trunks, share, train_trunk)
+
+
+def share_variables(trunk: Trunk, other: Trunk) -> Trunk:
+    """Returns the graph of `other` over the layers of `trunk`: the same net at another image size.
+
+    Layers without variables stay those of `other`: some nets pad otherwise at other sizes.
+
+    Raises:
+        ModelPatchError: the two are not the same net: their variables have other keys or shapes.
+    """
+    shapes = [{key: tuple(v.shape) for key, v in each.variables().items()} for each in (trunk, other)]
+    mismatched = mismatches(*shapes)
+    if mismatched:
+        raise ModelPatchError(f"{other.name} is another net than {trunk.name}, not one at another size: {mismatched}")
+    layers = trunk.layers()
+    graph = rewrite(other.model, lambda path, layer: layers[path] if layer.weights else layer)
+    return Trunk(graph, trunk.name, other.preprocessing)
+
+
+def _one_net(trunks: Sequence[Trunk]) -> dict[int, Trunk]:
+    first, *others = trunks
+    return {
+        each.preprocessing.image_size: each for each in (first, *(share_variables(first, other) for other in others))
+    }
+
+
+def _check(tasks: Sequence[Task], trunks: dict[int, Trunk]):
+    if not tasks:
+        raise ModelPatchError("there is no task to join: give at least one")
+    names = [task.name for task in tasks]
+    for task in tasks:
+        if names.count(task.name) > 1:
+            raise ModelPatchError(f"two tasks are named {task.name!r}: give each its own name")
+        size = task.preprocessing.image_size
+        if size not in trunks:
+            held = ", ".join(map(str, trunks))
+            raise ModelPatchError(
+                f"the task {task.name!r} has images of {size} px: give the trunk at this size, not only {held}"
+            )
+
+
+def _unfreeze(trunks: dict[int, Trunk], momentum: float):
+    for trunk in trunks.values():
+        trunk.model.trainable = True
+        for layer in trunk.layers().values():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.momentum = momentum
+
+
+def _joined_model(trunks: dict[int, Trunk], tasks: dict[str, BoundTask], train_trunk: bool) -> keras.Model:
+    images = {name: keras.Input(bound.model.input.shape[1:], name=name) for name, bound in tasks.items()}
+    logits = {}
+    for size, trunk in trunks.items():
+        group = {name: bound for name, bound in tasks.items() if bound.task.preprocessing.image_size == size}
+        if not group:
+            continue
+        batches = [images[name] for name in group]
+        merged, task = Merge(name=f"merge_{size}px")(batches)
+        features = _joined_features(trunk, list(group.values()), [task, *batches], train_trunk)
+        parts = Split(name=f"split_{size}px")(features([merged, task, *batches]), batches)
+        for (name, bound), part in zip(group.items(), parts, strict=True):
+            # Each head in a model named after its task: as Keras layers, all of them are named "head".
+            inputs = keras.Input(part.shape[1:])
+            logits[name] = keras.Model(inputs, bound.head(inputs), name=f"{name}_head")(part)
+    return keras.Model(images, {name: logits[name] for name in tasks}, name="joined")
+
+
+def _joined_features(trunk: Trunk, group: list[BoundTask], merge: list, train_trunk: bool) -> keras.Model:
+    """Returns the model from the merged batch, followed by `merge`, to the merged features."""
+    layers = [dict(walk(bound.features)) for bound in group]
+
+    def replace(path: str, layer: keras.Layer) -> keras.Layer:
+        if not layer.weights:
+            # Where only the last layer is learnt, bound tasks go without dropout. A trunk that is trained needs it.
+            return layer if train_trunk else layers[0][path]
+        own = [each[path] for each in layers]
+        return own[0] if all(each is own[0] for each in own) else join_layers(own, layer.name)
+
+    model = rewrite(trunk.model, replace, extra=merge)
+    features = model.output
+    if len(features.shape) == 4:
+        features = keras.layers.GlobalAveragePooling2D(name="pool")(features)
+    return keras.Model(model.input, features, name=f"trunk_{trunk.preprocessing.image_size}px")
