@@ -28,6 +28,7 @@ class JoinedTasks:
     Attributes:
         model: plain Keras model, a dict of image batches by task name to a dict of logits by task name. The batches may
             differ in size and, where the tasks do, in image size.
+        groups: the parts of `model`, one per image size, with the tasks of that size as inputs and outputs.
         tasks: by name, each on the variables of `model`: what that learns, a task can be evaluated with, saved and
             exported at once.
         trunks: the trunk at each image size, by size; their variables are the same.
@@ -36,6 +37,7 @@ class JoinedTasks:
     """
 
     model: keras.Model
+    groups: tuple[keras.Model, ...]
     tasks: dict[str, BoundTask]
     trunks: dict[int, Trunk]
     share: str
@@ -125,8 +127,12 @@ def join(
         )
     if train_trunk:
         _unfreeze(trunks, momentum)
+    by_size: dict[int, list[BoundTask]] = {}
+    for bound in bounds:
+        by_size.setdefault(bound.task.preprocessing.image_size, []).append(bound)
+    groups = tuple(_group(trunks[size], group, train_trunk) for size, group in by_size.items())
     by_name = {bound.task.name: bound for bound in bounds}
-    return JoinedTasks(_joined_model(trunks, by_name, train_trunk), by_name, trunks, share, train_trunk)
+    return JoinedTasks(_joined_model(groups), groups, by_name, trunks, share, train_trunk)
 
 
 def share_variables(trunk: Trunk, other: Trunk) -> Trunk:
@@ -176,27 +182,34 @@ def _unfreeze(trunks: dict[int, Trunk], momentum: float):
                 layer.momentum = momentum
 
 
-def _joined_model(trunks: dict[int, Trunk], tasks: dict[str, BoundTask], train_trunk: bool) -> keras.Model:
-    images = {name: keras.Input(bound.model.input.shape[1:], name=name) for name, bound in tasks.items()}
+def _joined_model(groups: Sequence[keras.Model]) -> keras.Model:
+    """Returns one model of all groups; each stays a model inside it, as the names of their layers are the same."""
+    if len(groups) == 1:
+        return groups[0]
+    images = {name: keras.Input(x.shape[1:], name=name) for group in groups for name, x in group.input.items()}
     logits = {}
-    for size, trunk in trunks.items():
-        group = {name: bound for name, bound in tasks.items() if bound.task.preprocessing.image_size == size}
-        if not group:
-            continue
-        batches = [images[name] for name in group]
-        merged, task = Merge(name=f"merge_{size}px")(batches)
-        features = _joined_features(trunk, list(group.values()), [task, *batches], train_trunk)
-        parts = Split(name=f"split_{size}px")(features([merged, task, *batches]), batches)
-        for (name, bound), part in zip(group.items(), parts, strict=True):
-            # Each head in a model named after its task: as Keras layers, all of them are named "head".
-            inputs = keras.Input(part.shape[1:])
-            logits[name] = keras.Model(inputs, bound.head(inputs), name=f"{name}_head")(part)
-    return keras.Model(images, {name: logits[name] for name in tasks}, name="joined")
+    for group in groups:
+        logits |= group({name: images[name] for name in group.input})
+    return keras.Model(images, logits, name="joined")
 
 
-def _joined_features(trunk: Trunk, group: list[BoundTask], merge: list, train_trunk: bool) -> keras.Model:
+def _group(trunk: Trunk, tasks: Sequence[BoundTask], train_trunk: bool) -> keras.Model:
+    """Returns the joined model of tasks that have the image size of this trunk."""
+    images = {bound.task.name: keras.Input(bound.model.input.shape[1:], name=bound.task.name) for bound in tasks}
+    batches = list(images.values())
+    merged, task = Merge(name="merge_tasks")(batches)
+    features = _joined_features(trunk, tasks, [task, *batches], train_trunk)([merged, task, *batches])
+    logits = {}
+    for bound, part in zip(tasks, Split(name="split_tasks")(features, batches), strict=True):
+        # Each head in a model of its own: as Keras layers, all of them are named "head".
+        inputs = keras.Input(part.shape[1:])
+        logits[bound.task.name] = keras.Model(inputs, bound.head(inputs), name=f"{bound.task.name}_head")(part)
+    return keras.Model(images, logits, name=f"joined_{trunk.preprocessing.image_size}px")
+
+
+def _joined_features(trunk: Trunk, tasks: Sequence[BoundTask], merge: list, train_trunk: bool) -> keras.Model:
     """Returns the model from the merged batch, followed by `merge`, to the merged features."""
-    layers = [dict(walk(bound.features)) for bound in group]
+    layers = [dict(walk(bound.features)) for bound in tasks]
 
     def replace(path: str, layer: keras.Layer) -> keras.Layer:
         if not layer.weights:
@@ -209,4 +222,4 @@ def _joined_features(trunk: Trunk, group: list[BoundTask], merge: list, train_tr
     features = model.output
     if len(features.shape) == 4:
         features = keras.layers.GlobalAveragePooling2D(name="pool")(features)
-    return keras.Model(model.input, features, name=f"trunk_{trunk.preprocessing.image_size}px")
+    return keras.Model(model.input, features, name="shared_trunk")

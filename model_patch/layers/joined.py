@@ -174,6 +174,8 @@ def split(merged, batches):
         merged: the tensor.
         batches: K tensors whose first dimensions are the sizes.
     """
+    if len(batches) == 1:
+        return [merged]
     sizes = [ops.shape(batch)[0] for batch in batches]
     if all(isinstance(size, int) for size in sizes):
         return ops.split(merged, list(itertools.accumulate(sizes))[:-1])

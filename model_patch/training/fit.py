@@ -11,7 +11,7 @@ from tqdm import tqdm
 from model_patch.bind import BoundTask
 from model_patch.data.images import ImageData
 from model_patch.data.pipeline import batches
-from model_patch.errors import TrainingError
+from model_patch.training.callbacks import Progress, StopAtNaN
 from model_patch.training.recipe import Recipe
 from model_patch.training.statistics import estimate_statistics
 
@@ -45,7 +45,10 @@ def fit(bound: BoundTask, data: ImageData, recipe: Recipe, *, seed: int = 0, log
         # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
         optimizer = recipe.make_optimizer(bound.trained, steps_per_epoch)
         model.compile(optimizer, loss=bound.task.loss(), metrics=bound.task.metrics())
-        callbacks = [_Progress(recipe.epochs * steps_per_epoch, f"training {bound.trained}"), _StopAtNaN(bound)]
+        callbacks = [
+            Progress(recipe.epochs * steps_per_epoch, f"training {bound.trained}"),
+            StopAtNaN(f"{bound.task.name!r} ({bound.trained})"),
+        ]
         if log_dir:
             callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
         model.fit(train, epochs=recipe.epochs, callbacks=callbacks, shuffle=False, verbose=0)
@@ -69,7 +72,7 @@ def evaluate(bound: BoundTask, data: ImageData, recipe: Recipe) -> dict[str, flo
     )
     bound.model.compile(loss=bound.task.loss(), metrics=bound.task.metrics())
     num_steps = math.ceil(_num_images(data.test.num_images, recipe.max_test_images) / recipe.batch_size)
-    progress = _Progress(num_steps, f"testing {bound.trained}")
+    progress = Progress(num_steps, f"testing {bound.trained}")
     metrics = bound.model.evaluate(images, verbose=0, return_dict=True, callbacks=[progress])
     return {name: float(value) for name, value in metrics.items()}
 
@@ -104,39 +107,3 @@ def _features_and_head(bound: BoundTask, images, batch_size: int, num_images: in
 
 def _num_images(available: int, most: int) -> int:
     return min(available, most) if most else available
-
-
-class _Progress(keras.callbacks.Callback):
-    """A progress bar over all steps of a training or a test, with the running loss and metrics."""
-
-    def __init__(self, num_steps: int, description: str):
-        super().__init__()
-        self.bar = tqdm(total=num_steps, desc=description, unit="step", leave=False)
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.bar.set_postfix({name: f"{value:.3f}" for name, value in (logs or {}).items()}, refresh=False)
-        self.bar.update()
-
-    def on_train_end(self, logs=None):
-        self.bar.close()
-
-    on_test_batch_end = on_train_batch_end
-    on_test_end = on_train_end
-
-
-class _StopAtNaN(keras.callbacks.Callback):
-    def __init__(self, bound: BoundTask):
-        super().__init__()
-        self.bound = bound
-        self.epoch = 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if not math.isfinite((logs or {}).get("loss", 0.0)):
-            rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-            raise TrainingError(
-                f"the loss of {self.bound.task.name!r} ({self.bound.trained}) became {logs['loss']} in epoch {self.epoch + 1}, "
-                f"step {batch + 1}, at learning rate {rate:.3g}: use a lower --learning_rate"
-            )

@@ -5,6 +5,7 @@ training it decides more about test accuracy than what was learnt (docs/choices.
 at the end, as averages over batches that the finished patch processes in training mode.
 """
 
+import dataclasses
 import itertools
 
 import keras
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
+from model_patch.join import JoinedTasks
 from model_patch.layers import PatchedBatchNormalization
 
 
@@ -30,14 +32,57 @@ def estimate_statistics(bound: BoundTask, batches, num_batches: int = 50):
     Raises:
         ModelPatchError: there are no batches.
     """
-    layers = [
-        layer
-        for layer in bound.model._flatten_layers()
-        if isinstance(layer, PatchedBatchNormalization) and layer.statistics == "batch" and "moving_mean" in layer.own
-    ]
+    _assign(_measure(bound.features, (images for images, _ in batches), num_batches))
+
+
+def estimate_joint_statistics(joined: JoinedTasks, batches, num_batches: int = 50):
+    """Sets every mean and variance that joint training moves, as `estimate_statistics` does for one task.
+
+    Those of a task come from its own images. Those that tasks share, such as a trained trunk's, come from the merged
+    batches, and where image sizes differ from those of all sizes.
+
+    Args:
+        joined: the tasks.
+        batches: iterable of `(images, labels)`, dicts by task name, that can be gone through more than once.
+        num_batches: how many are used at most; at least one must come.
+
+    Raises:
+        ModelPatchError: there are no batches.
+    """
+    measured: dict[int, _Moments] = {}
+    for group in joined.groups:
+        images = ({name: x[name] for name in group.input} for x, _ in batches)
+        for key, moments in _measure(group, images, num_batches).items():
+            measured[key] = measured[key] + moments if key in measured else moments
+    _assign(measured)
+
+
+@dataclasses.dataclass
+class _Moments:
+    """What a batch norm's batches looked like: how many there were, the sum of means, and the sum of mean squares."""
+
+    layer: keras.layers.BatchNormalization
+    count: int
+    means: np.ndarray | float = 0.0
+    squares: np.ndarray | float = 0.0
+
+    def __add__(self, other: "_Moments") -> "_Moments":
+        means, squares = self.means + other.means, self.squares + other.squares
+        return _Moments(self.layer, self.count + other.count, means, squares)
+
+
+def _moves(layer: keras.Layer) -> bool:
+    """Whether training moves the layer's statistics."""
+    if isinstance(layer, PatchedBatchNormalization):
+        return layer.normalises_by_batch(training=True)
+    return isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+
+
+def _measure(model: keras.Model, batches, num_batches: int) -> dict[int, _Moments]:
+    """Returns the moments of the batch norms whose statistics training moves, by the id of the layer."""
+    layers = list({id(layer): layer for layer in model._flatten_layers() if _moves(layer)}.values())
     if not layers:
-        return
-    model = bound.features
+        return {}
     index = {id(variable): i for i, variable in enumerate(model.non_trainable_variables)}
     moving = [index[id(v)] for layer in layers for v in (layer.moving_mean, layer.moving_variance)]
     trainable = [v.value for v in model.trainable_variables]
@@ -54,21 +99,22 @@ def estimate_statistics(bound: BoundTask, batches, num_batches: int = 50):
         return [after[i] / scale for i, scale in zip(moving, scales, strict=True)]
 
     batch_statistics = _compile(batch_statistics)
-    sums = [0.0] * len(moving)
-    count = 0
+    measured = [_Moments(layer, 0) for layer in layers]
     some = itertools.islice(batches, num_batches)
-    for images, _ in tqdm(some, "statistics", num_batches, unit="batch", delay=2, leave=False):
+    for images in tqdm(some, "statistics", num_batches, unit="batch", delay=2, leave=False):
         values = [keras.ops.convert_to_numpy(v).astype("float64") for v in batch_statistics(images)]
-        for i in range(0, len(values), 2):
-            values[i + 1] += values[i] ** 2
-        sums = [total + value for total, value in zip(sums, values, strict=True)]
-        count += 1
-    if not count:
+        parts = zip(measured, values[::2], values[1::2], strict=True)
+        measured = [total + _Moments(total.layer, 1, mean, variance + mean**2) for total, mean, variance in parts]
+    if not measured[0].count:
         raise ModelPatchError("no image came to estimate statistics on: give at least one batch")
-    for i, layer in enumerate(layers):
-        mean, square = sums[2 * i] / count, sums[2 * i + 1] / count
-        layer.moving_mean.assign(mean)
-        layer.moving_variance.assign(np.maximum(square - mean**2, 0.0))
+    return {id(moments.layer): moments for moments in measured}
+
+
+def _assign(measured: dict[int, _Moments]):
+    for moments in measured.values():
+        mean, square = moments.means / moments.count, moments.squares / moments.count
+        moments.layer.moving_mean.assign(mean)
+        moments.layer.moving_variance.assign(np.maximum(square - mean**2, 0.0))
 
 
 def _compile(function):
