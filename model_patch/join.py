@@ -73,6 +73,7 @@ def join(
     *,
     share: str = "trunk",
     share_head: bool = False,
+    head_of: BoundTask | None = None,
     train_trunk: bool = False,
     seed: int = 0,
     momentum: float = 0.9,
@@ -90,6 +91,8 @@ def join(
             own (`batch`) where the trunk is trained, and else as `Trained` chooses.
         share: one of `SHARE`; `nothing` means full nets, whatever `train` says.
         share_head: one last layer for all tasks, which then need the same labels.
+        head_of: a bound task whose last layer they all use; with `train` without `last` it stays as it is. So an image
+            size is added to tasks that were learnt before.
         train_trunk: learn the trunk's weights as well, from the gradients of all tasks. Batch norms that belong to no
             patch then keep statistics of the merged batches. Otherwise the trunk stays as it is, to the last bit.
         seed: of the last layers' initial values.
@@ -107,7 +110,7 @@ def join(
     trunks = _one_net([trunk] if isinstance(trunk, Trunk) else trunk)
     _check(tasks, trunks)
     train_trunk = train_trunk and share != "nothing"
-    if share == "nothing":
+    if share == "nothing" and str(train) != "full":
         train = "full"
     trained = Trained.parse(train, "batch" if train_trunk else "auto") if isinstance(train, str) else train
 
@@ -122,7 +125,7 @@ def join(
                 seed=seed,
                 momentum=momentum,
                 patch_of=first if share == "trunk+patch" else None,
-                head_of=first if share_head else None,
+                head_of=head_of or (first if share_head else None),
             )
         )
     if train_trunk:

@@ -73,7 +73,7 @@ def rewrite(
         ModelPatchError: the model, or one nested in it, has no layer graph.
     """
     model = functional(model)
-    extra = [_input_like(tensor) for tensor in extra]
+    extra = [_input_like(tensor, f"rewrite_extra_{i}") for i, tensor in enumerate(extra)]
     rebuilt: set[int] = set()
 
     def replace_layer(layer: keras.Operation) -> keras.Operation:
@@ -99,10 +99,11 @@ def rewrite(
     inputs = None
     if extra:
         # A graph may have inputs that it does not use: cloned with these, its layers can be handed them.
-        inputs = [_input_like(model.input), *extra]
+        inputs = [_input_like(model.input, model.input.name), *extra]
         model = keras.Model([model.input, *extra], model.output, name=model.name)
     return keras.models.clone_model(model, inputs, clone_function=replace_layer, call_function=apply)
 
 
-def _input_like(tensor: keras.KerasTensor) -> keras.KerasTensor:
-    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+def _input_like(tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    # Names that Keras counts by itself may repeat: it counts anew for each net of keras.applications, see trunks.
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)

@@ -16,7 +16,8 @@ class Progress(keras.callbacks.Callback):
         self.bar = tqdm(total=num_steps, desc=description, unit="step", leave=False)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.bar.set_postfix({name: f"{value:.3f}" for name, value in (logs or {}).items()}, refresh=False)
+        shown = {name: str(v) if isinstance(v, int) else f"{v:.3f}" for name, v in (logs or {}).items()}
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
 
     def on_train_end(self, logs=None):

@@ -1,0 +1,21 @@
+"""Domain adaptation: one task at four image resolutions in one net, a patch per resolution, one shared head.
+
+Command: `python scripts/multitask.py --config=configs/resolutions.py --workdir=runs/resolutions`
+Rows: `nothing`, a net alone per resolution; `trunk`, one net with a patch per resolution; `trunk+patch`, one net for all
+without patches. The images are 28 x 28, so the sizes differ in how coarse the net sees them. Figures: not run yet.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+MULTITASK = runpy.run_path(str(Path(__file__).with_name("multitask.py")))
+
+
+def get_config() -> ConfigDict:
+    """Returns the defaults of `scripts/multitask.py` for resolutions."""
+    config = MULTITASK["get_config"]()
+    config.data = ("mnist",)
+    config.resolutions = (96, 64, 48, 32)
+    return config

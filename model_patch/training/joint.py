@@ -1,0 +1,176 @@
+"""Training joined tasks."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from model_patch.bind import BoundTask
+from model_patch.data.images import ImageData
+from model_patch.data.pipeline import batches
+from model_patch.data.sampling import hold_out, joint_batches
+from model_patch.errors import ModelPatchError
+from model_patch.join import JoinedTasks
+from model_patch.kinds import Trained
+from model_patch.training.callbacks import Progress, StopAtNaN
+from model_patch.training.recipe import Recipe
+from model_patch.training.statistics import estimate_joint_statistics
+
+VALIDATION = "val_accuracy"
+"""Name in the logs of the mean of the tasks' accuracies on the images that were held out."""
+
+
+def fit_joined(
+    joined: JoinedTasks,
+    data: Mapping[str, ImageData],
+    recipe: Recipe,
+    sizes: np.ndarray,
+    *,
+    augmentation: Mapping[str, str] | None = None,
+    weights: Mapping[str, float] | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    log_dir: Path | None = None,
+) -> float:
+    """Trains what joined tasks learn, keeps the best epoch, and re-estimates the statistics that training moved.
+
+    After each epoch every task is tested on training images that were held out. The values of the epoch with the best
+    mean of the tasks' accuracies are the ones that stay.
+
+    Args:
+        joined: changes in what it learns, and nowhere else.
+        data: the images of each task, by name.
+        recipe: how; its batch size is not looked at, and its augmentation only where there is no other.
+        sizes: images of each task in each step, int `(steps, tasks)`, the tasks in the order of `joined.tasks`.
+        augmentation: by task name.
+        weights: what a task's mean loss counts in the sum, by task name; 1 each by default.
+        validation_fraction: share of the training images held out, in 0..1; with 0 the last epoch stays.
+        seed: of the order of the images and of augmentation.
+        log_dir: folder for TensorBoard's files; none are written without.
+
+    Returns:
+        Seconds spent, testing on held-out images and statistics included.
+
+    Raises:
+        ModelPatchError: too few images are there to hold some out.
+        TrainingError: the loss became NaN.
+    """
+    start = time.perf_counter()
+    train, held_out = {}, {}
+    for name in joined.tasks:
+        train[name], held_out[name] = _parts(name, data[name], recipe, validation_fraction)
+    augmentation = augmentation or dict.fromkeys(train, recipe.augmentation)
+    preprocessing = {name: bound.task.preprocessing for name, bound in joined.tasks.items()}
+    if joined.model.trainable_variables:
+        images = joint_batches(train, preprocessing, sizes, augmentation=augmentation, seed=seed)
+        callbacks = _callbacks(joined, held_out, recipe, sizes, validation_fraction, log_dir)
+        _compile(joined, recipe, len(sizes), weights)
+        steps = len(sizes) // recipe.epochs
+        joined.model.fit(
+            images, epochs=recipe.epochs, steps_per_epoch=steps, callbacks=callbacks, shuffle=False, verbose=0
+        )
+    plain = joint_batches(train, preprocessing, sizes[-50:], seed=seed, cache=False)
+    estimate_joint_statistics(joined, plain)
+    return time.perf_counter() - start
+
+
+class CountImages(keras.callbacks.Callback):
+    """Adds to the logs how many images of each task were trained on so far, `<task>_images`.
+
+    Args:
+        names: of the tasks.
+        sizes: images of each task in each step, int `(steps, tasks)`.
+        steps_per_epoch: after how many steps Keras begins to count anew.
+    """
+
+    def __init__(self, names: list[str], sizes: np.ndarray, steps_per_epoch: int):
+        super().__init__()
+        self.names, self.seen, self.steps_per_epoch = names, np.cumsum(sizes, axis=0), steps_per_epoch
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        seen = self.seen[self.epoch * self.steps_per_epoch + batch]
+        logs |= {f"{name}_images": int(number) for name, number in zip(self.names, seen, strict=True)}
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.on_train_batch_end(self.steps_per_epoch - 1, logs)
+
+
+class KeepBest(keras.callbacks.Callback):
+    """Tests every task after each epoch, and at the end goes back to the epoch with the best mean accuracy.
+
+    Adds to the logs `val_<task>_<metric>` and `VALIDATION`.
+
+    Args:
+        tasks: by name.
+        images: batches to test on, by task name.
+    """
+
+    def __init__(self, tasks: Mapping[str, BoundTask], images: Mapping):
+        super().__init__()
+        self.tasks, self.images = tasks, images
+        self.best, self.values = -1.0, []
+
+    def on_train_begin(self, logs=None):
+        for bound in self.tasks.values():
+            bound.model.compile(loss=bound.task.loss(), metrics=bound.task.metrics())
+
+    def on_epoch_end(self, epoch, logs=None):
+        accuracies = []
+        for name, bound in self.tasks.items():
+            tested = bound.model.evaluate(self.images[name], verbose=0, return_dict=True)
+            logs |= {f"val_{name}_{metric}": value for metric, value in tested.items()}
+            accuracies.append(tested[bound.task.metrics()[0].name])
+        logs[VALIDATION] = float(np.mean(accuracies))
+        if logs[VALIDATION] > self.best:
+            self.best, self.values = logs[VALIDATION], [np.array(v) for v in self.model.weights]
+
+    def on_train_end(self, logs=None):
+        for variable, value in zip(self.model.weights, self.values, strict=True):
+            variable.assign(value)
+
+
+def _parts(name: str, data: ImageData, recipe: Recipe, validation_fraction: float):
+    total = data.train.take(recipe.max_train_images or None)
+    number = max(1, round(total * validation_fraction)) if validation_fraction else 0
+    if number >= total:
+        raise ModelPatchError(
+            f"of {total} training images of {name!r}, {number} cannot be held out: use a lower validation_fraction"
+        )
+    return hold_out(data.train, number, recipe.max_train_images or None)
+
+
+def _callbacks(joined, held_out, recipe: Recipe, sizes, validation_fraction: float, log_dir: Path | None):
+    names = list(joined.tasks)
+    callbacks = [
+        CountImages(names, sizes, len(sizes) // recipe.epochs),
+        Progress(len(sizes), f"training {', '.join(names)}"),
+        StopAtNaN(f"{', '.join(names)} (share={joined.share})"),
+    ]
+    if validation_fraction:
+        images = {
+            name: batches(held_out[name], bound.task.preprocessing, recipe.batch_size)
+            for name, bound in joined.tasks.items()
+        }
+        callbacks.append(KeepBest(joined.tasks, images))
+    if log_dir:
+        callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+    return callbacks
+
+
+def _compile(joined: JoinedTasks, recipe: Recipe, num_steps: int, weights: Mapping[str, float] | None):
+    trained = next(iter(joined.tasks.values())).trained
+    # Where the trunk is learnt, its rate is the one that goes: a patch would bear a higher one, the kernels would not.
+    rate_of = Trained.parse("full", trained.norm_statistics) if joined.train_trunk else trained
+    # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
+    joined.model.compile(
+        recipe.make_optimizer(rate_of, num_steps // recipe.epochs),
+        loss=joined.losses(),
+        loss_weights=dict(weights) if weights else None,
+        metrics=joined.metrics(),
+    )
