@@ -1,5 +1,6 @@
 """What all scripts share: flags over a config, and errors as one sentence."""
 
+import inspect
 import logging
 import os
 import sys
@@ -21,16 +22,75 @@ CONFIG = "config"
 
 def run(main: Callable[[], None]):
     """Runs a script: parses its flags, refuses stray arguments, and prints this package's errors as one sentence."""
+
+    def call(arguments: list[str]):
+        if arguments:
+            _fail(f"unexpected argument {arguments[0]!r}: values are given as --flag=value")
+        main()
+
+    _run(call)
+
+
+def run_commands(commands: dict[str, Callable[..., None]]):
+    """Runs a script of several commands: `script.py COMMAND ARGUMENT... --flag=value`.
+
+    Args:
+        commands: a function per command. Its signature says what the command takes: positional parameters are the
+            arguments, keyword-only ones flags that the script defines; those without a default must be given.
+
+    As in `run`, what cannot be used is one sentence: an unknown command, arguments too few or too many, a flag that is
+    missing or that belongs to another command.
+    """
+
+    def call(arguments: list[str]):
+        if not arguments or arguments[0] not in commands:
+            given = f"unknown command {arguments[0]!r}" if arguments else "no command is given"
+            _fail(f"{given}: expected one of {', '.join(commands)}, see --help")
+        name, *arguments = arguments
+        signature = inspect.signature(commands[name])
+        options = _options(name, signature)
+        try:
+            signature.bind(*arguments, **options)
+        except TypeError:
+            given = " ".join([*arguments, *(f"--{option}" for option in options)]) or "nothing"
+            _fail(f"{name} expects {_usage(signature)}: {given} is given")
+        commands[name](*arguments, **options)
+
+    _run(call)
+
+
+def _options(command: str, signature: inspect.Signature) -> dict[str, object]:
+    """Returns the values of the flags that were given, by name; those of other commands are refused."""
+    takes = {name for name, each in signature.parameters.items() if each.kind is each.KEYWORD_ONLY}
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module("__main__") if flag.present}
+    for name in given:
+        if name not in takes:
+            _fail(f"{command} does not take --{name}: it expects {_usage(signature)}")
+    return given
+
+
+def _usage(signature: inspect.Signature) -> str:
+    """Says what a command takes, for example `PATCH [PATCHES...] --output=..`."""
+    words = []
+    for name, each in signature.parameters.items():
+        if each.kind is each.VAR_POSITIONAL:
+            words.append(f"[{name.upper()}...]")
+        else:
+            word = f"--{name}=.." if each.kind is each.KEYWORD_ONLY else name.upper()
+            words.append(word if each.default is each.empty else f"[{word}]")
+    return " ".join(words)
+
+
+def _run(call: Callable[[list[str]], None]):
+    """Parses the flags and calls with what is left, this package's errors as one sentence."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
     def guarded(argv):
-        if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}: values are given as --flag=value")
         # Absl's own handler prefixes every line with file and time: for people at a terminal the message is enough.
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
         logging.getLogger("model_patch").setLevel(logging.INFO)
         try:
-            main()
+            call(argv[1:])
         except ModelPatchError as error:
             _fail(str(error))
         except KeyboardInterrupt:
@@ -84,6 +144,18 @@ def integers(flag: str, texts: list[str]) -> tuple[int, ...]:
         raise ModelPatchError(
             f"--{flag}={','.join(texts)} is not a list of integers: write for example 0,1,2"
         ) from None
+
+
+def numbers(flag: str, texts: list[str]) -> tuple[float, ...]:
+    """Returns a list flag's values as numbers.
+
+    Raises:
+        ModelPatchError: one is not a number.
+    """
+    try:
+        return tuple(float(text) for text in texts)
+    except ValueError:
+        raise ModelPatchError(f"--{flag}={','.join(texts)} is not a list of numbers: write for example 3,1") from None
 
 
 def _fail(message: str, status: int = EXIT_STATUS) -> NoReturn:

@@ -19,6 +19,14 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     Console(width=None if console.is_terminal else max(console.width, 120)).print(table)
 
 
+def print_lines(header: Sequence[str], rows: Sequence[Sequence[str]]):
+    """Prints a line per row in columns, never broken, so that `grep` and `cut` can be used on them."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns the same table as Markdown, ending in a newline."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]

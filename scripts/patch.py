@@ -1,0 +1,134 @@
+"""Looks at patch files, checks, compares, averages and converts them.
+
+    python scripts/patch.py list runs/digits                    # every patch below a folder, or the files named
+    python scripts/patch.py info PATCH                          # all that the file says, and its variables
+    python scripts/patch.py verify PATCH --trunk=bundled        # is it whole, and does it belong to this trunk?
+    python scripts/patch.py diff PATCH PATCH                    # in what two patches differ, and how far
+    python scripts/patch.py average PATCH PATCH --output=NEW    # of one task on one trunk; variances as of a mixture
+    python scripts/patch.py convert PATCH --output=NEW --dtype=float16
+
+Every command but diff and convert takes any number of patches. `average --weights=3,1` weighs them, for example by their
+numbers of images.
+"""
+
+from absl import flags
+
+from model_patch import cli
+
+flags.DEFINE_string("trunk", None, "The trunk to verify against, scheme:rest.")
+flags.DEFINE_string("output", None, "File to write; it must not exist.")
+flags.DEFINE_string("dtype", "float32", "Type of the values in the written file: float32 | float16.")
+flags.DEFINE_list("weights", None, "A positive number for each patch that is averaged.")
+
+
+def list_patches(path, *paths):
+    """Prints a line per patch."""
+    from model_patch import patch_tools
+    from model_patch.report.table import print_lines
+
+    rows, damaged = [], []
+    for each in (path, *paths):
+        files, sentences = patch_tools.find(each)
+        damaged += sentences
+        for file in files:
+            task = file.patch.task
+            metrics = ", ".join(f"{name} {value:.4f}" for name, value in file.patch.metrics.items())
+            cells = (task.name, len(task.labels), file.patch.trained, file.patch.trunk, f"{file.num_bytes:,}", metrics)
+            rows.append([str(cell) for cell in (file.path, *cells)])
+    print_lines(("file", "task", "classes", "train", "trunk", "bytes", "metrics"), rows)
+    if damaged:
+        raise patch_tools.PatchError("; ".join(damaged))
+
+
+def info(patch, *patches):
+    """Prints all that each file says."""
+    from model_patch import patch_tools
+    from model_patch.report.table import print_table
+
+    for path in (patch, *patches):
+        file = patch_tools.read(path)
+        task, trained = file.patch.task, file.patch.trained
+        for name, value in (
+            ("file", file.path),
+            ("size", f"{file.num_bytes:,} bytes"),
+            ("sha256", file.sha256),
+            ("task", task.name),
+            ("labels", f"{len(task.labels)}: {', '.join(task.labels)}"),
+            ("preprocessing", f"{task.preprocessing.image_size} px, {task.preprocessing.mode}"),
+            ("train", f"{trained}, statistics {trained.norm_statistics}"),
+            ("trunk", file.patch.trunk),
+            ("fingerprint", file.patch.fingerprint),
+            ("metrics", ", ".join(f"{name} {value:.4f}" for name, value in file.patch.metrics.items()) or "none"),
+            ("versions", ", ".join(f"{name} {value}" for name, value in file.patch.versions.items()) or "none"),
+            ("values", ", ".join(f"{count:,} {dtype}" for dtype, count in file.dtypes.items())),
+        ):
+            print(f"{name:14} {value}")
+        rows = [
+            (each.name, f"{each.num_slots}", f"{each.num_values:,}", f"{each.low:.4g}", f"{each.high:.4g}")
+            for each in patch_tools.summarise(file.patch)
+        ]
+        print_table("", ("variables", "number", "values", "smallest", "largest"), rows)
+
+
+def verify(patch, *patches, trunk):
+    """Prints the hashes of each patch that is whole and belongs to the trunk; ends at the first that does not."""
+    from model_patch import patch_tools
+
+    for path in (patch, *patches):
+        file = patch_tools.verify(trunk, path)
+        print(f"{path}: whole, and belongs to {trunk}")
+        print(f"  sha256      {file.sha256}")
+        print(f"  fingerprint {file.patch.fingerprint}")
+
+
+def diff(first, second):
+    """Prints in what two patches differ."""
+    from model_patch import patch_tools
+    from model_patch.report.table import print_table
+
+    notes, differences = patch_tools.diff(*(patch_tools.read(path).patch for path in (first, second)))
+    for note in notes:
+        print(note)
+    rows = [
+        (
+            each.name,
+            f"{each.num_different:,} of {each.num_values:,}",
+            f"{each.rms:.4g}",
+            f"{each.relative:.4f}",
+            f"{each.largest:.4g}",
+            each.key,
+        )
+        for each in differences
+    ]
+    print_table("", ("variables", "different values", "rms", "of the first's rms", "largest", "where"), rows)
+
+
+def average(patch, other, *patches, output, weights=None, dtype="float32"):
+    """Writes the average of patches."""
+    from model_patch import patch_tools
+
+    loaded = [patch_tools.read(path).patch for path in (patch, other, *patches)]
+    averaged = patch_tools.average(loaded, weights and cli.numbers("weights", weights))
+    patch_tools.save_new(averaged, output, dtype)
+    print(f"{output}: average of {len(loaded)} patches for {averaged.task.name}; nothing was measured with it yet")
+
+
+def convert(patch, *, output, dtype):
+    """Writes a patch with its values in another dtype."""
+    from model_patch import patch_tools
+
+    old, new, change = patch_tools.convert(patch, output, dtype)
+    print(f"{output}: {old.num_bytes:,} bytes became {new.num_bytes:,}; largest change of a value {100 * change:.3g} %")
+
+
+if __name__ == "__main__":
+    cli.run_commands(
+        {
+            "list": list_patches,
+            "info": info,
+            "verify": verify,
+            "diff": diff,
+            "average": average,
+            "convert": convert,
+        }
+    )
