@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.metadata
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -176,7 +177,7 @@ def diff(first: Patch, second: Patch) -> tuple[list[str], list[Difference]]:
         )
         if one != two
     ]
-    keys = mismatches(*({key: value.shape for key, value in patch.values.items()} for patch in (first, second)))
+    keys = mismatches(_shapes(first), _shapes(second))
     notes += [f"variables of the second against the first: {keys}"] if keys else []
     both = [k for k, value in first.values.items() if k in second.values and second.values[k].shape == value.shape]
     return notes, [_difference(name, keys, first, second) for name, keys in _by_name(both).items()]
@@ -222,7 +223,7 @@ def average(patches: Sequence[Patch], weights: Sequence[float] | None = None) ->
         _check_together(first, other)
 
     def mean(arrays: Iterable[np.ndarray]) -> np.ndarray:
-        return sum(part * array.astype("float64") for part, array in zip(share, arrays, strict=True))
+        return np.sum([part * array.astype("float64") for part, array in zip(share, arrays, strict=True)], axis=0)
 
     values = {}
     for key in first.values:
@@ -259,7 +260,7 @@ def _check_together(first: Patch, other: Patch):
     ):
         if one != two:
             raise ModelPatchError(f"{names} have different {what}: {one} and {two}; average patches that agree in it")
-    mismatched = mismatches(*({key: value.shape for key, value in patch.values.items()} for patch in (first, other)))
+    mismatched = mismatches(_shapes(first), _shapes(other))
     if mismatched:
         raise ModelPatchError(f"{names} have different variables: {mismatched}; average patches that agree in them")
 
@@ -295,11 +296,16 @@ def save_new(patch: Patch, output: str | Path, dtype: str):
     patch.save(output, dtype)
 
 
+def _shapes(patch: Patch) -> dict[str, tuple]:
+    return {key: value.shape for key, value in patch.values.items()}
+
+
 def _by_name(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Groups keys by the name of the variable, `gamma` for `stem_bn/gamma`."""
+    """Groups keys by the name of the variable: `gamma` for `stem_bn/gamma`, `head.kernel` for `head.extra.kernel`."""
     groups: dict[str, list[str]] = defaultdict(list)
     for key in keys:
-        groups[key.rpartition("/")[2]].append(key)
+        name = key.rpartition("/")[2]
+        groups[re.sub(r"\..*\.", ".", name)].append(key)
     return dict(groups)
 
 
