@@ -1,6 +1,7 @@
 """Join: one model of K tasks, whose images run through the shared layers as one batch."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import keras
@@ -19,6 +20,8 @@ SHARE = {
     "trunk+patch": "one patch for all tasks; only the heads are their own",
 }
 """What the tasks of a join may share."""
+
+_OUTPUT_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.-]*")  # Keras opens scopes of TensorFlow by these names.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +105,7 @@ def join(
         A `JoinedTasks`. Where the trunk is trained, call its `freeze` when training is over.
 
     Raises:
-        ModelPatchError: no task, a repeated name, an image size without a trunk, trunks that are not one net, or what
+        ModelPatchError: no task, a name that is repeated or that Keras cannot use, an image size without a trunk, trunks that are not one net, or what
             `bind` refuses.
     """
     if share not in SHARE:
@@ -169,6 +172,10 @@ def _check(tasks: Sequence[Task], trunks: dict[int, Trunk]):
     for task in tasks:
         if names.count(task.name) > 1:
             raise ModelPatchError(f"two tasks are named {task.name!r}: give each its own name")
+        if not _OUTPUT_NAME.fullmatch(task.name):
+            raise ModelPatchError(
+                f"the task name {task.name!r} cannot name an output of a Keras model: use letters, digits, '-', '_' and '.'"
+            )
         size = task.preprocessing.image_size
         if size not in trunks:
             held = ", ".join(map(str, trunks))
@@ -203,10 +210,10 @@ def _group(trunk: Trunk, tasks: Sequence[BoundTask], train_trunk: bool) -> keras
     merged, task = Merge(name="merge_tasks")(batches)
     features = _joined_features(trunk, tasks, [task, *batches], train_trunk)([merged, task, *batches])
     logits = {}
-    for bound, part in zip(tasks, Split(name="split_tasks")(features, batches), strict=True):
+    for k, part in enumerate(Split(name="split_tasks")(features, batches)):
         # Each head in a model of its own: as Keras layers, all of them are named "head".
         inputs = keras.Input(part.shape[1:])
-        logits[bound.task.name] = keras.Model(inputs, bound.head(inputs), name=f"{bound.task.name}_head")(part)
+        logits[tasks[k].task.name] = keras.Model(inputs, tasks[k].head(inputs), name=f"head_{k}")(part)
     return keras.Model(images, logits, name=f"joined_{trunk.preprocessing.image_size}px")
 
 

@@ -126,7 +126,8 @@ class JoinedBatchNormalization(Joined):
         if first.scale:
             scale = scale * self._table("gamma", x.dtype)
         bias = self._table("beta", x.dtype) - mean * scale if first.center else -mean * scale
-        table = ops.broadcast_to(ops.concatenate([scale, bias], axis=-1), (len(self.layers), 2 * x.shape[axis]))
+        size = (len(self.layers), x.shape[axis])
+        table = ops.concatenate([ops.broadcast_to(scale, size), ops.broadcast_to(bias, size)], axis=-1)
         scale, bias = ops.split(ops.take(table, task, axis=0), 2, axis=-1)  # (batch, channels) each
         shape = _per_example(x, axis)
         return ops.cast(x * ops.reshape(scale, shape) + ops.reshape(bias, shape), self.compute_dtype)

@@ -1,0 +1,354 @@
+"""Joined tasks against K ordinary Keras models, each with the same weights and its own images; sizes are primes."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model_patch import ModelPatchError, Patch, Preprocessing, Task, Trunk, bind, bind_patch
+from model_patch.join import join, share_variables
+from model_patch.kinds import Trained
+from model_patch.layers import variables
+from tests.conftest import SIZE, random_norms, same, small_net, snapshot
+
+BATCHES = {"two": 3, "three": 5, "five": 7}
+CLASSES = {"two": 2, "three": 3, "five": 5}
+RATE = 0.1
+
+
+def tasks(sizes=(SIZE, SIZE, SIZE)) -> list[Task]:
+    return [
+        Task(name, tuple(f"class {i}" for i in range(n)), Preprocessing(size, "tf"))
+        for (name, n), size in zip(CLASSES.items(), sizes, strict=True)
+    ]
+
+
+def batch(sizes=(SIZE, SIZE, SIZE)):
+    rng = np.random.default_rng(0)
+    images = {
+        name: rng.uniform(-1 - k, 1, (n, size, size, 3)).astype("float32")
+        for k, ((name, n), size) in enumerate(zip(BATCHES.items(), sizes, strict=True))
+    }
+    return images, {name: np.arange(n) % CLASSES[name] for name, n in BATCHES.items()}
+
+
+def step(joined, images, labels, rate=RATE):
+    """One step of plain gradient descent, as Keras does it."""
+    joined.model.compile(keras.optimizers.SGD(rate), loss=joined.losses(), metrics=joined.metrics(), jit_compile=False)
+    return joined.model.train_on_batch(images, labels, return_dict=True)
+
+
+class Affine(keras.layers.BatchNormalization):
+    """Batch norm whose statistics stay: an affine map with a gamma and a beta to learn."""
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=False)
+
+
+def net_with_scales(norm=keras.layers.BatchNormalization) -> keras.Model:
+    """The small net with a gamma in each batch norm, so that an ordinary Keras model can learn what a patch learns."""
+
+    def copy(layer):
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return norm.from_config(config | {"scale": True, "momentum": 0.9})
+        return type(layer).from_config(config)
+
+    net = keras.models.clone_model(small_net(), clone_function=copy)
+    random_norms(net)
+    return net
+
+
+def ordinary(bound, statistics: str) -> tuple[keras.Model, keras.Model]:
+    """An ordinary Keras net with the values of a bound task, and its part without the last layer."""
+    net = net_with_scales(Affine if statistics == "frozen" else keras.layers.BatchNormalization)
+    net.set_weights(bound.trunk.model.get_weights())
+    head = keras.layers.Dense(len(bound.task.labels), name="head")
+    model = keras.Model(net.input, head(net.output))
+    head.set_weights(bound.head.get_weights())
+    return model, net
+
+
+@pytest.mark.parametrize("share", ["nothing", "trunk", "trunk+patch"])
+@pytest.mark.parametrize("train", ["scale_bias+depthwise+last", "last", "bias"])
+def test_outputs_are_those_of_each_bound_task(trunk, train, share):
+    joined = join(trunk, tasks(), train, share=share)
+    images, _ = batch()
+    outputs = joined.model(images, training=False)
+    for name, bound in joined.tasks.items():
+        assert outputs[name].shape == (BATCHES[name], CLASSES[name])
+        np.testing.assert_allclose(outputs[name], bound.model(images[name], training=False), rtol=1e-5, atol=1e-6)
+
+
+def steps_alone(joined, statistics: str, learns, images, labels):
+    """One step of each task as an ordinary model; returns the losses, and the values of net and head, by task."""
+    losses, after = {}, {}
+    for name, bound in joined.tasks.items():
+        model, net = ordinary(bound, statistics)
+        for layer in net.layers:
+            layer.trainable = learns(layer)
+        model.compile(keras.optimizers.SGD(RATE), bound.task.loss(), jit_compile=False)
+        losses[name] = model.train_on_batch(images[name], labels[name])
+        values = {key: v for layer in net.layers for key, v in variables(layer.name, layer).items()}
+        after[name] = snapshot(values | {f"head.{v.name}": v for v in model.get_layer("head").weights})
+    return losses, after
+
+
+@pytest.mark.parametrize("statistics", ["batch", "frozen"])
+@pytest.mark.parametrize("train_trunk", [False, True])
+def test_a_step_is_that_of_a_loop_over_ordinary_models(statistics, train_trunk):
+    trunk = Trunk(net_with_scales(), "test", Preprocessing(SIZE, "tf"))
+    joined = join(trunk, tasks(), Trained.parse("scale_bias+last", statistics), train_trunk=train_trunk)
+    before, (images, labels) = snapshot(trunk.variables()), batch()
+
+    def learns(layer):
+        return train_trunk or isinstance(layer, keras.layers.BatchNormalization)
+
+    losses, alone = steps_alone(joined, statistics, learns, images, labels)
+    logs = step(joined, images, labels)
+    assert logs["loss"] == pytest.approx(sum(losses.values()), rel=1e-5)
+    for name, bound in joined.tasks.items():
+        owned = bound.patch_variables | bound.head_variables
+        assert len(owned) == 12 + 2
+        for key, variable in owned.items():
+            np.testing.assert_allclose(variable, alone[name][key], rtol=1e-4, atol=1e-5, err_msg=f"{name} {key}")
+    after = snapshot(trunk.variables())
+    assert same(before, after) != train_trunk
+    for key in after.keys() - bound.patch_variables.keys() if train_trunk else ():
+        # The trunk moves by the sum of what the tasks alone would move it by.
+        moves = sum(values[key] - before[key] for values in alone.values())
+        np.testing.assert_allclose(after[key], before[key] + moves, rtol=1e-4, atol=1e-5, err_msg=key)
+
+
+def test_depthwise_kernels_learn_as_in_ordinary_models():
+    trunk = Trunk(net_with_scales(), "test", Preprocessing(SIZE, "tf"))
+    joined = join(trunk, tasks(), Trained.parse("depthwise+last", "frozen"))
+    images, labels = batch()
+    _, alone = steps_alone(joined, "frozen", lambda layer: "depthwise" in layer.name, images, labels)
+    step(joined, images, labels)
+    for name, bound in joined.tasks.items():
+        key = "depthwise/depthwise_kernel"
+        assert not np.array_equal(bound.patch_variables[key], trunk.variables()[key])
+        np.testing.assert_allclose(bound.patch_variables[key], alone[name][key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("train", ["scale_bias+depthwise+last", "last", "statistics+last"])
+@pytest.mark.parametrize("share", ["trunk", "trunk+patch"])
+def test_a_frozen_trunk_stays_to_the_last_bit(trunk, train, share):
+    before = snapshot(trunk.variables())
+    joined = join(trunk, tasks(), Trained.parse(train, "batch"), share=share)
+    heads = snapshot(joined.tasks["two"].head_variables)
+    for _ in range(3):
+        step(joined, *batch())
+    assert same(before, snapshot(trunk.variables()))
+    assert not same(heads, snapshot(joined.tasks["two"].head_variables))
+
+
+def test_a_task_is_untouched_by_the_images_of_another(trunk):
+    after = []
+    for other in (0.0, 50.0):
+        joined = join(trunk, tasks(), Trained.parse("scale_bias+last", "batch"))
+        images, labels = batch()
+        images["five"] = images["five"] + other
+        step(joined, images, labels)
+        after.append([snapshot(bound.patch_variables | bound.head_variables) for bound in joined.tasks.values()])
+    (two, three, five), (two_again, three_again, five_again) = after
+    assert same(two, two_again) and same(three, three_again) and not same(five, five_again)
+
+
+def test_batch_norms_that_stay_shared_keep_the_statistics_of_the_merged_batch(trunk):
+    joined = join(trunk, tasks(), "last", train_trunk=True, momentum=0.75)
+    images, labels = batch()
+    before = snapshot(trunk.variables())
+    merged = np.concatenate(list(images.values()))
+    stem = np.array(trunk.model.get_layer("stem")(merged))
+    step(joined, images, labels)
+    moved = 0.75 * before["stem_bn/moving_mean"] + 0.25 * stem.mean((0, 1, 2))
+    np.testing.assert_allclose(trunk.variables()["stem_bn/moving_mean"], moved, rtol=1e-4, atol=1e-5)
+
+
+def test_one_patch_for_all_learns_from_all(trunk):
+    joined = join(trunk, tasks(), share="trunk+patch")
+    two, five = joined.tasks["two"], joined.tasks["five"]
+    assert all(two.patch_variables[key] is five.patch_variables[key] for key in two.patch_variables)
+    assert two.head is not five.head
+    before = snapshot(two.patch_variables)
+    step(joined, *batch())
+    assert not same(before, snapshot(five.patch_variables))
+
+
+def test_parameters_are_counted_once(trunk):
+    counts = {
+        share: join(trunk, tasks(), share=share).num_parameters() for share in ("nothing", "trunk", "trunk+patch")
+    }
+    heads = sum(16 * n + n for n in CLASSES.values())
+    net, norms = trunk.num_parameters(), 4 * (8 + 8 + 12)
+    gamma = 8  # What depthwise_bn lacks, and a patch adds.
+    assert counts == {
+        "nothing": 3 * net + heads,
+        "trunk": net + gamma + 2 * norms + heads,
+        "trunk+patch": net + gamma + heads,
+    }
+
+
+def test_a_trained_trunk_is_what_the_patches_belong_to(trunk, tmp_path):
+    joined = join(trunk, tasks(), train_trunk=True)
+    early = joined.tasks["two"].patch()
+    step(joined, *batch())
+    joined.freeze()
+    bound = joined.tasks["two"]
+    bound.patch().save(tmp_path / "two.safetensors")
+    images, _ = batch()
+    fresh = Trunk(small_net(seed=5), "test", trunk.preprocessing)
+    for key, variable in fresh.variables().items():
+        variable.assign(trunk.variables()[key])
+    again = bind_patch(fresh, Patch.load(tmp_path / "two.safetensors"))
+    np.testing.assert_allclose(again.model(images["two"]), bound.model(images["two"]), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ModelPatchError, match="belongs to another trunk"):
+        bind_patch(fresh, early)
+
+
+def test_no_task_is_bound_to_a_trunk_while_it_is_trained(trunk, task):
+    joined = join(trunk, tasks(), train_trunk=True)
+    with pytest.raises(ModelPatchError, match=r"the trunk test is in joint training: freeze\(\) the joined tasks"):
+        bind(trunk, task)
+    joined.freeze()
+    assert not trunk.model.trainable_variables and bind(trunk, task).counts().patch == 56
+
+
+def other_size(trunk, size, seed=3) -> Trunk:
+    return Trunk(small_net(seed, size), trunk.name, Preprocessing(size, "tf"))
+
+
+@pytest.mark.parametrize("share", ["nothing", "trunk", "trunk+patch"])
+@pytest.mark.parametrize("train_trunk", [False, True])
+def test_tasks_of_other_image_sizes_run_through_the_same_layers(trunk, share, train_trunk):
+    sizes = (SIZE, 23, SIZE)
+    joined = join([trunk, other_size(trunk, 23)], tasks(sizes), share=share, train_trunk=train_trunk)
+    images, labels = batch(sizes)
+    assert len(joined.groups) == 2 and list(joined.groups[0].output) == ["two", "five"]
+    for name, bound in joined.tasks.items():
+        logits = joined.model(images, training=False)[name]
+        np.testing.assert_allclose(logits, bound.model(images[name], training=False), rtol=1e-5, atol=1e-6)
+    before = snapshot(trunk.variables())
+    step(joined, images, labels)
+    assert same(before, snapshot(trunk.variables())) == (share == "nothing" or not train_trunk)
+    assert same(snapshot(trunk.variables()), snapshot(joined.trunks[23].variables()))
+    kernels = [bound.model.get_layer("stem").kernel for bound in joined.tasks.values()]
+    assert (kernels[0] is kernels[1]) == (share != "nothing")
+
+
+def test_one_head_for_all_resolutions_and_one_added_later(trunk):
+    labels = ("circle", "square")
+    at = [Task(f"{size}px", labels, Preprocessing(size, "tf")) for size in (SIZE, 23)]
+    joined = join([trunk, other_size(trunk, 23)], at, share_head=True, train_trunk=True)
+    assert joined.tasks[f"{SIZE}px"].head is joined.tasks["23px"].head
+    rng = np.random.default_rng(0)
+    images = {task.name: rng.normal(size=(4, *[task.preprocessing.image_size] * 2, 3)) for task in at}
+    step(joined, images, {task.name: np.arange(4) % 2 for task in at})
+    joined.freeze()
+    before = snapshot(trunk.variables() | joined.tasks["23px"].head_variables | joined.tasks["23px"].patch_variables)
+    added = join(
+        [share_variables(trunk, other_size(trunk, 41))],
+        [Task("41px", labels, Preprocessing(41, "tf"))],
+        "scale_bias",
+        head_of=joined.tasks["23px"],
+    )
+    new = snapshot(added.tasks["41px"].patch_variables)
+    step(added, {"41px": rng.normal(size=(4, 41, 41, 3))}, {"41px": np.arange(4) % 2})
+    assert not same(new, snapshot(added.tasks["41px"].patch_variables))
+    kept = trunk.variables() | joined.tasks["23px"].head_variables | joined.tasks["23px"].patch_variables
+    assert same(before, snapshot(kept))
+
+
+def test_a_nested_trunk_is_joined_inside(task):
+    image = keras.Input((SIZE, SIZE, 3))
+    inner = small_net()
+    net = keras.Model(image, keras.layers.Dense(8, name="project")(inner(image)))
+    joined = join(Trunk(net, "nested", task.preprocessing), tasks(), Trained.parse("scale_bias+last", "batch"))
+    images, labels = batch()
+    assert "small/stem_bn/gamma" in joined.tasks["two"].patch_variables
+    outputs = joined.model(images, training=False)
+    for name, bound in joined.tasks.items():
+        np.testing.assert_allclose(outputs[name], bound.model(images[name]), rtol=1e-5, atol=1e-6)
+    before = snapshot(joined.tasks["two"].patch_variables)
+    step(joined, images, labels)
+    after = snapshot(joined.tasks["two"].patch_variables)
+    assert all(not np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_a_feature_map_is_pooled(task):
+    layers = [keras.Input((SIZE, SIZE, 3)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()]
+    joined = join(Trunk(keras.Sequential(layers), "sequential", task.preprocessing), tasks())
+    images, labels = batch()
+    np.testing.assert_allclose(
+        joined.model(images)["five"], joined.tasks["five"].model(images["five"]), rtol=1e-5, atol=1e-6
+    )
+    step(joined, images, labels)
+
+
+def test_dropout_is_on_where_patches_or_the_trunk_are_learnt(task):
+    image = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.BatchNormalization(name="norm")(image)
+    net = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Dropout(0.5, name="drop")(x)))
+    images, _ = batch()
+
+    def is_random(train, train_trunk):
+        trunk = Trunk(net, "dropout", task.preprocessing)
+        model = join(trunk, tasks(), Trained.parse(train, "frozen"), train_trunk=train_trunk).model
+        return not np.array_equal(model(images, training=True)["two"], model(images, training=False)["two"])
+
+    assert is_random("scale_bias+last", False) and is_random("last", True) and not is_random("last", False)
+
+
+def test_the_joined_model_is_an_ordinary_keras_model(trunk, tmp_path):
+    """Fit on a `tf.data.Dataset` whose batches change in size, weights of tasks, saved and loaded."""
+    joined = join(trunk, tasks())
+    images, labels = batch()
+
+    def two_steps():
+        yield images, labels
+        yield {name: x[:2] for name, x in images.items()}, {name: y[:2] for name, y in labels.items()}
+
+    spec = (
+        {name: tf.TensorSpec((None, SIZE, SIZE, 3)) for name in images},
+        {name: tf.TensorSpec((None,), tf.int64) for name in images},
+    )
+    data = tf.data.Dataset.from_generator(two_steps, output_signature=spec)
+    joined.model.compile("adam", joined.losses(), {"two": 0.5, "three": 2.0, "five": 1.0}, joined.metrics())
+    logs = joined.model.fit(data, epochs=2, verbose=0).history
+    assert {"loss", "two_loss", "three_accuracy", "five_accuracy"} <= logs.keys()
+    joined.model.save(tmp_path / "joined.keras")
+    loaded = keras.models.load_model(tmp_path / "joined.keras")
+    for name, logits in loaded(images).items():
+        np.testing.assert_allclose(logits, joined.model(images)[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tasks": []}, "there is no task to join"),
+        ({"tasks": tasks()[:1] * 2}, "two tasks are named 'two': give each its own name"),
+        (
+            {"tasks": [Task("two words", ("a", "b"), Preprocessing(SIZE, "tf"))]},
+            "the task name 'two words' cannot name an",
+        ),
+        ({"tasks": tasks((SIZE, 23, SIZE))}, f"the task 'three' has images of 23 px: .* not only {SIZE}"),
+        ({"share": "head"}, "unknown share 'head': expected one of nothing, trunk, trunk.patch"),
+        ({"share_head": True}, "the tasks 'two' and 'three' have other labels: give each its head"),
+        ({"train": "scale"}, "unknown patch kind 'scale'"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused(trunk, arguments, message):
+    with pytest.raises(ModelPatchError, match=message):
+        join(**{"trunk": trunk, "tasks": tasks()} | arguments)
+
+
+def test_another_net_is_not_the_same_at_another_size(trunk, task):
+    other = Trunk(
+        keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="stem")]), "o", task.preprocessing
+    )
+    with pytest.raises(
+        ModelPatchError, match="o is another net than test, not one at another size: missing: add|missing"
+    ):
+        share_variables(trunk, other)
