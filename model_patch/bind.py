@@ -44,13 +44,13 @@ class BoundTask:
     """One task on one trunk, ready to train, evaluate and save.
 
     Attributes:
-        model: plain Keras model, preprocessed images `(batch, height, width, 3)` to float32 logits `(batch, classes)`.
-            Compile and fit it as any other; only the patch, and the head where it is learnt, will change.
-        features: the same without the head: to features `(batch, channels)`.
+        model: plain Keras model, preprocessed images `(batch, height, width, 3)` to float32 logits `(batch, classes)`, or
+            what else the task's head gives. Compile and fit it as any other; only the patch, and the head where it is learnt, will change.
+        features: the same without the head: to features `(batch, channels)`, or what else the task takes of the trunk.
         head: the last layer, features to logits.
         trunk, task, trained: what was bound.
         patch_variables: the variables that fill the trunk's slots, by the key of the variable they stand for.
-        head_variables: those of the last layer, by `head.<variable name>`.
+        head_variables: those of the last layer, by `head.<variable name>`; in between come the names of layers inside it.
     """
 
     model: keras.Model
@@ -177,13 +177,10 @@ def bind(
         own_layers[path] = layers_of.get(path) or patch_layer(layer, own, **options)
         return own_layers[path]
 
-    features = rewrite(trunk.model, replace)
-    outputs = features.output
-    if len(outputs.shape) == 4:
-        outputs = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
-        features = keras.Model(features.input, outputs)
+    rewritten = rewrite(trunk.model, replace)
+    features = keras.Model(rewritten.input, task.features(rewritten), name=rewritten.name)
     head = head_of.head if head_of else task.head(seed)
-    model = keras.Model(features.input, head(outputs), name=features.name)
+    model = keras.Model(features.input, head(features.output), name=features.name)
     head.trainable = trained.last
 
     trunk_layers = trunk.layers()
@@ -193,7 +190,8 @@ def bind(
         for key, variable in variables(path, layer).items()
         if key.removeprefix(f"{path}/") in trained.owns(trunk_layers[path])
     }
-    head_variables = {f"{HEAD}.{variable.name}": variable for variable in head.weights}
+    # Dots in place of slashes, also where the head has layers inside: no layer of a trunk can have such a key.
+    head_variables = {key.replace("/", "."): variable for key, variable in variables(HEAD, head).items()}
 
     bound = BoundTask(model, features, head, trunk, task, trained, patch_variables, head_variables)
     _check_covered(bound)

@@ -5,6 +5,7 @@ model inwards joined by `/`: `block_1_expand_BN`, or `backbone/conv1_bn` inside 
 on the order in which layers were made, so it means the same after the trunk was saved and loaded.
 """
 
+import difflib
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
@@ -41,6 +42,24 @@ def walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Laye
             yield from walk(functional(layer), path + "/")
         elif not isinstance(layer, keras.layers.InputLayer):
             yield path, layer
+
+
+def output_of(model: keras.Model, name: str) -> keras.KerasTensor:
+    """Returns the output of a layer in the outermost graph of a model.
+
+    Raises:
+        ModelPatchError: there is no such layer, or it is used more than once, so that it has more than one output.
+    """
+    layers = {layer.name: layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
+    if name not in layers:
+        close = difflib.get_close_matches(name, layers, 3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"its last ones are {', '.join([*layers][-5:])}"
+        raise ModelPatchError(f"{model.name!r} has no layer {name!r}: {hint}")
+    # Shared layers have outputs in other graphs, too.
+    uses = [node for nodes in model._nodes_by_depth.values() for node in nodes if node.operation is layers[name]]
+    if len(uses) > 1:
+        raise ModelPatchError(f"{model.name!r} uses the layer {name!r} {len(uses)} times: take one that is used once")
+    return uses[0].output_tensors[0]
 
 
 def rewrite(

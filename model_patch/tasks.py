@@ -1,28 +1,36 @@
 """A task: what one patch and one head are learnt for."""
 
 import dataclasses
+from typing import ClassVar
 
 import keras
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, unknown
 from model_patch.preprocessing import Preprocessing
 
 HEAD = "head"
 """Name of a task's last layer, in the Keras graph and in patch files."""
 
+CLASSIFICATION = "classification"
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """An image classification task.
+    """An image classification task; other types of task are subclasses.
+
+    What `bind` needs of a task is `features` and `head`, training `loss` and `metrics`, exports and predictions `answers`.
 
     Attributes:
         name: the user's name for it; also names files, so no path separators.
-        labels: class names, in the order of the logits; at least two.
+        labels: class names, in the order of the logits; at least two (`min_labels`).
         preprocessing: image size and scaling, those of the trunk.
 
     Raises:
-        ModelPatchError: the name is empty or not usable as a file name, or the labels are fewer than two or repeat.
+        ModelPatchError: the name is empty or not usable as a file name, or the labels are too few or repeat.
     """
+
+    type: ClassVar[str] = CLASSIFICATION
+    min_labels: ClassVar[int] = 2
 
     name: str
     labels: tuple[str, ...]
@@ -31,11 +39,17 @@ class Task:
     def __post_init__(self):
         if not self.name or any(c in self.name for c in "/\\\0") or self.name in (".", ".."):
             raise ModelPatchError(f"the task name {self.name!r} cannot name a file: use letters, digits, '-' and '_'")
-        if len(self.labels) < 2:
-            raise ModelPatchError(f"the task {self.name!r} has {len(self.labels)} class: expected at least two")
+        if len(self.labels) < self.min_labels:
+            least = f"expected at least {'two' if self.min_labels == 2 else self.min_labels}"
+            raise ModelPatchError(f"the task {self.name!r} has {len(self.labels)} class: {least}")
         if len(set(self.labels)) < len(self.labels):
             twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
             raise ModelPatchError(f"the task {self.name!r} has the label {twice[0]!r} more than once")
+
+    def features(self, model: keras.Model):
+        """Returns what the head takes out of a trunk's graph: its output `(batch, channels)`, pooled where it is a map."""
+        output = model.output
+        return keras.layers.GlobalAveragePooling2D(name="pool")(output) if len(output.shape) == 4 else output
 
     def head(self, seed: int) -> keras.Layer:
         """Returns a new last layer, random by `seed`: features `(batch, channels)` to float32 logits `(batch, classes)`."""
@@ -50,15 +64,36 @@ class Task:
         """Returns new metrics of int labels and logits; the first is the one that results report, in 0..1."""
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
 
+    def answers(self, outputs) -> dict:
+        """Returns what an exported model says, given the logits `(batch, classes)`; runs inside TensorFlow's graphs.
+
+        `logits` and `probabilities` `(batch, classes)`, and `label`, string `(batch,)`, the most probable one.
+        """
+        import tensorflow as tf
+
+        label = tf.gather(tf.constant(self.labels), tf.argmax(outputs, axis=-1))
+        return {"logits": outputs, "probabilities": tf.nn.softmax(outputs), "label": label}
+
     def to_json(self) -> dict:
         """Returns the task as a JSON object, for patch files and SavedModels."""
-        return {**dataclasses.asdict(self), "labels": list(self.labels)}
+        return {"type": self.type, **dataclasses.asdict(self), "labels": list(self.labels)}
 
     @classmethod
     def from_json(cls, fields: dict) -> "Task":
-        """Inverse of `to_json`.
+        """Inverse of `to_json`, for every type of task.
 
         Raises:
             KeyError, TypeError, ModelPatchError: the object is not one that `to_json` wrote.
         """
+        if fields.get("type", CLASSIFICATION) != CLASSIFICATION:
+            return _task_class(fields["type"]).from_json(fields)
         return cls(fields["name"], tuple(fields["labels"]), Preprocessing(**fields["preprocessing"]))
+
+
+def _task_class(name: str) -> type[Task]:
+    """Returns the class of a type of task, imported only now: it builds on this module."""
+    if name != "detection":
+        raise unknown("type of task", name, [CLASSIFICATION, "detection"])
+    from model_patch.detection.task import DetectionTask
+
+    return DetectionTask

@@ -22,8 +22,8 @@ def export_saved_model(bound: BoundTask, path: str | Path):
     - `serving_default`: `images`, float32 `(batch, height, width, 3)` in 0..255, any height and width;
     - `encoded`: `contents`, string `(batch,)`, each a JPEG, PNG, BMP or GIF file of any size.
 
-    Both return `logits` and `probabilities`, float32 `(batch, classes)`, and `label`, string `(batch,)`, the most
-    probable class. The class names are also in `assets/labels.txt`. Each weight is stored once: `model.export` of
+    Both return what `Task.answers` does: of a classification `logits` and `probabilities`, float32 `(batch, classes)`,
+    and `label`, string `(batch,)`, the most probable class. The class names are also in `assets/labels.txt`. Each weight is stored once: `model.export` of
     Keras would store it twice (keras-team/keras issue 23553).
 
     Args:
@@ -64,22 +64,19 @@ def export_saved_model(bound: BoundTask, path: str | Path):
 def _serving_module(bound: BoundTask, labels_path: str):
     import tensorflow as tf
 
-    prepare, model = bound.task.preprocessing, bound.model
+    task, prepare, model = bound.task, bound.task.preprocessing, bound.model
 
     class Serving(tf.Module):
         def __init__(self):
             super().__init__()
             # As a tf.Module that holds the variables themselves, each is tracked, and so stored, once.
             self.weights = [variable.value for variable in model.variables]
-            self.labels = tf.constant(bound.task.labels)
             self.labels_file = tf.saved_model.Asset(labels_path)
 
         @tf.function(input_signature=[tf.TensorSpec((None, prepare.image_size, prepare.image_size, 3), tf.float32)])
         def answer(self, resized):
             # One function for both signatures: the graph of the net is stored once, too.
-            logits = model(prepare.scale(resized), training=False)
-            label = tf.gather(self.labels, tf.argmax(logits, axis=-1))
-            return {"logits": logits, "probabilities": tf.nn.softmax(logits), "label": label}
+            return task.answers(model(prepare.scale(resized), training=False))
 
         @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="images")])
         def serve(self, images):

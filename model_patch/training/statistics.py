@@ -32,7 +32,7 @@ def estimate_statistics(bound: BoundTask, batches, num_batches: int = 50):
     Raises:
         ModelPatchError: there are no batches.
     """
-    _assign(_measure(bound.features, (images for images, _ in batches), num_batches))
+    _assign(_measure(bound.model, (images for images, _ in batches), num_batches))
 
 
 def estimate_joint_statistics(joined: JoinedTasks, batches, num_batches: int = 50):
