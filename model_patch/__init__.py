@@ -6,6 +6,7 @@ Multi-task and Transfer Learning", ICLR 2019.
 
 from model_patch.bind import BoundTask, bind, bind_patch
 from model_patch.errors import ModelPatchError, PatchError
+from model_patch.join import JoinedTasks, join
 from model_patch.patch import Patch
 from model_patch.preprocessing import Preprocessing
 from model_patch.tasks import Task
@@ -13,6 +14,7 @@ from model_patch.trunk import Trunk
 
 __all__ = [
     "BoundTask",
+    "JoinedTasks",
     "ModelPatchError",
     "Patch",
     "PatchError",
@@ -21,4 +23,5 @@ __all__ = [
     "Trunk",
     "bind",
     "bind_patch",
+    "join",
 ]

@@ -11,7 +11,7 @@ from model_patch.errors import ModelPatchError, mismatches, unknown
 from model_patch.kinds import Trained
 from model_patch.layers.joined import Merge, Split, join_layers
 from model_patch.rewrite import rewrite, walk
-from model_patch.tasks import Task
+from model_patch.tasks import CLASSIFICATION, Task
 from model_patch.trunk import Trunk
 
 SHARE = {
@@ -105,8 +105,8 @@ def join(
         A `JoinedTasks`. Where the trunk is trained, call its `freeze` when training is over.
 
     Raises:
-        ModelPatchError: no task, a name that is repeated or that Keras cannot use, an image size without a trunk, trunks that are not one net, or what
-            `bind` refuses.
+        ModelPatchError: no task, a name that is repeated or that Keras cannot use, a task other than classification, an
+            image size without a trunk, trunks that are not one net, or what `bind` refuses.
     """
     if share not in SHARE:
         raise unknown("share", share, SHARE)
@@ -176,6 +176,10 @@ def _check(tasks: Sequence[Task], trunks: dict[int, Trunk]):
             raise ModelPatchError(
                 f"the task name {task.name!r} cannot name an output of a Keras model: use letters, digits, '-', '_' and '.'"
             )
+        if task.type != CLASSIFICATION:
+            raise ModelPatchError(
+                f"the task {task.name!r} is of the type {task.type}: joint training takes {CLASSIFICATION}, so train it alone"
+            )
         size = task.preprocessing.image_size
         if size not in trunks:
             held = ", ".join(map(str, trunks))
@@ -229,7 +233,4 @@ def _joined_features(trunk: Trunk, tasks: Sequence[BoundTask], merge: list, trai
         return own[0] if all(each is own[0] for each in own) else join_layers(own, layer.name)
 
     model = rewrite(trunk.model, replace, extra=merge)
-    features = model.output
-    if len(features.shape) == 4:
-        features = keras.layers.GlobalAveragePooling2D(name="pool")(features)
-    return keras.Model(model.input, features, name="shared_trunk")
+    return keras.Model(model.input, tasks[0].task.features(model), name="shared_trunk")
