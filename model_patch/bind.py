@@ -45,7 +45,8 @@ class BoundTask:
 
     Attributes:
         model: plain Keras model, preprocessed images `(batch, height, width, 3)` to float32 logits `(batch, classes)`, or
-            what else the task's head gives. Compile and fit it as any other; only the patch, and the head where it is learnt, will change.
+            what else the task's head gives. Compile and fit it as any other; only the patch, and the head where it is
+            learnt, will change.
         features: the same without the head: to features `(batch, channels)`, or what else the task takes of the trunk.
         head: the last layer, features to logits.
         trunk, task, trained: what was bound.

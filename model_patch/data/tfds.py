@@ -22,7 +22,7 @@ def open_tfds(spec: Spec) -> ImageData:
     options = spec.take(data_dir="", train="train", test="")
     if not spec.rest:
         raise ModelPatchError(f"{spec.text!r} names no data set: expected tfds:NAME")
-    builder = _builder(spec.rest, options["data_dir"] or None)
+    builder = open_builder(spec.rest, options["data_dir"] or None)
     info = builder.info
     keys = _keys(info)
     train, test = options["train"], options["test"]
@@ -41,8 +41,12 @@ def open_tfds(spec: Spec) -> ImageData:
     return ImageData(info.name, labels, train_split, test_split, "crop+flip", tuple(notes))
 
 
-def _builder(name: str, data_dir: str | None):
-    """Returns the builder of a data set that is on this machine, after a download if there is need."""
+def open_builder(name: str, data_dir: str | None):
+    """Returns the builder of a data set that is on this machine, after a download if there is need.
+
+    Raises:
+        ModelPatchError: TFDS is not installed, or the data set is not here and cannot be prepared.
+    """
     try:
         import tensorflow_datasets as tfds
     except ImportError:

@@ -5,6 +5,7 @@ those of Liu et al. 2016, "SSD: Single Shot MultiBox Detector". Functions work o
 """
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -64,7 +65,7 @@ class DefaultBoxes:
         """Returns the `(height, width)` of the boxes at a cell, for each map, in fractions of the image's sides."""
         scales = [*np.linspace(self.min_scale, self.max_scale, len(self.grids)).tolist(), 1.0]
         shapes = []
-        for i, (scale, following) in enumerate(zip(scales, scales[1:], strict=False)):
+        for i, (scale, following) in enumerate(itertools.pairwise(scales)):
             if i == 0 and self.reduce_lowest:
                 areas = [(scale / 2, 1.0), (scale, 2.0), (scale, 0.5)]
             else:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 
@@ -85,7 +85,7 @@ class DetectionTask(Task):
                 raise ModelPatchError(
                     f"the map of {layer} has {grid} cells along a side, the one before it {finer}: name finer maps first"
                 )
-        extra_channels = []
+        extra_channels: list[int] = []
         while len(grids) < num_maps and grids[-1] > 1 and len(extra_channels) < len(EXTRA_CHANNELS):
             extra_channels.append(max(LEAST_CHANNELS, round(EXTRA_CHANNELS[len(extra_channels)] * width)))
             grids.append(-(-grids[-1] // 2))
@@ -128,7 +128,7 @@ class DetectionTask(Task):
     @classmethod
     def from_json(cls, fields: dict) -> "DetectionTask":
         """Inverse of `to_json`. Raises as `Task.from_json`."""
-        boxes = {
+        boxes: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in fields["default_boxes"].items()
         }
         return cls(

@@ -41,17 +41,7 @@ def fit(bound: BoundTask, data: ImageData, recipe: Recipe, *, seed: int = 0, log
     if not bound.trained.kinds:
         train, model = _features_and_head(bound, train, recipe.batch_size, num_images, seed)
     if model.trainable_variables:
-        steps_per_epoch = math.ceil(num_images / recipe.batch_size)
-        # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
-        optimizer = recipe.make_optimizer(bound.trained, steps_per_epoch)
-        model.compile(optimizer, loss=bound.task.loss(), metrics=bound.task.metrics())
-        callbacks = [
-            Progress(recipe.epochs * steps_per_epoch, f"training {bound.trained}"),
-            StopAtNaN(f"{bound.task.name!r} ({bound.trained})"),
-        ]
-        if log_dir:
-            callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
-        model.fit(train, epochs=recipe.epochs, callbacks=callbacks, shuffle=False, verbose=0)
+        run_epochs(bound, model, train, num_images, recipe, log_dir)
     if bound.trained.kinds:
         plain = batches(
             data.train,
@@ -63,6 +53,35 @@ def fit(bound: BoundTask, data: ImageData, recipe: Recipe, *, seed: int = 0, log
         )
         estimate_statistics(bound, plain)
     return time.perf_counter() - start
+
+
+def run_epochs(
+    bound: BoundTask, model: keras.Model, train, num_images: int, recipe: Recipe, log_dir: Path | None = None
+) -> keras.callbacks.History:
+    """Trains the model of a bound task, or the part of it that learns, with its task's loss.
+
+    Args:
+        bound: says what is trained.
+        model: `bound.model`, or a model of its head alone.
+        train: `tf.data.Dataset` of batches of what `model` takes, and of what the loss compares with.
+        num_images: how many come in an epoch.
+        recipe: how.
+        log_dir: folder for TensorBoard's files; none are written without.
+
+    Raises:
+        TrainingError: the loss became NaN.
+    """
+    steps_per_epoch = math.ceil(num_images / recipe.batch_size)
+    # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
+    optimizer = recipe.make_optimizer(bound.trained, steps_per_epoch)
+    model.compile(optimizer, loss=bound.task.loss(), metrics=bound.task.metrics())
+    callbacks = [
+        Progress(recipe.epochs * steps_per_epoch, f"training {bound.trained}"),
+        StopAtNaN(f"{bound.task.name!r} ({bound.trained})"),
+    ]
+    if log_dir:
+        callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+    return model.fit(train, epochs=recipe.epochs, callbacks=callbacks, shuffle=False, verbose=0)
 
 
 def evaluate(bound: BoundTask, data: ImageData, recipe: Recipe) -> dict[str, float]:

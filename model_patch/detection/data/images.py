@@ -1,0 +1,104 @@
+"""The images of one detection task: what every source of them opens.
+
+Rules for boxes, in every source: what sticks out of the image is cut off; boxes without area, before or after that, are left
+out; images without boxes stay, and teach what background is. Sources that see all their boxes when they are opened say in a
+note how many there were, and refuse boxes that lie wholly outside, as these are mostly in other coordinates.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+MAX_BOXES = 100
+"""An image has at most so many boxes in training; the first ones. COCO's have up to 93."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionSplit:
+    """The training or the test images of a detection task, in a fixed order that is a fair sample from the beginning.
+
+    Attributes:
+        num_images: how many there are.
+        stored: `stored(n)` returns the first n as a `tf.data.Dataset` of `(stored form, boxes, classes, ignored)`: float32
+            `(boxes, 4)`, as fractions; int32 `(boxes,)`; bool `(boxes,)`, true for boxes that are neither learnt nor, in
+            tests, asked for: crowds (COCO) and difficult objects (VOC).
+        load: from one stored form, a tensor, to the image, uint8 `(height, width, 3)`; runs inside `tf.data`.
+        stored_bytes: size of all images in their stored form.
+    """
+
+    num_images: int
+    stored: Callable
+    load: Callable
+    stored_bytes: int
+
+    def dataset(self, max_images: int | None = None):
+        """Returns the images in their order, `(image, boxes, classes, ignored)`, the boxes by the rules above.
+
+        Args:
+            max_images: the first so many; None for all.
+        """
+        import tensorflow as tf
+
+        def load(form, boxes, classes, ignored):
+            return self.load(form), *tidy(boxes, classes, ignored)
+
+        return self.stored(self.take(max_images)).map(load, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    def take(self, max_images: int | None) -> int:
+        """Returns how many images there are when at most so many are used; None for all."""
+        return self.num_images if max_images is None else min(max_images, self.num_images)
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionData:
+    """The images of a detection task.
+
+    Attributes:
+        name: what to call the task if the user does not.
+        labels: class names; a box's class is an index into them.
+        train: the images to learn from.
+        test: the images to test on; none of them is in `train`.
+        augmentation: the recommended one, see `model_patch.detection.data.pipeline`.
+        notes: sentences that the user should read.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    train: DetectionSplit
+    test: DetectionSplit
+    augmentation: str
+    notes: tuple[str, ...] = ()
+
+
+def tidy(boxes, classes, ignored):
+    """Applies the rules for boxes inside `tf.data`: `(boxes, 4)`, `(boxes,)` and `(boxes,)`, perhaps fewer afterwards."""
+    import tensorflow as tf
+
+    boxes = tf.clip_by_value(boxes, 0.0, 1.0)
+    has_area = tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=-1)
+    return tuple(tf.boolean_mask(each, has_area) for each in (boxes, classes, ignored))
+
+
+def ragged_split(forms, boxes: list[np.ndarray], classes: list, ignored: list, load: Callable, stored_bytes: int):
+    """Makes a split of images whose boxes are all in memory.
+
+    Args:
+        forms: the stored forms, an array or a list, one per image.
+        boxes, classes, ignored: of each image, arrays `(boxes, 4)`, `(boxes,)` and `(boxes,)`.
+        load, stored_bytes: see `DetectionSplit`.
+    """
+    ends = np.cumsum([0, *map(len, boxes)])
+    flat_boxes = np.concatenate([np.zeros((0, 4), "float32"), *boxes]).astype("float32")
+    flat_classes = np.concatenate([np.zeros(0, "int32"), *classes]).astype("int32")
+    flat_ignored = np.concatenate([np.zeros(0, bool), *ignored]).astype(bool)
+
+    def stored(number: int):
+        import tensorflow as tf
+
+        with tf.device("CPU"):
+            held = tf.data.Dataset.from_tensor_slices((forms[:number], ends[:number], ends[1 : number + 1]))
+            flat = [tf.constant(each) for each in (flat_boxes, flat_classes, flat_ignored)]
+        return held.map(lambda form, start, end: (form, *(each[start:end] for each in flat)))
+
+    return DetectionSplit(len(boxes), stored, load, stored_bytes)

@@ -1,0 +1,81 @@
+"""Detection data of TensorFlow Datasets: COCO, VOC and others whose examples hold `objects` with `bbox` and `label`."""
+
+from model_patch.data.tfds import open_builder
+from model_patch.detection.data.images import DetectionData, DetectionSplit
+from model_patch.errors import ModelPatchError, unknown
+from model_patch.preprocessing import decode
+from model_patch.spec import Spec
+
+TEST_SPLITS = {"coco": "validation"}
+"""Where the split called `test` has no boxes: COCO's are kept by its evaluation server."""
+
+IGNORED = ("is_crowd", "is_difficult")
+"""Names of the flags of an object that is neither learnt nor asked for."""
+
+
+def open_tfds(spec: Spec) -> DetectionData:
+    """Opens `tfds:NAME[?data_dir=FOLDER&train=SPLIT&test=SPLIT]`, for example `tfds:coco/2017` or `tfds:voc/2007`.
+
+    Splits are written as TFDS writes them, for example `train+validation` or `train[:1000]`. By default `train` is for
+    training, and `test`, or else `validation`, for testing; for COCO `validation`.
+
+    Raises:
+        ModelPatchError: as for `tfds:` in `model_patch.data`, or the examples are no images with boxes and classes.
+    """
+    options = spec.take(data_dir="", train="train", test="")
+    if not spec.rest:
+        raise ModelPatchError(f"{spec.text!r} names no data set: expected tfds:NAME, for example tfds:voc/2007")
+    builder = open_builder(spec.rest, options["data_dir"] or None)
+    info = builder.info
+    labels = _labels(info)
+    test = options["test"] or TEST_SPLITS.get(info.name) or ("test" if "test" in info.splits else "validation")
+    train_split, test_split = (_split(builder, name) for name in (options["train"], test))
+    return DetectionData(info.name, labels, train_split, test_split, "crop+flip")
+
+
+def _labels(info) -> tuple[str, ...]:
+    """Returns the class names, once it is known that the examples are what is expected."""
+    import tensorflow_datasets as tfds
+
+    kinds = tfds.features
+    try:
+        objects = info.features["objects"].feature
+        fits = isinstance(info.features["image"], kinds.Image) and isinstance(objects["bbox"], kinds.BBoxFeature)
+        label = objects["label"]
+    except (KeyError, AttributeError, TypeError):
+        fits, label = False, None
+    if not fits or not isinstance(label, kinds.ClassLabel):
+        found = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in info.features.items())
+        raise ModelPatchError(
+            f"examples of {info.name} are not an image and objects with bbox and label: they have {found}"
+        )
+    return tuple(label.names)
+
+
+def _split(builder, name: str) -> DetectionSplit:
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    info = builder.info
+    try:
+        num_images = info.splits[name].num_examples
+    except (KeyError, ValueError, AssertionError):
+        raise unknown(f"split of {info.name}", name, info.splits) from None
+    flags = [flag for flag in IGNORED if flag in info.features["objects"].feature]
+    wanted = {"bbox": True, "label": True, **dict.fromkeys(flags, True)}
+    decoding = tfds.decode.PartialDecoding({"image": True, "objects": wanted}, {"image": tfds.decode.SkipDecoding()})
+
+    def stored(number: int):
+        def parts(example):
+            objects = example["objects"]
+            boxes = tf.reshape(objects["bbox"], (-1, 4))
+            ignored = tf.zeros(tf.shape(boxes)[0], tf.bool)
+            for flag in flags:
+                ignored |= objects[flag]
+            return example["image"], boxes, tf.cast(objects["label"], "int32"), ignored
+
+        examples = builder.as_dataset(split=name, shuffle_files=False, decoders=decoding)
+        return examples.map(parts).take(number)
+
+    stored_bytes = info.dataset_size * num_images // info.splits.total_num_examples
+    return DetectionSplit(num_images, stored, decode, stored_bytes)
