@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from model_patch.bind import BoundTask
-from model_patch.data.images import ImageData
+from model_patch.data.images import ImageData, Split
 from model_patch.data.pipeline import batches
 from model_patch.data.sampling import hold_out, joint_batches
 from model_patch.errors import ModelPatchError
@@ -60,7 +60,7 @@ def fit_joined(
     start = time.perf_counter()
     train, held_out = {}, {}
     for name in joined.tasks:
-        train[name], held_out[name] = _parts(name, data[name], recipe, validation_fraction)
+        train[name], held_out[name] = held_out_parts(name, data[name], recipe, validation_fraction)
     augmentation = augmentation or dict.fromkeys(train, recipe.augmentation)
     preprocessing = {name: bound.task.preprocessing for name, bound in joined.tasks.items()}
     if joined.model.trainable_variables:
@@ -74,6 +74,28 @@ def fit_joined(
     plain = joint_batches(train, preprocessing, sizes[-50:], seed=seed, cache=False)
     estimate_joint_statistics(joined, plain)
     return time.perf_counter() - start
+
+
+def held_out_parts(name: str, data: ImageData, recipe: Recipe, fraction: float) -> tuple[Split, Split]:
+    """Returns a task's training images without those held out, and those.
+
+    Args:
+        name: of the task.
+        data: its images; at most `recipe.max_train_images` of them are looked at.
+        recipe: how it is trained.
+        fraction: share to hold out, in 0..1; at least one image unless it is 0.
+
+    Raises:
+        ModelPatchError: none would be left to train on.
+    """
+    most = recipe.max_train_images or None
+    total = data.train.take(most)
+    number = max(1, round(total * fraction)) if fraction else 0
+    if number >= total:
+        raise ModelPatchError(
+            f"of {total} training images of {name!r}, {number} cannot be held out: use a lower validation_fraction"
+        )
+    return hold_out(data.train, number, most)
 
 
 class CountImages(keras.callbacks.Callback):
@@ -128,21 +150,14 @@ class KeepBest(keras.callbacks.Callback):
             accuracies.append(tested[bound.task.metrics()[0].name])
         logs[VALIDATION] = float(np.mean(accuracies))
         if logs[VALIDATION] > self.best:
-            self.best, self.values = logs[VALIDATION], [np.array(v) for v in self.model.weights]
+            self.best, self.values = (
+                logs[VALIDATION],
+                [np.array(keras.ops.convert_to_numpy(v)) for v in self.model.weights],
+            )
 
     def on_train_end(self, logs=None):
         for variable, value in zip(self.model.weights, self.values, strict=True):
             variable.assign(value)
-
-
-def _parts(name: str, data: ImageData, recipe: Recipe, validation_fraction: float):
-    total = data.train.take(recipe.max_train_images or None)
-    number = max(1, round(total * validation_fraction)) if validation_fraction else 0
-    if number >= total:
-        raise ModelPatchError(
-            f"of {total} training images of {name!r}, {number} cannot be held out: use a lower validation_fraction"
-        )
-    return hold_out(data.train, number, recipe.max_train_images or None)
 
 
 def _callbacks(joined, held_out, recipe: Recipe, sizes, validation_fraction: float, log_dir: Path | None):

@@ -19,7 +19,7 @@ from model_patch.patch import Patch
 from model_patch.report.joint import write_joint_report
 from model_patch.tasks import Task
 from model_patch.training.fit import evaluate
-from model_patch.training.joint import fit_joined
+from model_patch.training.joint import fit_joined, held_out_parts
 from model_patch.training.recipe import Recipe
 from model_patch.training.transfer import PATCHES, make_recipe
 from model_patch.training.workdir import Workdir, versions
@@ -214,8 +214,8 @@ def _open(config: ConfigDict) -> _Run:
     )
     share_head = config.head == "shared" or (config.head == "auto" and bool(config.resolutions))
     recipe = make_recipe(config, "none")
-    for each in data:
-        make_recipe(config, each.augmentation)
+    for name, each in zip(names, data, strict=True):
+        held_out_parts(name, each, make_recipe(config, each.augmentation), config.validation_fraction)
     weights = _weights(config, names)
     head = _head(config) if config.head_from else None
     return _Run(config, recipe, sampler, tasks, dict(zip(names, data, strict=True)), weights, share_head, head)

@@ -1,0 +1,170 @@
+"""Joint training on real digits and textures."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from tensorflow import make_ndarray
+
+from model_patch import ModelPatchError, Task
+from model_patch.data import open_data
+from model_patch.data.pipeline import batches
+from model_patch.data.sampling import Sampler, hold_out, joint_batches
+from model_patch.errors import TrainingError
+from model_patch.join import join
+from model_patch.kinds import Trained
+from model_patch.training.fit import evaluate
+from model_patch.training.joint import VALIDATION, fit_joined
+from model_patch.training.statistics import estimate_joint_statistics, estimate_statistics
+from tests.conftest import same, snapshot
+
+STEPS = 6
+
+
+@pytest.fixture
+def sources():
+    return {"digits": open_data("digits"), "textures": open_data("textures")}
+
+
+@pytest.fixture
+def tasks(trunk, sources):
+    return [Task(name, data.labels, trunk.preprocessing) for name, data in sources.items()]
+
+
+@pytest.fixture
+def sizes():
+    return Sampler().sizes([80, 80], 8, STEPS)
+
+
+def everything(joined):
+    owned = {name: bound.patch_variables | bound.head_variables for name, bound in joined.tasks.items()}
+    return joined.trunk.variables() | {f"{name}:{k}": v for name, each in owned.items() for k, v in each.items()}
+
+
+@pytest.mark.parametrize(("share", "train_trunk"), [("trunk", False), ("trunk+patch", True)])
+def test_training_changes_what_it_says_and_nothing_else(trunk, tasks, sources, recipe, sizes, share, train_trunk):
+    joined = join(trunk, tasks, share=share, train_trunk=train_trunk)
+    before = snapshot(everything(joined))
+    assert fit_joined(joined, sources, recipe, sizes) > 0
+    after = snapshot(everything(joined))
+    unmoved = {key for key in before if np.array_equal(before[key], after[key])}
+    if train_trunk:  # What the patch stands in for.
+        assert unmoved == set(joined.tasks["digits"].patch_variables) & set(trunk.variables())
+    else:  # The statistics of S/B on a frozen trunk stay those of the trunk.
+        assert unmoved == set(trunk.variables()) | {key for key in before if "moving" in key}
+
+
+def test_more_steps_test_better_on_every_task(trunk, tasks, sources, recipe):
+    short, long = [], []
+    for accuracies, steps in ((short, 2), (long, 80)):
+        joined = join(trunk, tasks, train_trunk=True)
+        few = dataclasses.replace(recipe, learning_rate=0.02, max_train_images=0, max_test_images=200)
+        fit_joined(joined, sources, few, Sampler().sizes([1, 1], 24, steps))
+        joined.freeze()
+        accuracies += [evaluate(bound, sources[name], few)["accuracy"] for name, bound in joined.tasks.items()]
+    assert all(a < b for a, b in zip(short, long, strict=True)) and min(long) > 0.3
+
+
+def test_the_same_seed_gives_the_same_values(trunk, tasks, sources, recipe, sizes):
+    def trained(seed):
+        keras.utils.set_random_seed(seed)
+        joined = join(trunk, tasks, "bias+last", seed=seed)
+        fit_joined(joined, sources, recipe, sizes, seed=seed)
+        return snapshot(everything(joined))
+
+    one, again, other = trained(1), trained(1), trained(2)
+    assert same(one, again) and not same(one, other)
+
+
+def test_a_task_that_counts_nothing_to_speak_of_learns_little(trunk, tasks, sources, recipe, sizes):
+    moves = []
+    sgd = dataclasses.replace(recipe, optimizer="sgd", schedule="constant", learning_rate=0.05)
+    for weights in ({"digits": 1.0, "textures": 1.0}, {"digits": 1.0, "textures": 1e-6}):
+        joined = join(trunk, tasks)
+        before = {name: np.array(bound.head.kernel) for name, bound in joined.tasks.items()}
+        fit_joined(joined, sources, sgd, sizes, weights=weights, validation_fraction=0)
+        moves.append({n: np.abs(b.head.kernel - before[n]).max() for n, b in joined.tasks.items()})
+    alike, unlike = moves
+    assert unlike["digits"] == alike["digits"] and unlike["textures"] < 1e-4 * alike["textures"]
+
+
+def logged(folder, tag) -> list[float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [float(make_ndarray(e.tensor_proto)) for e in EventAccumulator(str(folder)).Reload().Tensors(tag)]
+
+
+def test_the_best_epoch_stays(trunk, tasks, sources, recipe, tmp_path):
+    """A learning rate that lets no epoch be better than the one before for long."""
+    wild = dataclasses.replace(recipe, epochs=5, optimizer="sgd", schedule="constant", learning_rate=1.0)
+    joined = join(trunk, tasks, "last")
+    sizes = Sampler().sizes([1, 1], 8, 10)
+    fit_joined(joined, sources, wild, sizes, validation_fraction=0.5, log_dir=tmp_path)
+    means = logged(tmp_path / "validation", "epoch_accuracy")
+    assert len(means) == 5 and max(means) > means[-1]
+    accuracies = []
+    for name, bound in joined.tasks.items():
+        _, held_out = hold_out(sources[name].train, 40, 80)
+        tested = bound.model.evaluate(batches(held_out, bound.task.preprocessing, 32), verbose=0, return_dict=True)
+        accuracies.append(tested["accuracy"])
+    assert np.mean(accuracies) == pytest.approx(max(means))
+
+
+def test_tensorboard_gets_losses_accuracies_and_counts_of_images_of_each_task(trunk, tasks, sources, recipe, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sizes = Sampler("proportional", 1.0).sizes([300, 100], 8, STEPS)
+    fit_joined(join(trunk, tasks), sources, recipe, sizes, log_dir=tmp_path)
+    train = EventAccumulator(str(tmp_path / "train")).Reload()
+    per_task = {f"epoch_{name}_{what}" for name in sources for what in ("loss", "accuracy", "images")}
+    assert per_task | {"epoch_loss"} <= set(train.Tags()["tensors"])
+    for k, name in enumerate(sources):
+        counts = logged(tmp_path / "train", f"epoch_{name}_images")
+        assert counts == [sizes[:3, k].sum(), sizes[:, k].sum()]
+    tested = EventAccumulator(str(tmp_path / "validation")).Reload().Tags()["tensors"]
+    assert {f"epoch_{VALIDATION.removeprefix('val_')}", "epoch_digits_accuracy"} <= set(tested)
+
+
+def test_a_loss_that_is_no_number_stops_the_training_and_is_explained(trunk, tasks, sources, recipe, sizes):
+    diverging = dataclasses.replace(recipe, optimizer="sgd", learning_rate=1e38)
+    with pytest.raises(
+        TrainingError, match=r"the loss of digits, textures \(share=trunk\) became .* lower --learning_rate"
+    ):
+        fit_joined(join(trunk, tasks), sources, diverging, sizes)
+
+
+def test_holding_out_all_images_is_refused(trunk, tasks, sources, recipe, sizes):
+    tiny = dataclasses.replace(recipe, max_train_images=1)
+    with pytest.raises(ModelPatchError, match="of 1 training images of 'digits', 1 cannot be held out"):
+        fit_joined(join(trunk, tasks), sources, tiny, sizes)
+
+
+def plain_batches(sources, tasks, sizes):
+    splits = {name: data.train for name, data in sources.items()}
+    return joint_batches(splits, {task.name: task.preprocessing for task in tasks}, sizes, cache=False)
+
+
+def test_private_statistics_are_re_estimated_as_for_each_task_alone(trunk, tasks, sources, sizes):
+    images = list(plain_batches(sources, tasks, sizes))
+    joined = join(trunk, tasks, Trained.parse("scale_bias+last", "batch"))
+    alone = join(trunk, tasks, Trained.parse("scale_bias+last", "batch"))
+    estimate_joint_statistics(joined, images)
+    for name, bound in alone.tasks.items():
+        estimate_statistics(bound, [(x[name], y[name]) for x, y in images])
+        for key, variable in bound.patch_variables.items():
+            np.testing.assert_allclose(
+                joined.tasks[name].patch_variables[key], variable, rtol=1e-4, atol=1e-5, err_msg=f"{name} {key}"
+            )
+
+
+def test_shared_statistics_are_re_estimated_on_merged_batches(trunk, tasks, sources, sizes):
+    images = list(plain_batches(sources, tasks, sizes))
+    joined = join(trunk, tasks, "last", train_trunk=True)
+    estimate_joint_statistics(joined, images)
+    parts = [np.array(trunk.model.get_layer("stem")(np.concatenate(list(x.values())))) for x, _ in images]
+    mean = np.mean([x.mean((0, 1, 2)) for x in parts], 0)
+    square = np.mean([x.var((0, 1, 2)) + x.mean((0, 1, 2)) ** 2 for x in parts], 0)
+    norm = trunk.model.get_layer("stem_bn")
+    np.testing.assert_allclose(norm.moving_mean, mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, square - mean**2, rtol=1e-4, atol=1e-5)
