@@ -10,6 +10,7 @@ from model_patch.bind import BoundTask, bind_patch
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.patch import Patch
 from model_patch.preprocessing import decode_file
+from model_patch.resolutions import pick
 from model_patch.trunks import open_trunk
 
 
@@ -62,13 +63,16 @@ def choose_tasks(tasks: Sequence[BoundTask], names: Sequence[str] | None) -> lis
     return [known[name] for name in names] if names else list(tasks)
 
 
-def predict_files(tasks: Sequence[BoundTask], files: Sequence[str], top: int = 3) -> Iterator[Answer]:
+def predict_files(
+    tasks: Sequence[BoundTask], files: Sequence[str], top: int = 3, pick_resolution: bool = False
+) -> Iterator[Answer]:
     """Yields one answer per image and task.
 
     Args:
         tasks: bound tasks.
         files: paths of image files, or patterns of them.
         top: how many labels an answer names at most; at least 1.
+        pick_resolution: each image is answered once, by the task whose image size is nearest to its own, see `pick`.
 
     Raises:
         ModelPatchError: a file is missing or is not an image; before anything is yielded.
@@ -76,7 +80,7 @@ def predict_files(tasks: Sequence[BoundTask], files: Sequence[str], top: int = 3
     paths = [path for pattern in files for path in (sorted(glob.glob(pattern, recursive=True)) or [pattern])]
     images = [decode_file(path) for path in paths]
     for path, image in zip(paths, images, strict=True):
-        for bound in tasks:
+        for bound in [pick(tasks, *image.shape[:2])] if pick_resolution else tasks:
             logits = bound.model(bound.task.preprocessing(image)[None], training=False)
             probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))[0]
             best = probabilities.argsort()[::-1][:top]

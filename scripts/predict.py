@@ -14,6 +14,9 @@ _IMAGES = flags.DEFINE_list(
     "images", None, "Image files: JPEG, PNG, BMP or GIF; patterns such as photos/*.jpg too.", required=True
 )
 _TASKS = flags.DEFINE_list("tasks", None, "Names of the tasks to ask; by default all.")
+_PICK_RESOLUTION = flags.DEFINE_bool(
+    "pick_resolution", False, "Ask of the patches only the one whose image size is nearest to the image's."
+)
 _TOP = flags.DEFINE_integer("top", 3, "Labels per task.", lower_bound=1)
 
 
@@ -22,7 +25,7 @@ def main():
     from model_patch.predict import choose_tasks, open_tasks, predict_files
 
     tasks = choose_tasks(open_tasks(_TRUNK.value, _PATCHES.value), _TASKS.value)
-    for answer in predict_files(tasks, _IMAGES.value, _TOP.value):
+    for answer in predict_files(tasks, _IMAGES.value, _TOP.value, _PICK_RESOLUTION.value):
         labels = "  ".join(f"{label} {probability:.3f}" for label, probability in answer.top)
         print(f"{answer.file}  {answer.task}: {labels}")
 

@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from model_patch import ModelPatchError, Patch, Task, bind
+from model_patch import ModelPatchError, Patch, Preprocessing, Task, Trunk, bind
 from model_patch.errors import PatchError
 from model_patch.predict import choose_tasks, open_tasks, predict_files
 from tests.conftest import small_net
@@ -60,3 +60,14 @@ def test_a_patch_is_loaded_and_not_passed_over(files, trunk):
     patch.save(files / "shapes.safetensors")
     (after,) = predict_files(tasks_of(files, "shapes"), [f"{files}/0.png"])
     assert before.top != after.top
+
+
+def test_each_image_is_answered_at_the_resolution_nearest_to_its_own(trunk, files):
+    for size in (23, 41):
+        other = Trunk(small_net(size=size), "test", Preprocessing(size, "tf"))
+        task = Task(f"shapes-{size}px", ("circle", "square"), other.preprocessing)
+        bind(other, task).patch().save(files / f"shapes-{size}px.safetensors")
+    Image.new("RGB", (300, 400)).save(files / "2.png")
+    tasks = tasks_of(files, "shapes-23px", "shapes-41px")
+    answers = list(predict_files(tasks, [f"{files}/*.png"], pick_resolution=True))
+    assert [(a.file[-5:], a.task[-4:]) for a in answers] == [("0.png", "23px"), ("1.png", "23px"), ("2.png", "41px")]

@@ -1,0 +1,72 @@
+"""Multi-task training as a user runs it, and what is done with its files."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from model_patch.data import open_data
+from tests.conftest import small_net
+from tests.scripts.run_script import error_of, run_script
+
+SHORT = ("--epochs=1", "--batch_size=16", "--max_train_images=48", "--max_test_images=50")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a trunk, an image, and what a run wrote: two tasks of different image sizes, on a trained trunk."""
+    work = tmp_path_factory.mktemp("work")
+    small_net().save(work / "trunk.keras")
+    pixels, _ = next(open_data("digits").test.dataset(1).as_numpy_iterator())
+    Image.fromarray(pixels).resize((40, 40)).save(work / "digit.png")
+    ran = run_script("multitask", *flags(work), "--share=trunk,trunk+patch", "--image_sizes=0,23", *SHORT)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert "share=trunk+patch, seed 0: mean test accuracy" in ran.stderr
+    assert "digits, textures on file:" in ran.stdout and "trunk+patch" in ran.stdout
+    return work
+
+
+def flags(work, **others):
+    given = {"trunk": f"file:{work}/trunk.keras", "data": "digits,textures", "workdir": f"{work}/run"} | others
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def test_the_results_are_written(work):
+    results = json.loads((work / "run" / "results.json").read_text())
+    assert [(row["share"], row["task"], row["image_size"]) for row in results["rows"]] == [
+        (share, task, size) for share in ("trunk", "trunk+patch") for task, size in (("digits", 32), ("textures", 23))
+    ]
+    assert (work / "run" / "accuracy_by_task.png").exists()
+
+
+def test_what_was_learnt_predicts_on_the_trained_trunk_and_not_on_the_old_one(work):
+    row = json.loads((work / "run" / "results.json").read_text())["rows"][0]
+    patches = ",".join(f"{work}/run/patches/trunk-{task}-seed0.safetensors" for task in ("digits", "textures"))
+    arguments = (f"--patches={patches}", f"--images={work}/digit.png")
+    ran = run_script("predict", f"--trunk={row['trunk']}", *arguments)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert "digits:" in ran.stdout and "textures:" in ran.stdout
+    picked = run_script("predict", f"--trunk={row['trunk']}", *arguments, "--pick_resolution")
+    assert "digits:" in picked.stdout and "textures:" not in picked.stdout
+    old = run_script("predict", f"--trunk=file:{work}/trunk.keras", *arguments)
+    assert "belongs to another trunk" in error_of(old)
+
+
+def test_another_run_in_the_same_workdir_is_refused(work):
+    ran = run_script("multitask", *flags(work), "--share=trunk", *SHORT)
+    assert "holds another run" in error_of(ran)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--share=trunk,patch", "unknown share 'patch': expected one of nothing, trunk, trunk+patch"),
+        ("--resolutions=96,big", "--resolutions=96,big is not a list of integers"),
+        ("--task_weights=1,-1", "task_weights 1.0, -1.0 do not go with 2 tasks"),
+        ("--sampler=temperature", "value should be one of <uniform|proportional|annealed>"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence_and_writes_nothing(work, flag, message):
+    ran = run_script("multitask", *flags(work, workdir=f"{work}/refused"), flag)
+    assert message in error_of(ran)
+    assert not (work / "refused").exists()
