@@ -1,5 +1,7 @@
 """Joined tasks against K ordinary Keras models, each with the same weights and its own images; sizes are primes."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from model_patch import ModelPatchError, Patch, Preprocessing, Task, Trunk, bind
 from model_patch.join import join, share_variables
 from model_patch.kinds import Trained
 from model_patch.layers import variables
+from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, random_norms, same, small_net, snapshot
 
 BATCHES = {"two": 3, "three": 5, "five": 7}
@@ -352,3 +355,36 @@ def test_another_net_is_not_the_same_at_another_size(trunk, task):
         ModelPatchError, match="o is another net than test, not one at another size: missing: add|missing"
     ):
         share_variables(trunk, other)
+
+
+def test_a_net_that_pads_otherwise_at_another_size_answers_as_when_it_is_opened_at_that_size(tmp_path):
+    """MobileNetV2 comes to maps of odd size at 40 px, and not at 48: patches learnt at 40 go with the net as it is there."""
+    trunks = [open_trunk("bundled", size) for size in (48, 40)]
+    both = [Task(f"{size}px", ("a", "b"), Preprocessing(size, "tf")) for size in (48, 40)]
+    joined = join(trunks, both, "bias+last")
+    images = {
+        task.name: np.random.default_rng(0).normal(size=(2, *[n] * 2, 3))
+        for task, n in zip(both, (48, 40), strict=True)
+    }
+    outputs = joined.model(images)
+    for task in both:
+        bound = bind(open_trunk("bundled", task.preprocessing.image_size), task, "bias+last")
+        bound.load(joined.tasks[task.name].patch())
+        np.testing.assert_allclose(outputs[task.name], bound.model(images[task.name]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_readmes_example_runs_as_it_stands(tmp_path, monkeypatch):
+    """On a smaller net, which is the one thing that is changed."""
+    monkeypatch.chdir(tmp_path)
+    blocks = (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")[1:]
+    (example,) = [block.partition("```")[0] for block in blocks if "mp.join(" in block]
+    small = example.replace('"keras:MobileNetV2?weights=none", 96', '"keras:MobileNetV2?alpha=0.35&weights=none", 32')
+    assert small != example
+    rng = np.random.default_rng(0)
+    images = {name: rng.normal(size=(n, 32, 32, 3)).astype("float32") for name, n in (("pets", 2), ("colours", 3))}
+    batches = (images, {"pets": np.array([0, 1]), "colours": np.array([2, 0, 1])})
+    made = {"datasets": tf.data.Dataset.from_tensors(batches)}
+    exec(small, made)
+    again = bind_patch(made["trunk"], Patch.load(tmp_path / "colours.safetensors"))
+    logits = made["joined"].model(images)["colours"]
+    np.testing.assert_allclose(again.model(images["colours"]), logits, rtol=1e-4, atol=1e-5)
