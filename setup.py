@@ -42,6 +42,7 @@ setup(
         "jax": ["jax"],
         "hub": ["tensorflow-hub"],
         "tfds": ["tensorflow-datasets", "importlib_resources"],  # The second it imports, but does not require.
-        "test": ["hypothesis", "mlxtend", "mypy", "pytest", "ruff"],
+        "detection": ["pycocotools"],
+        "test": ["hypothesis", "mlxtend", "mypy", "pycocotools", "pytest", "ruff"],
     },
 )

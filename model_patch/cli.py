@@ -36,7 +36,8 @@ def run_commands(commands: dict[str, Callable[..., None]]):
 
     Args:
         commands: a function per command. Its signature says what the command takes: positional parameters are the
-            arguments, keyword-only ones flags that the script defines; those without a default must be given.
+            arguments, keyword-only ones flags that the script defines; those without a default must be given. One
+            called `config` takes the value of `--config`.
 
     As in `run`, what cannot be used is one sentence: an unknown command, arguments too few or too many, a flag that is
     missing or that belongs to another command.
@@ -63,10 +64,13 @@ def _options(command: str, signature: inspect.Signature) -> dict[str, object]:
     """Returns the values of the flags that were given, by name; those of other commands are refused."""
     takes = {name for name, each in signature.parameters.items() if each.kind is each.KEYWORD_ONLY}
     given = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module("__main__") if flag.present}
+    # `--config` and its fields are flags of the module that defines them; it has a default, and is there when not given.
+    given |= {name: None for name in flags.FLAGS if name.partition(".")[0] == CONFIG and flags.FLAGS[name].present}
     for name in given:
-        if name not in takes:
+        if name.partition(".")[0] not in takes:
             _fail(f"{command} does not take --{name}: it expects {_usage(signature)}")
-    return given
+    config = {CONFIG: flags.FLAGS[CONFIG].value} if CONFIG in takes else {}
+    return {name: value for name, value in given.items() if name in takes} | config
 
 
 def _usage(signature: inspect.Signature) -> str:
@@ -77,7 +81,8 @@ def _usage(signature: inspect.Signature) -> str:
             words.append(f"[{name.upper()}...]")
         else:
             word = f"--{name}=.." if each.kind is each.KEYWORD_ONLY else name.upper()
-            words.append(word if each.default is each.empty else f"[{word}]")
+            needed = each.default is each.empty and name != CONFIG  # That has a default of its own.
+            words.append(word if needed else f"[{word}]")
     return " ".join(words)
 
 

@@ -11,6 +11,7 @@ from model_patch.errors import ModelPatchError, unknown
 from model_patch.patch import Patch
 from model_patch.preprocessing import decode_file
 from model_patch.resolutions import pick
+from model_patch.tasks import CLASSIFICATION
 from model_patch.trunks import open_trunk
 
 
@@ -75,8 +76,14 @@ def predict_files(
         pick_resolution: each image is answered once, by the task whose image size is nearest to its own, see `pick`.
 
     Raises:
-        ModelPatchError: a file is missing or is not an image; before anything is yielded.
+        ModelPatchError: a file is missing or is not an image, or a task is no classification; before anything is yielded.
     """
+    for bound in tasks:
+        if bound.task.type != CLASSIFICATION:
+            raise ModelPatchError(
+                f"{bound.task.name!r} is a {bound.task.type} task, which has no labels for whole images: use "
+                "scripts/detect.py predict"
+            )
     paths = [path for pattern in files for path in (sorted(glob.glob(pattern, recursive=True)) or [pattern])]
     images = [decode_file(path) for path in paths]
     for path, image in zip(paths, images, strict=True):

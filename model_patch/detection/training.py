@@ -135,12 +135,21 @@ def fit_detector(
         TrainingError: the loss became NaN.
     """
     start = time.perf_counter()
-    options = {"max_images": recipe.max_train_images or None, "shuffle_seed": seed}
-    arguments = (data.train, bound.task.preprocessing, recipe.batch_size)
-    train = batches(*arguments, augmentation=recipe.augmentation, **options)
-    num_images = data.train.take(recipe.max_train_images or None)
-    losses = run_epochs(bound, bound.model, train, num_images, recipe, log_dir).history["loss"]
-    estimate_statistics(bound, batches(*arguments, **options))
+    most = recipe.max_train_images or None
+
+    def images(augmentation: str):
+        return batches(
+            data.train,
+            bound.task.preprocessing,
+            recipe.batch_size,
+            max_images=most,
+            augmentation=augmentation,
+            shuffle_seed=seed,
+        )
+
+    train = images(recipe.augmentation)
+    losses = run_epochs(bound, bound.model, train, data.train.take(most), recipe, log_dir).history["loss"]
+    estimate_statistics(bound, images("none"))
     return time.perf_counter() - start, losses
 
 

@@ -75,6 +75,9 @@ def _read(file: Path, folder: Path) -> tuple[tuple[str, ...], DetectionSplit, li
         raise ModelPatchError(
             f"{file} has {len(images)} images and {len(categories)} categories: expected some of both"
         )
+    for key, (height, width) in sizes.items():
+        if not (height > 0 and width > 0):
+            raise ModelPatchError(f"the image {key} in {file} is {width:g} x {height:g} pixels: expected its true size")
     missing = [path for path in paths.values() if not path.is_file()]
     if missing:
         raise ModelPatchError(
@@ -90,12 +93,12 @@ def _read(file: Path, folder: Path) -> tuple[tuple[str, ...], DetectionSplit, li
             raise ModelPatchError(f"{where} is of the image {image}, which is not among the file's images")
         if category not in index:
             raise ModelPatchError(f"{where} is of the category {category}, which is not among the file's categories")
-        box, sticks_out = _corners(box, sizes[image], where)
+        corners, sticks_out = _corners(box, sizes[image], where)
         clipped += sticks_out
-        if (box[2:] <= box[:2]).any():
+        if (corners[2:] <= corners[:2]).any():
             empty += 1
             continue
-        held[image].append((box, index[category], crowd))
+        held[image].append((corners, index[category], crowd))
     notes = []
     if clipped:
         notes.append(

@@ -90,7 +90,8 @@ def _split(source: Split, size: int, number: int, objects: int, random: np.rando
 def _scene(images, labels, size: int, objects: int, random: np.random.RandomState):
     """Returns a canvas uint8 `(size, size)`, and the boxes `(objects, 4)` and classes `(objects,)` of what stands on it."""
     canvas = random.randint(0, random.randint(NOISE) + 1, (size, size), "uint8")
-    boxes, classes = np.zeros((0, 4), "float32"), []
+    boxes = np.zeros((0, 4), "float32")
+    classes: list[int] = []
     for _ in range(objects):
         index = random.randint(len(images))
         side = max(1, round(size * random.uniform(*SIDES)))
@@ -105,7 +106,7 @@ def _scene(images, labels, size: int, objects: int, random: np.random.RandomStat
             if _overlap(box[0], boxes).max(initial=0.0) <= MAX_OVERLAP:
                 place = canvas[top : top + side, left : left + side]
                 np.maximum(place, image, out=place)
-                boxes, classes = np.concatenate([boxes, box]), [*classes, labels[index]]
+                boxes, classes = np.concatenate([boxes, box]), [*classes, int(labels[index])]
                 break
     return canvas, boxes, np.array(classes, "int32")
 

@@ -6,8 +6,8 @@ from model_patch.errors import ModelPatchError, unknown
 from model_patch.preprocessing import decode
 from model_patch.spec import Spec
 
-TEST_SPLITS = {"coco": "validation"}
-"""Where the split called `test` has no boxes: COCO's are kept by its evaluation server."""
+NUM_PROBED = 50
+"""Where none of so many test images has a box, the boxes are not public: those of COCO and of VOC 2012 are kept by servers."""
 
 IGNORED = ("is_crowd", "is_difficult")
 """Names of the flags of an object that is neither learnt nor asked for."""
@@ -17,7 +17,7 @@ def open_tfds(spec: Spec) -> DetectionData:
     """Opens `tfds:NAME[?data_dir=FOLDER&train=SPLIT&test=SPLIT]`, for example `tfds:coco/2017` or `tfds:voc/2007`.
 
     Splits are written as TFDS writes them, for example `train+validation` or `train[:1000]`. By default `train` is for
-    training, and `test`, or else `validation`, for testing; for COCO `validation`.
+    training, and `test` for testing, or else `validation`, also where the test images come without boxes.
 
     Raises:
         ModelPatchError: as for `tfds:` in `model_patch.data`, or the examples are no images with boxes and classes.
@@ -28,9 +28,17 @@ def open_tfds(spec: Spec) -> DetectionData:
     builder = open_builder(spec.rest, options["data_dir"] or None)
     info = builder.info
     labels = _labels(info)
-    test = options["test"] or TEST_SPLITS.get(info.name) or ("test" if "test" in info.splits else "validation")
-    train_split, test_split = (_split(builder, name) for name in (options["train"], test))
-    return DetectionData(info.name, labels, train_split, test_split, "crop+flip")
+    train = _split(builder, options["train"])
+    notes = []
+    test = _split(builder, options["test"] or ("test" if "test" in info.splits else "validation"))
+    if not options["test"] and "validation" in info.splits and not _has_boxes(test):
+        notes.append(f"the test split of {info.name} has no boxes: the validation split is used")
+        test = _split(builder, "validation")
+    return DetectionData(info.name, labels, train, test, "crop+flip", tuple(notes))
+
+
+def _has_boxes(split: DetectionSplit) -> bool:
+    return any(len(boxes) for _, boxes, _, _ in split.stored(NUM_PROBED))
 
 
 def _labels(info) -> tuple[str, ...]:

@@ -1,0 +1,46 @@
+"""Turns a detector into a classifier: cuts off its head, and learns other images on its trunk in several ways.
+
+    python scripts/ssd_to_classification.py --detector=runs/detect --data=mnist --workdir=runs/ssd_to_mnist
+
+The detector is a folder that `scripts/detect.py train` wrote, or the spec of any trunk. Everything else is as in
+`scripts/transfer.py`: a row per way to learn, a table of accuracies and trained parameters, a patch file per row.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from model_patch import cli
+
+_CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "ssd_to_classification.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
+_DETECTOR = flags.DEFINE_string(
+    "detector", None, "Folder of a trained detector, or a trunk, scheme:rest.", required=True
+)
+_DETECTOR_SEED = flags.DEFINE_integer("detector_seed", None, "Which detector of the folder; by default the first.")
+_DATA = flags.DEFINE_string("data", None, "digits | mnist | faces | textures | folder:PATH | idx:PATH | tfds:NAME")
+_TRAIN = flags.DEFINE_list("train", None, "What to train, a row each: kinds and last joined by +, or full.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Height and width in pixels; 0: the trunk's own.")
+_EPOCHS = flags.DEFINE_integer("epochs", None, "Passes over the training images.")
+_SEEDS = flags.DEFINE_list("seeds", None, "Seeds, a row of results each, for example 0,1,2.")
+
+
+def main():
+    """Detector to trunk, flags to config, config to `transfer`."""
+    from model_patch.detection.detector import trunk_of
+    from model_patch.training.transfer import transfer
+
+    config = cli.override(
+        _CONFIG.value,
+        trunk=trunk_of(_DETECTOR.value, _DETECTOR_SEED.value),
+        data=_DATA.value,
+        train=_TRAIN.value and tuple(_TRAIN.value),
+        image_size=_IMAGE_SIZE.value,
+        epochs=_EPOCHS.value,
+        seeds=_SEEDS.value and cli.integers("seeds", _SEEDS.value),
+    )
+    transfer(config, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,134 @@
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model_patch import ModelPatchError, Patch, Preprocessing, Task, Trunk, bind, bind_patch
+from model_patch.detection.task import DetectionTask, feature_layers
+from model_patch.export import plain_call
+from model_patch.export.saved_model import export_saved_model
+from model_patch.training.statistics import estimate_statistics
+from tests.conftest import same, small_net, snapshot
+from tests.conftest import train_steps as train_classifier
+from tests.detection.conftest import SIZE, train_steps
+
+
+def test_mobilenet_v2_is_tapped_where_ssdlite_taps_it():
+    net = keras.applications.MobileNetV2(alpha=0.35, weights=None, include_top=False, input_shape=(320, 320, 3))
+    trunk = Trunk(net, "test", Preprocessing(320, "tf"))
+    assert feature_layers(trunk) == ("block_13_expand_relu", "out_relu")
+    assert feature_layers(trunk, 3)[0] == "block_6_expand_relu"
+    task = DetectionTask.on(trunk, "coco", [str(i) for i in range(80)], width=0.35)
+    assert task.default_boxes.grids == (20, 10, 5, 3, 2, 1) and task.extra_channels == (179, 90, 90, 45)
+    assert bind(trunk, task, "scale_bias+last").model.output.shape == (None, 2034, 4 + 81)
+
+
+def test_maps_end_at_one_cell_and_layers_can_be_named(trunk, task):
+    assert task.layers == ("add", "project") and task.default_boxes.grids == (31, 15, 8)
+    named = DetectionTask.on(trunk, "one", ("thing",), layers=("project",))
+    assert named.default_boxes.grids == (15, 8, 4, 2, 1), "behind one map of the trunk there are four others"
+
+
+def test_it_is_written_to_json_and_back(task):
+    again = Task.from_json(json.loads(json.dumps(task.to_json())))
+    assert again == task and isinstance(again, DetectionTask)
+
+
+def test_what_cannot_be_detected_on_is_refused(trunk, task):
+    with pytest.raises(ModelPatchError, match="'small' has no layer 'ad': did you mean add?"):
+        DetectionTask.on(trunk, "a", ("x",), layers=("ad",))
+    with pytest.raises(ModelPatchError, match="the layer pool of test gives .None, 16.: expected a square feature map"):
+        DetectionTask.on(trunk, "a", ("x",), layers=("pool",))
+    with pytest.raises(ModelPatchError, match="name finer maps first"):
+        DetectionTask.on(trunk, "a", ("x",), layers=("project", "add"))
+    with pytest.raises(ModelPatchError, match="test has feature maps of 2 sizes: name the layers to detect on"):
+        feature_layers(trunk, 5)
+    with pytest.raises(ModelPatchError, match="unknown confidence 'own'"):
+        DetectionTask.on(trunk, "a", ("x",), confidence="own")
+    with pytest.raises(ModelPatchError, match="'a' has 0 class: expected at least 1"):
+        DetectionTask.on(trunk, "a", ())
+
+
+@pytest.mark.parametrize("train", ["last", "scale_bias+last", "depthwise+last"])
+def test_a_patch_trains_in_its_slots_and_the_head_and_nowhere_else(trunk, task, images, boxes, train):
+    bound = bind(trunk, task, train)
+    before, owned = snapshot(trunk.variables()), snapshot(bound.patch_variables | bound.head_variables)
+    losses = train_steps(bound, images, boxes)
+    assert losses[-1] < losses[0]
+    assert same(before, snapshot(trunk.variables())), "the trunk is frozen to the last bit"
+    after = snapshot(bound.patch_variables | bound.head_variables)
+    learnt = {key for key, v in (bound.patch_variables | bound.head_variables).items() if v.trainable}
+    assert all(not np.array_equal(owned[key], after[key]) for key in learnt)
+
+
+def test_the_heads_statistics_are_measured_anew_where_the_trunks_are_not(trunk, task, images, boxes):
+    bound = bind(trunk, task, "scale_bias+last")
+    before, owned = snapshot(trunk.variables()), snapshot(bound.head_variables)
+    estimate_statistics(bound, [(images, boxes)])
+    after = snapshot(bound.head_variables)
+    moved = {key for key in owned if not np.array_equal(owned[key], after[key])}
+    assert moved == {key for key in owned if key.endswith(("moving_mean", "moving_variance"))}
+    assert same(before, snapshot(trunk.variables()))
+    at_rest, in_training = (np.array(bound.model(images, training=mode)) for mode in (False, True))
+    np.testing.assert_allclose(at_rest, in_training, atol=1e-3)
+
+
+def test_a_saved_detector_answers_the_same_in_another_process(trunk, task, images, boxes, tmp_path):
+    bound = bind(trunk, task, "scale_bias+last")
+    train_steps(bound, images, boxes)
+    bound.patch({"mAP": 0.5}).save(tmp_path / "detector.safetensors")
+    np.save(tmp_path / "images.npy", images)
+    code = """
+import sys, numpy as np
+from model_patch import Patch, Preprocessing, Trunk, bind_patch
+from tests.conftest import small_net
+trunk = Trunk(small_net(size=64), "again", Preprocessing(64, "tf"))
+bound = bind_patch(trunk, Patch.load(sys.argv[1] + "/detector.safetensors"))
+np.save(sys.argv[1] + "/answers.npy", bound.model(np.load(sys.argv[1] + "/images.npy"), training=False))
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert np.array_equal(np.load(tmp_path / "answers.npy"), bound.model(images, training=False))
+    keys = Patch.load(tmp_path / "detector.safetensors").values
+    assert "head.extra_0.squeeze.kernel" in keys and not [key for key in keys if "head" in key and "/" in key]
+
+
+def test_a_detector_and_a_classifier_are_two_patches_on_one_frozen_trunk_and_both_are_exported(
+    trunk, task, images, boxes, tmp_path
+):
+    before = snapshot(trunk.variables())
+    detector = bind(trunk, task, "scale_bias+last")
+    train_steps(detector, images, boxes)
+    classifier = bind(trunk, Task("kinds", ("a", "b"), trunk.preprocessing), "scale_bias+last")
+    train_classifier(classifier, images, np.arange(6) % 2)
+    assert same(before, snapshot(trunk.variables()))
+    pixels = np.random.default_rng(2).uniform(0, 255, (3, 40, 50, 3)).astype("float32")
+    np.save(tmp_path / "images.npy", pixels)
+    for bound in (detector, classifier):
+        # Out of its file, on the trunk opened anew.
+        bound.patch().save(tmp_path / "patch.safetensors")
+        again = Trunk(small_net(size=SIZE), "again", Preprocessing(SIZE, "tf"))
+        loaded = bind_patch(again, Patch.load(tmp_path / "patch.safetensors"))
+        folder = tmp_path / bound.task.name
+        export_saved_model(loaded, folder)
+        answers_file = tmp_path / f"{bound.task.name}.npz"
+        command = [sys.executable, plain_call.__file__, folder, tmp_path / "images.npy", answers_file]
+        subprocess.run(command, check=True, cwd=tmp_path)
+        expected = bound.task.answers(bound.model(bound.task.preprocessing(pixels), training=False))
+        with np.load(answers_file) as answers:
+            assert set(answers) == set(expected)
+            for name in set(expected) - {"label", "labels"}:
+                np.testing.assert_allclose(answers[name], expected[name], atol=1e-4)
+    answers = detector.task.answers(detector.model(images, training=False))
+    assert answers["boxes"].shape == (6, 100, 4) and answers["labels"].dtype == tf.string
+
+
+def test_a_bound_detector_is_a_plain_keras_model(trunk, task, images, boxes, tmp_path):
+    bound = bind(trunk, task, "scale_bias+last")
+    train_steps(bound, images, boxes, steps=1)
+    bound.model.save(tmp_path / "detector.keras")
+    loaded = keras.models.load_model(tmp_path / "detector.keras")
+    np.testing.assert_allclose(loaded(images), bound.model(images, training=False), atol=1e-5)
