@@ -94,6 +94,8 @@ def _run(call: Callable[[list[str]], None]):
         # Absl's own handler prefixes every line with file and time: for people at a terminal the message is enough.
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
         logging.getLogger("model_patch").setLevel(logging.INFO)
+        for library in ("absl", "tensorflow"):  # They set levels of their own, and report each step of an export.
+            logging.getLogger(library).setLevel(logging.WARNING)
         try:
             call(argv[1:])
         except ModelPatchError as error:
