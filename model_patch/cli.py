@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from model_patch.errors import ModelPatchError
@@ -94,8 +95,7 @@ def _run(call: Callable[[list[str]], None]):
         # Absl's own handler prefixes every line with file and time: for people at a terminal the message is enough.
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
         logging.getLogger("model_patch").setLevel(logging.INFO)
-        for library in ("absl", "tensorflow"):  # They set levels of their own, and report each step of an export.
-            logging.getLogger(library).setLevel(logging.WARNING)
+        absl_logging.set_verbosity(absl_logging.WARNING)  # TensorFlow reports each step of an export through it.
         try:
             call(argv[1:])
         except ModelPatchError as error:
