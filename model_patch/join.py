@@ -149,8 +149,8 @@ def share_variables(trunk: Trunk, other: Trunk) -> Trunk:
     Raises:
         ModelPatchError: the two are not the same net: their variables have other keys or shapes.
     """
-    shapes = [{key: tuple(v.shape) for key, v in each.variables().items()} for each in (trunk, other)]
-    mismatched = mismatches(*shapes)
+    shapes, others = ({key: tuple(v.shape) for key, v in each.variables().items()} for each in (trunk, other))
+    mismatched = mismatches(shapes, others)
     if mismatched:
         raise ModelPatchError(f"{other.name} is another net than {trunk.name}, not one at another size: {mismatched}")
     layers = trunk.layers()
@@ -201,7 +201,7 @@ def _joined_model(groups: Sequence[keras.Model]) -> keras.Model:
     if len(groups) == 1:
         return groups[0]
     images = {name: keras.Input(x.shape[1:], name=name) for group in groups for name, x in group.input.items()}
-    logits = {}
+    logits: dict[str, keras.KerasTensor] = {}
     for group in groups:
         logits |= group({name: images[name] for name in group.input})
     return keras.Model(images, logits, name="joined")
@@ -213,7 +213,7 @@ def _group(trunk: Trunk, tasks: Sequence[BoundTask], train_trunk: bool) -> keras
     batches = list(images.values())
     merged, task = Merge(name="merge_tasks")(batches)
     features = _joined_features(trunk, tasks, [task, *batches], train_trunk)([merged, task, *batches])
-    logits = {}
+    logits: dict[str, keras.KerasTensor] = {}
     for k, part in enumerate(Split(name="split_tasks")(features, batches)):
         # Each head in a model of its own: as Keras layers, all of them are named "head".
         inputs = keras.Input(part.shape[1:])

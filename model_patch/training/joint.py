@@ -136,7 +136,8 @@ class KeepBest(keras.callbacks.Callback):
     def __init__(self, tasks: Mapping[str, BoundTask], images: Mapping):
         super().__init__()
         self.tasks, self.images = tasks, images
-        self.best, self.values = -1.0, []
+        self.best = -1.0
+        self.values: list = []
 
     def on_train_begin(self, logs=None):
         for bound in self.tasks.values():

@@ -40,7 +40,7 @@ def patch_path(workdir: Path, share: str, task: str, seed: int) -> Path:
     return Path(workdir) / PATCHES / f"{share}-{task}-seed{seed}.safetensors"
 
 
-def trunk_stem(workdir: Path, share: str, seed: int) -> Path:
+def trunk_stem(workdir: str | Path, share: str, seed: int) -> Path:
     """Returns where `multitask` writes the trunk that was trained for one row, without the ending."""
     return Path(workdir) / TRUNKS / f"{share}-seed{seed}"
 
