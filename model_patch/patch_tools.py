@@ -18,8 +18,8 @@ from model_patch.trunks import open_trunk
 
 SUFFIX = ".safetensors"
 
-MEAN, VARIANCE = "/moving_mean", "/moving_variance"
-"""Ends of the keys of batch norm's statistics."""
+MEAN, VARIANCE = "moving_mean", "moving_variance"
+"""Ends of the keys of batch norm's statistics, in the trunk's slots and in heads."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from model_patch import ModelPatchError, Patch, PatchError, Preprocessing, Task, Trunk, bind, bind_patch, patch_tools
+from model_patch.detection.task import DetectionTask
 from model_patch.trunks.weights import save_weights
 from tests.conftest import SIZE, same, small_net, train_steps
 
@@ -100,6 +101,17 @@ def test_an_average_has_the_statistics_of_the_images_of_both(trunk, task):
     np.testing.assert_allclose(averaged.values["stem_bn/moving_mean"], together.mean(0), rtol=1e-5)
     np.testing.assert_allclose(averaged.values["stem_bn/moving_variance"], together.var(0), rtol=1e-5)
     assert (averaged.values["stem_bn/moving_variance"] > 4).all(), "a plain average would stay below"
+
+
+def test_a_detectors_head_has_statistics_too_and_they_are_averaged_alike():
+    trunk = Trunk(small_net(size=64), "test", Preprocessing(64, "tf"))
+    patch = bind(trunk, DetectionTask.on(trunk, "shapes", ("a",), num_maps=3, width=0.1), "last").patch()
+    key = "head.extra_0.squeeze_bn.moving_"
+    other = dataclasses.replace(patch, values=patch.values | {f"{key}mean": patch.values[f"{key}mean"] + 4.0})
+    averaged = patch_tools.average([patch, other])
+    # Two halves with variance 1 and means 4 apart.
+    np.testing.assert_allclose(averaged.values[f"{key}variance"], 1.0 + 2.0**2)
+    assert "head.moving_variance" in {line.name for line in patch_tools.summarise(averaged)}
 
 
 def test_scales_and_heads_are_plain_averages_and_the_result_is_a_patch(trunk, patches, images):
