@@ -171,7 +171,7 @@ def _train_row(
     detector = _on_own_trunk(bound, trunk_stem(workdir, seed)) if "full" in trained.kinds else bound
     metrics = evaluate(detector, data.test, batch_size=recipe.batch_size, max_images=recipe.max_test_images or None)
     detector.patch(metrics).save(detector_path(workdir, seed), config.patch_dtype)
-    save_png(test_picture(detector, data), workdir / f"detections-seed{seed}.png")
+    save_png(example_picture(detector, data), workdir / f"detections-seed{seed}.png")
     return {
         "seed": seed,
         "trunk": detector.trunk.name,
@@ -194,7 +194,7 @@ def _on_own_trunk(bound: BoundTask, stem: Path) -> BoundTask:
     return bind(trunk, bound.task, "last", head_of=bound)
 
 
-def test_picture(bound: BoundTask, data: DetectionData, number: int = PICTURES):
+def example_picture(bound: BoundTask, data: DetectionData, number: int = PICTURES):
     """Returns a picture of the first test images with their true boxes and what is found in them."""
     examples = [[np.asarray(part) for part in example] for example in data.test.dataset(number)]
     resized = [bound.task.preprocessing.resize(image)[None] for image, *_ in examples]

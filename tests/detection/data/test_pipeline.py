@@ -43,10 +43,12 @@ def test_images_without_boxes_and_with_too_many_both_come():
     many = np.tile([[0.1, 0.1, 0.2, 0.2]], (MAX_BOXES + 7, 1))
     boxes = [np.zeros((0, 4)), many]
     classes, ignored = [[np.zeros(len(each), kind) for each in boxes] for kind in (int, bool)]
-    ((_, rows),) = batches(
-        ragged_split(np.zeros((2, 8, 8, 3), "uint8"), boxes, classes, ignored, lambda image: image, 1), PREPROCESSING, 2
-    )
-    assert (rows[..., 4] >= 0).numpy().sum(axis=1).tolist() == [0, MAX_BOXES]
+    split = ragged_split(np.zeros((2, 8, 8, 3), "uint8"), boxes, classes, ignored, lambda image: image, 1)
+    for augmentation in ("none", "flip+colour"):
+        ((_, rows),) = batches(split, PREPROCESSING, 2, augmentation=augmentation)
+        assert (rows[..., 4] >= 0).numpy().sum(axis=1).tolist() == [0, MAX_BOXES]
+    ((images, rows),) = batches(split, PREPROCESSING, 2, augmentation="crop")
+    assert images.shape == (2, 16, 16, 3) and not (rows[0, :, 4] >= 0).numpy().any()
 
 
 @pytest.mark.parametrize("names", ["flip", "crop", "flip+crop"])
