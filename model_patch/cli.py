@@ -11,6 +11,7 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
 
 from model_patch.errors import ModelPatchError
 
@@ -166,5 +167,7 @@ def numbers(flag: str, texts: list[str]) -> tuple[float, ...]:
 
 
 def _fail(message: str, status: int = EXIT_STATUS) -> NoReturn:
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()  # What was cut off in the middle would stand on the error's line.
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
