@@ -373,6 +373,7 @@ def test_a_net_that_pads_otherwise_at_another_size_answers_as_when_it_is_opened_
         np.testing.assert_allclose(outputs[task.name], bound.model(images[task.name]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_readmes_example_runs_as_it_stands(tmp_path, monkeypatch):
     """On a smaller net, which is the one thing that is changed."""
     monkeypatch.chdir(tmp_path)
