@@ -23,6 +23,7 @@ class SSDLiteHead(keras.layers.Layer):
         num_logits: per default box.
         boxes_per_cell: how many default boxes a cell of each map has, the trunk's maps first, then the further ones.
         extra_channels: of the further maps.
+        class_bias: what the logits begin at.
         seed: of the initial values.
         **kwargs: of `keras.layers.Layer`.
 
@@ -30,11 +31,12 @@ class SSDLiteHead(keras.layers.Layer):
     4 + num_logits)`, in the order of `DefaultBoxes.corners`.
     """
 
-    def __init__(self, num_logits, boxes_per_cell, extra_channels=(), seed=0, **kwargs):
+    def __init__(self, num_logits, boxes_per_cell, extra_channels=(), class_bias=0.0, seed=0, **kwargs):
         super().__init__(**kwargs)
         self.num_logits = num_logits
         self.boxes_per_cell = tuple(boxes_per_cell)
         self.extra_channels = tuple(extra_channels)
+        self.class_bias = class_bias
         self.seed = seed
         seeds = iter(np.random.default_rng(seed).integers(2**31, size=100).tolist())
 
@@ -54,8 +56,15 @@ class SSDLiteHead(keras.layers.Layer):
             layer = keras.layers.Conv2D(channels, 1, use_bias=False, kernel_initializer=kernel(), name=name)
             return [layer, *norm(name)]
 
-        def predictor(channels, name):
-            last = keras.layers.Conv2D(channels, 1, kernel_initializer=kernel(), name="predict", dtype="float32")
+        def predictor(channels, name, bias=0.0):
+            last = keras.layers.Conv2D(
+                channels,
+                1,
+                kernel_initializer=kernel(),
+                bias_initializer=keras.initializers.Constant(bias),
+                name="predict",
+                dtype="float32",
+            )
             return keras.Sequential([*depthwise(), last], name=name)
 
         self.extras = [
@@ -67,7 +76,7 @@ class SSDLiteHead(keras.layers.Layer):
         ]
         self.box_predictors = [predictor(4 * number, f"boxes_{i}") for i, number in enumerate(self.boxes_per_cell)]
         self.class_predictors = [
-            predictor(num_logits * number, f"classes_{i}") for i, number in enumerate(self.boxes_per_cell)
+            predictor(num_logits * number, f"classes_{i}", class_bias) for i, number in enumerate(self.boxes_per_cell)
         ]
 
     def build(self, input_shape):
@@ -109,5 +118,6 @@ class SSDLiteHead(keras.layers.Layer):
             "num_logits": self.num_logits,
             "boxes_per_cell": list(self.boxes_per_cell),
             "extra_channels": list(self.extra_channels),
+            "class_bias": self.class_bias,
             "seed": self.seed,
         }

@@ -20,6 +20,10 @@ image, so that images without boxes teach something, too."""
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 
+FOCAL_PRIOR = 0.01
+"""Probability of each class that a net begins with under the focal loss, so that the many background boxes do not drown the
+others in its first steps (Lin et al. 2017, section 3.3)."""
+
 
 @keras.saving.register_keras_serializable(package="model_patch")
 class MultiboxLoss(keras.losses.Loss):

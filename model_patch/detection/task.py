@@ -1,6 +1,7 @@
 """Detection as a task: its head, on feature maps within a trunk, its loss, and what it answers."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ import keras
 
 from model_patch.detection.boxes import DefaultBoxes
 from model_patch.detection.head import SSDLiteHead
-from model_patch.detection.loss import CONFIDENCES, MultiboxLoss
+from model_patch.detection.loss import CONFIDENCES, FOCAL_PRIOR, MultiboxLoss
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.preprocessing import Preprocessing
 from model_patch.rewrite import output_of
@@ -100,7 +101,8 @@ class DetectionTask(Task):
         """Returns a new SSDLite head, random by `seed`."""
         boxes_per_cell = [len(shapes) for shapes in self.default_boxes.shapes()]
         num_logits = len(self.labels) + (self.confidence == "softmax")
-        return SSDLiteHead(num_logits, boxes_per_cell, self.extra_channels, seed, name=HEAD)
+        bias = 0.0 if self.confidence == "softmax" else math.log(FOCAL_PRIOR / (1 - FOCAL_PRIOR))
+        return SSDLiteHead(num_logits, boxes_per_cell, self.extra_channels, bias, seed, name=HEAD)
 
     def loss(self) -> keras.losses.Loss:
         """Returns the loss between true boxes `(batch, most, 5)` and predictions, see `MultiboxLoss`."""

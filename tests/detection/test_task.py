@@ -77,6 +77,13 @@ def test_the_heads_statistics_are_measured_anew_where_the_trunks_are_not(trunk, 
     np.testing.assert_allclose(at_rest, in_training, atol=1e-3)
 
 
+def test_under_the_focal_loss_every_class_begins_unlikely(trunk, images):
+    task = DetectionTask.on(trunk, "shapes", ("a", "b"), num_maps=3, width=0.1, confidence="focal")
+    outputs = bind(trunk, task, "last").model(images, training=False)
+    assert outputs.shape[-1] == 4 + 2, "no background"
+    np.testing.assert_allclose(keras.ops.sigmoid(outputs[..., 4:]), 0.01, rtol=0.5)
+
+
 def test_a_saved_detector_answers_the_same_in_another_process(trunk, task, images, boxes, tmp_path):
     bound = bind(trunk, task, "scale_bias+last")
     train_steps(bound, images, boxes)
