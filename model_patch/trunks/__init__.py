@@ -5,16 +5,22 @@ Spec                                | Trunk
 `bundled`                           | the small net that this package ships, see `bundled/card.md`
 `keras:NAME?alpha=..&weights=..`    | any net of `keras.applications`, without its top, pooled
 `file:PATH[?..][#layer]`            | a saved Keras model, or the part of it that `#layer` names
+`slim:CHECKPOINT`                   | a checkpoint of TensorFlow 1's slim or Object Detection API
 """
 
 from model_patch.errors import unknown
 from model_patch.spec import parse
 from model_patch.trunk import Trunk
-from model_patch.trunks import applications, bundled, file
+from model_patch.trunks import applications, bundled, file, slim
 
 __all__ = ["open_trunk"]
 
-_SOURCES = {"bundled": bundled.open_bundled, "keras": applications.open_application, "file": file.open_file}
+_SOURCES = {
+    "bundled": bundled.open_bundled,
+    "keras": applications.open_application,
+    "file": file.open_file,
+    "slim": slim.open_slim,
+}
 
 
 def open_trunk(text: str, image_size: int | None = None) -> Trunk:

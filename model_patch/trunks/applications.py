@@ -93,7 +93,7 @@ def open_application(spec: Spec, image_size: int | None = None) -> Trunk:
         _check_weights_file(spec, weights)
     size = image_size or SIZES.get(name, 224)
     arguments = {key: _literal(spec, key, value) for key, value in spec.options.items() if key in accepted}
-    model = _build(name, size, "imagenet" if weights == "imagenet" else None, seed, arguments)
+    model = build(name, size, "imagenet" if weights == "imagenet" else None, seed, arguments)
     trunk = Trunk(model, spec.text, Preprocessing(size, mode_of(NETS[name])))
     if weights not in ("imagenet", "none"):
         _load(trunk, Path(weights).expanduser(), name)
@@ -129,12 +129,26 @@ def _load(trunk: Trunk, path: Path, name: str):
         raise ModelPatchError(f"the weights {path} do not fit {name} without its top: no values, or NaN, for {named}")
 
 
-def _build(name: str, size: int, weights: str | None, seed: int, arguments: dict) -> keras.Model:
+def build(
+    name: str, size: int, weights: str | None = None, seed: int = 0, arguments: dict | None = None
+) -> keras.Model:
+    """Builds a net of `keras.applications`, without its top and pooled unless the arguments say otherwise.
+
+    Args:
+        name: key of `NETS`.
+        size: height and width in pixels.
+        weights: `imagenet`, or None for random ones.
+        seed: of the random weights.
+        arguments: further arguments of the net's constructor.
+
+    Raises:
+        ModelPatchError: the net cannot be built so, or its weights cannot be had.
+    """
+    arguments = arguments or {}
+    decided = {"include_top": False, "weights": weights, "pooling": "avg", "input_shape": (size, size, 3)}
     try:
         with _as_first_in_process(seed):
-            return NETS[name](
-                include_top=False, weights=weights, pooling="avg", input_shape=(size, size, 3), **arguments
-            )
+            return NETS[name](**decided | arguments)
     except (ValueError, TypeError) as error:
         given = "".join(f", {key}={value}" for key, value in arguments.items())
         raise ModelPatchError(f"keras:{name} cannot be built at {size} px{given}: {reason(error)}") from None

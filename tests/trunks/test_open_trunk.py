@@ -63,7 +63,7 @@ def test_a_saved_net_is_opened_whole_cut_or_at_a_nested_model(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kers:x", "unknown trunk 'kers': expected one of bundled, file, keras"),
+        ("kers:x", "unknown trunk 'kers': expected one of bundled, file, .*keras, .*slim"),
         ("keras:MobilNetV2", "unknown net 'MobilNetV2'.*did you mean MobileNetV2"),
         ("keras:MobileNetV2?foo=1", "unknown option 'foo'"),
         ("keras:MobileNetV2?weights=none&alpha=x", "alpha=x in .* is not a number"),
