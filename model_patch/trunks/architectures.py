@@ -17,6 +17,7 @@ from model_patch.layers import variables
 from model_patch.preprocessing import TORCH_DEVIATION, TORCH_MEAN
 from model_patch.rewrite import rewrite, walk
 from model_patch.trunks.applications import build
+from model_patch.trunks.weights import refresh
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of a net's variables by name, without the net's own scope."""
@@ -117,6 +118,7 @@ class Source:
         if self.architecture.bgr:
             stem = next(variable for variable in ours.values() if variable.shape[-2] == 3)
             stem.assign(keras.ops.flip(stem.value, axis=-2))
+        refresh(net)
         return net
 
 

@@ -22,7 +22,9 @@ def saved_spec(text: str, stem: str | Path) -> str:
         ModelPatchError: the path holds characters that mean something in specs.
     """
     spec = parse(bundled.NET if text == "bundled" else text)
-    if spec.scheme == "keras":
+    # With ImageNet's weights Keras gives EfficientNet one more layer, without variables, which weights alone do not bring.
+    is_other_graph = spec.rest.startswith("EfficientNetB") and spec.options.get("weights", "imagenet") == "imagenet"
+    if spec.scheme == "keras" and not is_other_graph:
         path = f"{stem}.safetensors"
         options = {key: value for key, value in spec.options.items() if key != "seed"} | {"weights": path}
         saved = f"keras:{spec.rest}?" + "&".join(f"{key}={value}" for key, value in options.items())

@@ -9,6 +9,7 @@ import safetensors.numpy
 
 from model_patch.errors import ModelPatchError, mismatches
 from model_patch.files import write_bytes
+from model_patch.rewrite import walk
 from model_patch.trunk import Trunk
 
 
@@ -37,3 +38,11 @@ def load_weights(trunk: Trunk, path: str | Path):
         raise ModelPatchError(f"the weights {path} do not fit {trunk.name}: {mismatched}")
     for key, variable in variables.items():
         variable.assign(values[key])
+    refresh(trunk.model)
+
+
+def refresh(model: keras.Model):
+    """Makes layers compute with what was assigned: Keras' Normalization keeps a copy of its mean and variance."""
+    for _, layer in walk(model):
+        if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
+            layer.finalize_state()

@@ -29,6 +29,18 @@ def test_the_new_spec_keeps_the_options_of_the_net():
     assert spec == "keras:MobileNetV2?alpha=0.35&weights=runs/a/trunks/trunk-seed0.safetensors"
 
 
+@pytest.mark.parametrize(
+    ("spec", "saved"),
+    [
+        ("keras:EfficientNetB0", "file:stem.keras"),
+        ("keras:EfficientNetB0?weights=none", "keras:EfficientNetB0?weights=stem.safetensors"),
+        ("slim:model.ckpt", "file:stem.keras"),
+    ],
+)
+def test_a_net_that_weights_alone_do_not_make_again_is_saved_whole(spec, saved):
+    assert saved_spec(spec, "stem") == saved
+
+
 def test_a_path_that_cannot_stand_in_a_spec_is_refused():
     with pytest.raises(ModelPatchError, match=r"runs/a&b/trunk.safetensors cannot stand in a spec"):
         saved_spec("bundled", "runs/a&b/trunk")

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -20,6 +21,20 @@ def test_weights_come_back_to_the_last_bit(tmp_path, images):
     assert same(snapshot(saved.variables()), snapshot(other.variables()))
     assert np.array_equal(saved.model(images), other.model(images))
     assert [file.name for file in tmp_path.iterdir()] == ["trunk.safetensors"], "no temporary file stays"
+
+
+def test_a_net_that_normalises_its_images_computes_with_what_was_loaded(tmp_path, images):
+    def normalising():
+        image = keras.Input((SIZE, SIZE, 3))
+        return Trunk(
+            keras.Model(image, keras.layers.Normalization()(image)), "normalising", Preprocessing(SIZE, "none")
+        )
+
+    saved, other = normalising(), normalising()
+    saved.model.layers[1].load_own_variables({"0": np.ones(3), "1": np.full(3, 4.0), "2": 0})
+    save_weights(saved, tmp_path / "trunk.safetensors")
+    load_weights(other, tmp_path / "trunk.safetensors")
+    assert np.array_equal(other.model(images), (images - 1) / 2)
 
 
 def test_the_files_keys_are_those_of_the_trunk(tmp_path):
