@@ -26,9 +26,8 @@ def test_weights_come_back_to_the_last_bit(tmp_path, images):
 def test_a_net_that_normalises_its_images_computes_with_what_was_loaded(tmp_path, images):
     def normalising():
         image = keras.Input((SIZE, SIZE, 3))
-        return Trunk(
-            keras.Model(image, keras.layers.Normalization()(image)), "normalising", Preprocessing(SIZE, "none")
-        )
+        net = keras.Model(image, keras.layers.Normalization(name="scale")(image))
+        return Trunk(net, "normalising", Preprocessing(SIZE, "none"))
 
     saved, other = normalising(), normalising()
     saved.model.layers[1].load_own_variables({"0": np.ones(3), "1": np.full(3, 4.0), "2": 0})
