@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError, PatchError, mismatches
-from model_patch.kinds import KINDS, Trained
+from model_patch.kinds import Trained, owned
 from model_patch.layers import patch_layer, variables
 from model_patch.patch import Patch
 from model_patch.rewrite import rewrite, walk
@@ -153,7 +153,7 @@ def bind(
     """
     trained = Trained.parse(train) if isinstance(train, str) else train
     for kind in trained.kinds:
-        if not any(KINDS[kind](layer) for layer in trunk.layers().values()):
+        if not any(owned(kind, layer) for layer in trunk.layers().values()):
             raise ModelPatchError(
                 f"the trunk {trunk.name} has no slot for {kind}: choose another kind, or another trunk"
             )

@@ -61,6 +61,26 @@ def full(layer):
     return {key.removeprefix("/") for key in variables("", layer)}
 
 
+def owned(kind: str, layer: keras.Layer) -> set[str]:
+    """Returns the names of the layer's variables that a kind owns.
+
+    A layer that is a whole net, because nobody knows the net's graph, says so itself: it has an attribute `slots`, names
+    by kind.
+
+    Raises:
+        ModelPatchError: such a layer does not have the kind.
+    """
+    slots = getattr(layer, "slots", None)
+    if slots is None:
+        return KINDS[kind](layer)
+    if kind not in slots:
+        raise ModelPatchError(
+            f"{kind} cannot be learnt on a trunk that runs as it is, nor norm_statistics=batch: expected "
+            f"{', '.join(slots)}, with norm_statistics=frozen"
+        )
+    return slots[kind]
+
+
 LAST = "last"
 
 NORM_STATISTICS = ("auto", *STATISTICS)
@@ -122,4 +142,4 @@ class Trained:
         and batch norm's statistics wherever training with batch statistics would otherwise move the trunk's.
         """
         kinds = {*self.kinds, "statistics"} if self.kinds and self.norm_statistics == "batch" else self.kinds
-        return set().union(*(KINDS[name](layer) for name in kinds))
+        return set().union(*(owned(name, layer) for name in kinds))

@@ -5,13 +5,14 @@ Spec                                | Trunk
 `bundled`                           | the small net that this package ships, see `bundled/card.md`
 `keras:NAME?alpha=..&weights=..`    | any net of `keras.applications`, without its top, pooled
 `file:PATH[?..][#layer]`            | a saved Keras model, or the part of it that `#layer` names
+`hub:HANDLE[?..]`                   | a TensorFlow Hub URL, or a folder with a reusable SavedModel
 `slim:CHECKPOINT`                   | a checkpoint of TensorFlow 1's slim or Object Detection API
 """
 
 from model_patch.errors import unknown
 from model_patch.spec import parse
 from model_patch.trunk import Trunk
-from model_patch.trunks import applications, bundled, file, slim
+from model_patch.trunks import applications, bundled, file, hub, slim
 
 __all__ = ["open_trunk"]
 
@@ -19,6 +20,7 @@ _SOURCES = {
     "bundled": bundled.open_bundled,
     "keras": applications.open_application,
     "file": file.open_file,
+    "hub": hub.open_hub,
     "slim": slim.open_slim,
 }
 

@@ -96,6 +96,13 @@ def divisible(value, by=8):
     return rounded + by if rounded < 0.9 * value else rounded
 
 
+def tiny(m, x):
+    """No net of anybody: 8 and 12 channels."""
+    x = m.conv(x, "first", 8, 3, 2)
+    x = m.conv(x, "second/depthwise", None, 3)
+    return tf.reduce_mean(m.plain_conv(x, "third", 12, 1), [1, 2])
+
+
 def mobilenet_v1(alpha):
     def net(m, x):
         x = m.conv(x, "Conv2d_0", int(32 * alpha), 3, 2, activation=relu6)

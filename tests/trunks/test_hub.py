@@ -1,0 +1,261 @@
+import hashlib
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model_patch import ModelPatchError, bind
+from model_patch.trunks import hub, open_trunk
+from tests.conftest import same, snapshot, train_steps
+from tests.scripts.run_script import error_of, run_script
+from tests.trunks import slim_nets
+from tests.trunks.slim_nets import SlimNet
+
+SIZE = 32
+
+
+def from_unit(images):
+    return images * 2 - 1
+
+
+def write_module(path, net: SlimNet, size: int, called=SlimNet.features, trainings=(False,)) -> str:
+    """Writes a net as TensorFlow Hub's reusable SavedModels are: called with images, and `training` where one likes.
+
+    Args:
+        called: what the module does with the net, images in [0, 1], and whether it is training.
+        trainings: for which values of `training` the module can be called.
+    """
+    module = tf.train.Checkpoint()
+    module.variables = net.variables_
+
+    @tf.function
+    def call(images, training=False):
+        return called(net, images, training)
+
+    for training in trainings:
+        call.get_concrete_function(tf.TensorSpec((None, size, size, 3), name="images"), training=training)
+    module.__call__ = call
+    tf.saved_model.save(module, str(path))
+    return str(path)
+
+
+def small_net(scope="MobilenetV2", seed=0, size=SIZE):
+    return SlimNet(scope, slim_nets.mobilenet_v2(0.35), size, seed, from_unit)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return small_net()
+
+
+@pytest.fixture(scope="module")
+def small_module(small, tmp_path_factory):
+    return write_module(tmp_path_factory.mktemp("module") / "small", small, SIZE)
+
+
+@pytest.fixture(scope="module")
+def unknown_module(tmp_path_factory):
+    net = SlimNet("OwnNet", slim_nets.tiny, SIZE)
+    return write_module(tmp_path_factory.mktemp("module") / "unknown", net, SIZE, trainings=(False, True))
+
+
+@pytest.fixture
+def unit_images():
+    return np.random.default_rng(2).uniform(0, 1, (4, SIZE, SIZE, 3)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("scope", "net", "size", "scale", "mode"),
+    [
+        ("MobilenetV2", slim_nets.mobilenet_v2(0.35), 64, from_unit, "tf"),
+        ("MobilenetV2", slim_nets.mobilenet_v2(0.35), 64, lambda images: images, "unit"),
+        ("MobilenetV3", slim_nets.mobilenet_v3_small(), 64, from_unit, "none"),
+        ("InceptionV3", slim_nets.inception_v3, 75, from_unit, "tf"),
+    ],
+)
+def test_a_module_of_a_known_net_is_that_keras_net(scope, net, size, scale, mode, tmp_path):
+    slim = SlimNet(scope, net, size, scale=scale)
+    folder = write_module(tmp_path / "module", slim, size)
+    trunk = open_trunk(f"hub:{folder}")
+    assert (trunk.preprocessing.image_size, trunk.preprocessing.mode) == (size, mode)
+    images = np.random.default_rng(5).uniform(0, 255, (3, size, size, 3)).astype("float32")
+    expected = hub.load_module(hub.resolve(folder))(images / 255, training=False).numpy()
+    features = trunk.model(trunk.preprocessing.scale(images))
+    np.testing.assert_allclose(features, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+    assert sum("moving_mean" in key for key in trunk.variables()) == sum("moving_mean" in name for name in slim.by_name)
+
+
+def test_another_image_size_gives_the_same_net_at_that_size(small_module, small):
+    trunk = open_trunk(f"hub:{small_module}", 64)
+    assert trunk.model.input_shape == (None, 64, 64, 3) and trunk.preprocessing.image_size == 64
+    images = np.random.default_rng(5).uniform(0, 1, (2, 64, 64, 3)).astype("float32")
+    np.testing.assert_allclose(trunk.model(images * 2 - 1), small.features(images, False), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("old", "value", "message"),
+    [
+        (
+            "MobilenetV2/Conv/weights",
+            ("MobilenetV2/Conv/filters", None),
+            "missing: MobilenetV2/Conv/weights; unexpected: MobilenetV2/Conv/filters",
+        ),
+        ("MobilenetV2/Conv_1/BatchNorm/beta", None, "missing: MobilenetV2/Conv_1/BatchNorm/beta"),
+        (
+            "MobilenetV2/expanded_conv/depthwise/depthwise_weights",
+            ("MobilenetV2/expanded_conv/depthwise/depthwise_weights", np.zeros((5, 5, 16, 1), "float32")),
+            "of another shape: MobilenetV2/expanded_conv/depthwise/depthwise_weights (5, 5, 16, 1) instead of (3, 3, 16, 1)",
+        ),
+    ],
+)
+def test_a_module_with_a_variable_renamed_missing_or_of_another_shape_is_refused_by_its_name(
+    old, value, message, tmp_path
+):
+    net = small_net()
+    variable = net.by_name.pop(old)
+    if value:
+        name, array = value
+        net.by_name[name] = tf.Variable(variable if array is None else array, name=name)
+    net.variables_ = list(net.by_name.values())
+    # Its function does not matter: variables are looked at first.
+    folder = write_module(tmp_path / "module", net, SIZE, lambda net, images, training: tf.reduce_mean(images, [1, 2]))
+    with pytest.raises(
+        ModelPatchError, match=re.escape(f"the module {folder} are not those of MobilenetV2: {message}")
+    ):
+        open_trunk(f"hub:{folder}")
+
+
+def test_a_module_that_computes_otherwise_and_a_classifier_are_refused(tmp_path):
+    net = small_net()
+    twice = write_module(
+        tmp_path / "twice", net, SIZE, lambda net, images, training: 2 * net.features(images, training)
+    )
+    with pytest.raises(
+        ModelPatchError, match=r"twice has the variables of MobilenetV2 but computes otherwise .*as_is=true"
+    ):
+        open_trunk(f"hub:{twice}")
+    classifier = write_module(
+        tmp_path / "top", net, SIZE, lambda net, images, training: net.features(images, training)[:, :9]
+    )
+    with pytest.raises(
+        ModelPatchError, match=r"top gives \(9,\) where MobilenetV2 gives \(1280,\) features: expected a feat"
+    ):
+        open_trunk(f"hub:{classifier}")
+
+
+def test_a_module_of_an_unknown_net_runs_as_it_is_and_tasks_are_learnt_on_it_in_turn(
+    unknown_module, task, unit_images, labels
+):
+    trunk = open_trunk(f"hub:{unknown_module}")
+    assert (trunk.preprocessing.image_size, trunk.preprocessing.mode) == (SIZE, "unit")
+    module = hub.load_module(hub.resolve(unknown_module))
+    expected = module(unit_images, training=False)
+    np.testing.assert_allclose(trunk.model(unit_images), expected, atol=1e-5)
+
+    first, second = (bind(trunk, task, train) for train in ("scale_bias+last", "depthwise+last"))
+    assert (first.counts().patch, second.counts().patch) == (2 * 2 * 8, 3 * 3 * 8)
+    frozen = snapshot(trunk.variables())
+    train_steps(first, unit_images, labels[:4])
+    patch, answers = snapshot(first.patch_variables), np.array(first.model(unit_images))
+    train_steps(second, unit_images, labels[:4])
+    assert all(not np.array_equal(value, frozen[key]) for key, value in patch.items())
+    assert all(not np.array_equal(value, frozen[key]) for key, value in snapshot(second.patch_variables).items())
+    assert same(patch, snapshot(first.patch_variables)) and same(frozen, snapshot(trunk.variables()))
+    assert np.array_equal(answers, first.model(unit_images)) and not np.allclose(answers, second.model(unit_images))
+    np.testing.assert_allclose(trunk.model(unit_images), expected, atol=1e-5)
+
+
+def test_gradients_are_those_of_the_module(unknown_module, task, unit_images):
+    bound = bind(open_trunk(f"hub:{unknown_module}"), task, "scale_bias+depthwise+bias+last")
+    module = hub.load_module(hub.resolve(unknown_module))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(bound.features(tf.constant(unit_images)) ** 2)
+    own = {v.path.rpartition("/")[2]: v for v in bound.features.trainable_variables}
+    gradients = dict(zip(own, tape.gradient(loss, [v.value for v in own.values()]), strict=True))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(module(tf.constant(unit_images), training=False) ** 2)
+    variables = {v.name.removesuffix(":0").replace("/", "."): v for v in module.variables}
+    expected = dict(zip(variables, tape.gradient(loss, [*variables.values()]), strict=True))
+    assert len(gradients) == 6 and np.abs(gradients["OwnNet.first.BatchNorm.gamma"]).min() > 0
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_patch_of_a_module_that_runs_as_it_is_comes_back(unknown_module, task, unit_images, labels, tmp_path):
+    from model_patch import Patch, bind_patch
+
+    bound = bind(open_trunk(f"hub:{unknown_module}"), task, "scale_bias+last")
+    train_steps(bound, unit_images, labels[:4])
+    bound.patch().save(tmp_path / "task.safetensors")
+    again = bind_patch(open_trunk(f"hub:{unknown_module}"), Patch.load(tmp_path / "task.safetensors"))
+    np.testing.assert_allclose(again.model(unit_images), bound.model(unit_images), atol=1e-5)
+
+
+@pytest.mark.parametrize("train", ["full", "statistics"])
+def test_what_cannot_be_learnt_on_a_module_that_runs_as_it_is_is_refused(unknown_module, task, train):
+    trunk = open_trunk(f"hub:{unknown_module}")
+    message = (
+        f"{train} cannot be learnt on a trunk that runs as it is, nor norm_statistics=batch: expected scale_bias, "
+    )
+    with pytest.raises(ModelPatchError, match=message):
+        bind(trunk, task, train)
+
+
+def test_a_module_in_the_cache_is_used_and_one_that_cannot_be_downloaded_is_named(small_module, tmp_path, monkeypatch):
+    handle = "http://127.0.0.1:9/small/feature_vector/1"
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path))
+    with pytest.raises(ModelPatchError) as raised:
+        open_trunk(f"hub:{handle}")
+    assert str(raised.value).startswith(f"the module {handle} is not in the cache {tmp_path} (TFHUB_CACHE_DIR)")
+    (tmp_path / hashlib.sha1(handle.encode()).hexdigest()).symlink_to(small_module)
+    trunk = open_trunk(f"hub:{handle}")
+    assert trunk.name == f"hub:{handle}"
+    assert trunk.fingerprint(trunk.variables()) == (same_one := open_trunk(f"hub:{small_module}")).fingerprint(
+        same_one.variables()
+    )
+
+
+def test_what_cannot_be_opened_is_refused_in_one_sentence(small_module, unknown_module, tmp_path):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "saved_model.pb").write_bytes(b"nonsense")
+    other = tf.Module()
+    other.a = tf.Variable(1.0)
+    tf.saved_model.save(other, str(tmp_path / "other"))
+    for text, message in (
+        (f"hub:{tmp_path}/nowhere", "nowhere is not a folder with a SavedModel: it has no saved_model.pb"),
+        (f"hub:{damaged}", "damaged cannot be loaded as a SavedModel: "),
+        (f"hub:{tmp_path}/other", "other is a SavedModel that cannot be called, or has no variables"),
+        (f"hub:{small_module}?alpha=1", "unknown option 'alpha'"),
+        (f"hub:{small_module}?image_size=big", "image_size=big in .* is not a number of pixels"),
+        (f"hub:{small_module}?preprocessing=caffe", "preprocessing=caffe in .* is not the module's, which is tf"),
+        (f"hub:{unknown_module}?preprocessing=rgb", "unknown preprocessing 'rgb'"),
+        (
+            f"hub:{unknown_module}?image_size=64",
+            "the module .*unknown runs as it is and takes images of 32 px: 64 are given",
+        ),
+        (f"hub:{small_module}?as_is=yes", "as_is=yes in .* is neither true nor false"),
+        (f"hub:{small_module}#Conv", "has a part behind '#'"),
+    ):
+        with pytest.raises(ModelPatchError, match=message) as raised:
+            open_trunk(text)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_comparison_runs_on_a_module(small_module, tmp_path):
+    flags = [
+        f"--trunk=hub:{small_module}",
+        "--data=digits",
+        "--train=last,scale_bias+last",
+        f"--workdir={tmp_path}/run",
+    ]
+    small = ["--epochs=1", "--max_train_images=64", "--max_test_images=32", "--batch_size=32"]
+    ran = run_script("transfer", *flags, *small)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert {path.name for path in (tmp_path / "run" / "patches").iterdir()} == {
+        "last-seed0.safetensors",
+        "scale_bias+last-seed0.safetensors",
+    }
+    flags[0] = f"--trunk=hub:{tmp_path}/nowhere"
+    assert "nowhere is not a folder with a SavedModel" in error_of(run_script("transfer", *flags, *small))
