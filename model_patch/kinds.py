@@ -1,19 +1,30 @@
 """Patch kinds: which variables of a layer a task makes its own. A new kind is one function here, and nothing elsewhere."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import keras
 
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.layers import variables
 from model_patch.layers.batch_normalization import STATISTICS
+from model_patch.layers.scaled import CONVOLUTIONS
 
 NORMS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization)
 
 Owns = Callable[[keras.Layer], set[str]]
 """Given a layer of the trunk, returns the names of its variables that a task owns. Those that Keras trains in a layer of
 this class are learnt; the others, such as batch norm's statistics, are only kept with the patch."""
+
+
+def offer_scale_bias(layers: Iterable[keras.Layer]):
+    """Marks the convolutions of a net that has no normalisation layer: with `scale_bias` tasks scale their outputs."""
+    layers = list(layers)
+    if not any(isinstance(layer, NORMS) for layer in layers):
+        for layer in layers:
+            if isinstance(layer, CONVOLUTIONS):
+                layer.offers_scale_bias = True
+
 
 KINDS: dict[str, Owns] = {}
 """Every patch kind by name."""
@@ -35,8 +46,13 @@ def statistics(layer):
 
 @kind
 def scale_bias(layer):
-    """The paper's S/B patch: scale and bias of every normalisation layer, added where it has none, and its statistics."""
-    return {"gamma", "beta"} | statistics(layer) if isinstance(layer, NORMS) else set()
+    """The paper's S/B patch: scale and bias of every normalisation layer, added where it has none, and its statistics.
+
+    In a net without normalisation layers, such as VGG16, they are those of every convolution's output.
+    """
+    if isinstance(layer, NORMS):
+        return {"gamma", "beta"} | statistics(layer)
+    return {"gamma", "beta"} if getattr(layer, "offers_scale_bias", False) else set()
 
 
 @kind

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError
+from model_patch.kinds import offer_scale_bias
 from model_patch.layers import variables
 from model_patch.preprocessing import Preprocessing
 from model_patch.rewrite import functional, walk
@@ -35,6 +36,7 @@ class Trunk:
                 "input and one feature output"
             )
         model.trainable = False
+        offer_scale_bias(layer for _, layer in walk(model))
         self.model = model
         self.name = name
         self.preprocessing = preprocessing

@@ -116,8 +116,8 @@ def patch_layer(layer: keras.Layer, own: set[str], **options) -> keras.Layer:
 
     Args:
         layer: a built layer of a trunk.
-        own: names of variables; for normalisation layers also `gamma` or `beta` where the layer has none: they are
-            added as 1 and 0.
+        own: names of variables; for normalisation layers, and for convolutions, also `gamma` or `beta` where the layer has
+            none: they are added as 1 and 0.
         **options: further arguments of the patched class, such as `statistics` for batch normalisation.
 
     Raises:
@@ -149,7 +149,6 @@ def patch_layer(layer: keras.Layer, own: set[str], **options) -> keras.Layer:
 
 for _layer_class in (
     keras.layers.Conv1D,
-    keras.layers.Conv2D,
     keras.layers.Conv2DTranspose,
     keras.layers.Dense,
     keras.layers.EinsumDense,
