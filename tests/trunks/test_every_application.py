@@ -1,0 +1,136 @@
+"""Every net of keras.applications: what its patches count, and for the smallest of each family that all of it works."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model_patch import Patch, Task, bind, bind_patch
+from model_patch.export.saved_model import export_saved_model
+from model_patch.kinds import KINDS, NORMS, offer_scale_bias
+from model_patch.layers import variables
+from model_patch.rewrite import walk
+from model_patch.trunks import open_trunk
+from model_patch.trunks.applications import NETS
+from tests.conftest import random_norms, same, snapshot
+
+# Parameters without top, of a scale-and-bias patch, and of a depthwise patch. The totals are those that Keras' own
+# documentation gives for the nets without top, where it does.
+COUNTS = {
+    "ConvNeXtBase": (87_566_464, 40_192, 0),
+    "ConvNeXtLarge": (196_230_336, 60_288, 0),
+    "ConvNeXtSmall": (49_454_688, 30_144, 0),
+    "ConvNeXtTiny": (27_820_128, 16_320, 0),
+    "ConvNeXtXLarge": (348_147_968, 80_384, 0),
+    "DenseNet121": (7_037_504, 83_648, 0),
+    "DenseNet169": (12_642_880, 158_400, 0),
+    "DenseNet201": (18_321_984, 229_056, 0),
+    "EfficientNetB0": (4_049_571, 42_016, 182_016),
+    "EfficientNetB1": (6_575_239, 62_048, 256_656),
+    "EfficientNetB2": (7_768_569, 67_568, 278_976),
+    "EfficientNetB3": (10_783_535, 87_296, 371_520),
+    "EfficientNetB4": (17_673_823, 125_200, 555_672),
+    "EfficientNetB5": (28_513_527, 172_736, 740_640),
+    "EfficientNetB6": (40_960_143, 224_432, 990_312),
+    "EfficientNetB7": (64_097_687, 310_720, 1_355_616),
+    "EfficientNetV2B0": (5_919_312, 60_608, 116_640),
+    "EfficientNetV2B1": (6_931_124, 71_072, 136_512),
+    "EfficientNetV2B2": (8_769_374, 82_288, 158_832),
+    "EfficientNetV2B3": (12_930_622, 109_216, 213_408),
+    "EfficientNetV2L": (117_746_848, 512_576, 1_031_616),
+    "EfficientNetV2M": (53_150_388, 292_032, 585_216),
+    "EfficientNetV2S": (20_331_360, 153_872, 303_552),
+    "InceptionResNetV2": (54_336_736, 60_544, 0),
+    "InceptionV3": (21_802_784, 34_432, 0),
+    "MobileNet": (3_228_864, 21_888, 44_640),
+    "MobileNetV2": (2_257_984, 34_112, 64_224),
+    "MobileNetV3Large": (2_996_352, 24_400, 91_608),
+    "MobileNetV3Small": (939_120, 12_112, 58_584),
+    "NASNetLarge": (84_916_818, 196_668, 1_449_342),
+    "NASNetMobile": (4_269_716, 36_738, 285_569),
+    "ResNet101": (42_658_176, 105_344, 0),
+    "ResNet101V2": (42_626_560, 97_664, 0),
+    "ResNet152": (58_370_944, 151_424, 0),
+    "ResNet152V2": (58_331_648, 143_744, 0),
+    "ResNet50": (23_587_712, 53_120, 0),
+    "ResNet50V2": (23_564_800, 45_440, 0),
+    "VGG16": (14_714_688, 8_448, 0),
+    "VGG19": (20_024_384, 11_008, 0),
+    "Xception": (20_861_480, 54_528, 207_432),
+}
+
+SMALLEST = {
+    "ConvNeXtTiny": 32,
+    "DenseNet121": 32,
+    "EfficientNetB0": 32,
+    "EfficientNetV2B0": 32,
+    "InceptionResNetV2": 75,
+    "InceptionV3": 75,
+    "MobileNet": 32,
+    "MobileNetV2": 32,
+    "MobileNetV3Small": 32,
+    "NASNetMobile": 32,
+    "ResNet50": 32,
+    "ResNet50V2": 32,
+    "VGG16": 32,
+    "VGG19": 32,
+    "Xception": 71,
+}
+"""The net of each module of keras.applications that is trained here, and the image size in pixels."""
+
+
+def channels(layer) -> int:
+    """Returns how many channels a norm normalises, or a convolution gives."""
+    if not isinstance(layer, NORMS):
+        return layer.output.shape[-1]
+    return layer.input.shape[layer.axis if isinstance(layer.axis, int) else layer.axis[0]]
+
+
+def test_every_net_of_keras_is_counted_and_one_of_each_family_is_trained():
+    assert NETS.keys() == COUNTS.keys()
+    assert {NETS[name].__module__ for name in SMALLEST} == {net.__module__ for net in NETS.values()}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_patches_have_the_parameters_of_the_architecture(name):
+    with keras.StatelessScope():  # Variables have shapes here, and take no memory.
+        net = NETS[name](weights=None, include_top=False, pooling="avg", input_shape=(96, 96, 3))
+    layers = [layer for _, layer in walk(net)]
+    offer_scale_bias(layers)
+    total = sum(int(np.prod(variable.shape)) for layer in layers for variable in layer.weights)
+    scaled = [layer for layer in layers if {"gamma", "beta"} <= KINDS["scale_bias"](layer)]
+    kernels = [variables("", layer)["/depthwise_kernel"] for layer in layers if KINDS["depthwise"](layer)]
+    scale_bias, depthwise = sum(2 * channels(layer) for layer in scaled), sum(int(np.prod(k.shape)) for k in kernels)
+    assert (total, scale_bias, depthwise) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_task_is_learnt_saved_loaded_and_exported(name, tmp_path):
+    trunk = open_trunk(f"keras:{name}?weights=none", SMALLEST[name])
+    random_norms(trunk.model)
+    task = Task("two", ("a", "b"), trunk.preprocessing)
+    _, scale_bias, depthwise = COUNTS[name]
+    train = "scale_bias+depthwise+last" if depthwise else "scale_bias+last"
+    bound = bind(trunk, task, train)
+    assert bound.counts().patch == scale_bias + depthwise
+
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, SMALLEST[name], SMALLEST[name], 3)).astype("float32")
+    images = trunk.preprocessing.scale(pixels)
+    np.testing.assert_allclose(bound.features(images), trunk.model(images), atol=1e-5, rtol=1e-4)
+    frozen, patch = snapshot(trunk.variables()), snapshot(bound.patch_variables)
+    # Eagerly: tracing takes longer than the step.
+    bound.model.compile(keras.optimizers.SGD(0.01), task.loss(), run_eagerly=True)
+    bound.model.fit(images, np.array([0, 1]), verbose=0)
+    assert same(frozen, snapshot(trunk.variables()))
+    learnt = {key for key, value in snapshot(bound.patch_variables).items() if not np.array_equal(value, patch[key])}
+    assert {key.rpartition("/")[2] for key in learnt} >= {"gamma", "beta"} | (
+        {"depthwise_kernel"} if depthwise else set()
+    )
+
+    bound.patch().save(tmp_path / "task.safetensors")
+    loaded = bind_patch(trunk, Patch.load(tmp_path / "task.safetensors"))
+    answers = np.array(bound.model(images, training=False))
+    assert np.array_equal(loaded.model(images, training=False), answers)
+    export_saved_model(bound, tmp_path / "exported")
+    serve = tf.saved_model.load(tmp_path / "exported").signatures["serving_default"]
+    np.testing.assert_allclose(serve(images=pixels)["logits"], answers, atol=1e-4, rtol=1e-4)
