@@ -9,6 +9,7 @@ import numpy as np
 from model_patch.errors import ModelPatchError
 from model_patch.kinds import offer_scale_bias
 from model_patch.layers import variables
+from model_patch.opening import open_layers
 from model_patch.preprocessing import Preprocessing
 from model_patch.rewrite import functional, walk
 
@@ -26,10 +27,13 @@ class Trunk:
     def __init__(self, model: keras.Model, name: str, preprocessing: Preprocessing):
         """Makes a trunk of a model and freezes it.
 
+        Layers inside other layers, and those of a subclassed model, are copied into a graph, see `open_layers`; a model
+        that is a graph of plain layers is used itself.
+
         Raises:
-            ModelPatchError: the model is not a graph of layers, or has more than one input or output.
+            ModelPatchError: the model cannot be followed as a graph, or has more than one input or output.
         """
-        model = functional(model)
+        model = functional(open_layers(model, preprocessing.image_size))
         if len(model.inputs) != 1 or len(model.outputs) != 1:
             raise ModelPatchError(
                 f"the trunk {name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs: expected one image "

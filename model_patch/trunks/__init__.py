@@ -5,6 +5,7 @@ Spec                                | Trunk
 `bundled`                           | the small net that this package ships, see `bundled/card.md`
 `keras:NAME?alpha=..&weights=..`    | any net of `keras.applications`, without its top, pooled
 `file:PATH[?..][#layer]`            | a saved Keras model, or the part of it that `#layer` names
+`kerashub:PRESET[?weights=none]`    | an image backbone of KerasHub
 `hub:HANDLE[?..]`                   | a TensorFlow Hub URL, or a folder with a reusable SavedModel
 `slim:CHECKPOINT`                   | a checkpoint of TensorFlow 1's slim or Object Detection API
 """
@@ -12,7 +13,7 @@ Spec                                | Trunk
 from model_patch.errors import unknown
 from model_patch.spec import parse
 from model_patch.trunk import Trunk
-from model_patch.trunks import applications, bundled, file, hub, slim
+from model_patch.trunks import applications, bundled, file, hub, kerashub, slim
 
 __all__ = ["open_trunk"]
 
@@ -21,6 +22,7 @@ _SOURCES = {
     "keras": applications.open_application,
     "file": file.open_file,
     "hub": hub.open_hub,
+    "kerashub": kerashub.open_kerashub,
     "slim": slim.open_slim,
 }
 

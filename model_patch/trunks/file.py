@@ -73,7 +73,7 @@ def open_file(spec: Spec, image_size: int | None = None) -> Trunk:
         )
     size = size or height or 224
     mode = options["preprocessing"] or ("none" if _scales(model) else "tf")
-    return Trunk(_resized(model, (size, size, 3), spec.text), spec.text, Preprocessing(size, mode))
+    return Trunk(resized(model, (size, size, 3), spec.text), spec.text, Preprocessing(size, mode))
 
 
 def load_model(path: Path) -> keras.Model:
@@ -177,7 +177,7 @@ def _scales(model: keras.Model) -> bool | None:
     return None
 
 
-def _resized(model: keras.Model, shape: tuple, text: str) -> keras.Model:
+def resized(model: keras.Model, shape: tuple, text: str) -> keras.Model:
     """Returns the same layers as a graph for images of another shape `(height, width, channels)`, nested graphs too."""
     if tuple(model.inputs[0].shape[1:]) == shape:
         return model
@@ -185,7 +185,7 @@ def _resized(model: keras.Model, shape: tuple, text: str) -> keras.Model:
     def call(layer, *args, **kwargs):
         # A nested graph refuses another size than its own: it is rebuilt for what arrives there.
         if isinstance(layer, keras.Model) and len(layer.inputs) == 1 and args[0].ndim == 4:
-            layer = _resized(functional(layer), tuple(args[0].shape[1:]), text)
+            layer = resized(functional(layer), tuple(args[0].shape[1:]), text)
         return layer(*args, **kwargs)
 
     try:

@@ -1,0 +1,97 @@
+"""Trunks out of KerasHub."""
+
+import keras
+import numpy as np
+
+from model_patch.errors import ModelPatchError
+from model_patch.opening import open_layers
+from model_patch.preprocessing import MODES, Preprocessing
+from model_patch.spec import Spec
+from model_patch.trunk import Trunk
+from model_patch.trunks.file import resized
+from model_patch.trunks.reason import reason
+
+
+def open_kerashub(spec: Spec, image_size: int | None = None) -> Trunk:
+    """Opens `kerashub:PRESET[?weights=none&preprocessing=MODE]`, an image backbone of KerasHub.
+
+    PRESET is a name such as `mobilenet_v3_small_100_imagenet`, a handle of Kaggle or Hugging Face, or a folder that
+    `save_to_preset` wrote. Its blocks are opened, so that the layers inside them can be patched. How it scales pixels, and
+    the image size, are the preset's own; where it has none, `preprocessing` says the first, and 224 px are taken.
+
+    A backbone that is a Keras object already needs no spec: `Trunk(backbone, name, preprocessing)`.
+
+    Args:
+        spec: the parsed spec.
+        image_size: pixels; None for the preset's own.
+
+    Raises:
+        ModelPatchError: KerasHub is not installed, there is no such preset, it is no backbone from one image to features,
+            it cannot be followed, or scales pixels in a way that is none of `preprocessing.MODES`.
+    """
+    options = spec.take(weights="preset", preprocessing="")
+    if spec.fragment or options["weights"] not in ("preset", "none"):
+        raise ModelPatchError(
+            f"{spec.text!r} is not understood: expected kerashub:PRESET, with ?weights=none or without"
+        )
+    try:
+        import keras_hub
+    except ImportError as error:
+        raise ModelPatchError(
+            f"{spec.text!r} needs KerasHub ({reason(error)}): pip install 'model_patch[kerashub]'"
+        ) from None
+    try:
+        backbone = keras_hub.models.Backbone.from_preset(spec.rest, load_weights=options["weights"] == "preset")
+    except Exception as error:  # Of the network, of files and of its constructor; all are about this preset.
+        raise ModelPatchError(f"the preset {spec.rest} cannot be had of KerasHub: {reason(error)}") from None
+    converter = _converter(keras_hub, spec.rest)
+    size = image_size or _size(backbone, converter)
+    mode = options["preprocessing"] or _mode(converter, spec.text)
+    return trunk_of(backbone, spec.text, Preprocessing(size, mode))
+
+
+def trunk_of(backbone: keras.Model, name: str, preprocessing: Preprocessing) -> Trunk:
+    """Returns a trunk of a backbone object, for images of the preprocessing's size.
+
+    Raises:
+        ModelPatchError: the backbone is none from one image to features, or cannot be followed.
+    """
+    if isinstance(backbone.input, dict | list) or len(backbone.input.shape) != 4 or backbone.input.shape[-1] != 3:
+        raise ModelPatchError(f"{name} does not take one image (batch, height, width, 3): expected an image backbone")
+    opened = open_layers(backbone, preprocessing.image_size)
+    model = resized(opened, (preprocessing.image_size, preprocessing.image_size, 3), name)
+    if len(model.outputs) != 1 or len(model.outputs[0].shape) not in (2, 4):
+        raise ModelPatchError(
+            f"{name} gives {[x.shape for x in model.outputs]}: expected one map or vector of features"
+        )
+    return Trunk(model, name, preprocessing)
+
+
+def _converter(keras_hub, preset: str):
+    """Returns KerasHub's layer that prepares images for a preset; None where it has none."""
+    try:
+        return keras_hub.layers.ImageConverter.from_preset(preset)
+    except Exception:  # Presets without one raise errors of several classes.
+        return None
+
+
+def _size(backbone: keras.Model, converter) -> int:
+    if getattr(converter, "image_size", None):
+        return converter.image_size[0]
+    return backbone.input.shape[1] or 224
+
+
+def _mode(converter, text: str) -> str:
+    """Returns the preprocessing that scales pixels as the converter does."""
+    if converter is None:
+        raise ModelPatchError(f"{text!r} does not say how pixels are scaled: give ?preprocessing={'|'.join(MODES)}")
+    size = 8
+    images = np.random.default_rng(0).uniform(0, 255, (1, size, size, 3)).astype("float32")
+    converter.image_size = None  # Scales only.
+    expected = keras.ops.convert_to_numpy(converter(images))
+    for mode in MODES:
+        if np.allclose(Preprocessing(size, mode).scale(images), expected, rtol=1e-4, atol=1e-3):
+            return mode
+    raise ModelPatchError(
+        f"{text!r} scales pixels in none of the ways {', '.join(MODES)}: give the nearest as ?preprocessing="
+    )
