@@ -111,6 +111,8 @@ def join(
     if share not in SHARE:
         raise unknown("share", share, SHARE)
     trunks = _one_net([trunk] if isinstance(trunk, Trunk) else trunk)
+    for each in trunks.values():
+        each.require_graph("a join")
     _check(tasks, trunks)
     train_trunk = train_trunk and share != "nothing"
     if share == "nothing" and str(train) != "full":

@@ -45,6 +45,17 @@ class Trunk:
         self.name = name
         self.preprocessing = preprocessing
 
+    def require_graph(self, what: str):
+        """Checks that the net's own layers are known, not one layer that runs it as it is, see `trunks.hub`.
+
+        Raises:
+            ModelPatchError: they are not; `what`, such as `a join`, says what needs them.
+        """
+        if any(hasattr(layer, "slots") for layer in self.layers().values()):
+            raise ModelPatchError(
+                f"{what} needs the layers of the trunk {self.name}, which runs as it is: open another one"
+            )
+
     def layers(self) -> dict[str, keras.Layer]:
         """Returns every layer by path, in graph order."""
         return dict(walk(self.model))

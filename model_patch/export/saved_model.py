@@ -9,6 +9,7 @@ import keras
 from model_patch import preprocessing
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
+from model_patch.rewrite import walk
 
 LABELS = "labels.txt"
 """Name of the asset with the class names, one per line, in the order of the logits."""
@@ -71,6 +72,8 @@ def _serving_module(bound: BoundTask, labels_path: str):
             super().__init__()
             # As a tf.Module that holds the variables themselves, each is tracked, and so stored, once.
             self.weights = [variable.value for variable in model.variables]
+            # What a layer computes with besides: the variables of a SavedModel that runs as it is.
+            self.resources = [v for _, layer in walk(model) for v in getattr(layer, "resources", ())]
             self.labels_file = tf.saved_model.Asset(labels_path)
 
         @tf.function(input_signature=[tf.TensorSpec((None, prepare.image_size, prepare.image_size, 3), tf.float32)])

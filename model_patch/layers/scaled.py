@@ -1,5 +1,7 @@
 """Convolutions with a task's own scale and bias, for nets that have no normalisation layer to patch."""
 
+from collections.abc import Callable
+
 import keras
 from keras import ops
 
@@ -20,6 +22,12 @@ class Scaled(Patched):
 
     Reference: Mudrakarta et al. 2019: a scale and bias where there is no batch normalisation.
     """
+
+    # Of the Keras layer that it is mixed into.
+    data_format: str
+    kernel: keras.Variable
+    bias: keras.Variable | None
+    get_build_config: Callable
 
     def build(self, input_shape):
         super().build(input_shape)

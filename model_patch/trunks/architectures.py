@@ -144,7 +144,7 @@ def _is_extra(name: str) -> bool:
 
 def _constants(net: keras.Model) -> dict[str, np.ndarray | int]:
     """Returns the values of what no training moves, by key: EfficientNet scales its images by itself."""
-    known = {"mean": TORCH_MEAN, "variance": TORCH_DEVIATION**2, "count": 0}
+    known: dict[str, np.ndarray | int] = {"mean": TORCH_MEAN, "variance": TORCH_DEVIATION**2, "count": 0}
     return {
         key: np.reshape(known[variable.name], variable.shape)
         for path, layer in walk(net)

@@ -1,6 +1,7 @@
 """A SavedModel as one Keras layer: how a net that is only known as a function can still be patched."""
 
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -44,7 +45,7 @@ class SavedModelLayer(keras.layers.Layer):
     def __init__(self, folder: str, **kwargs):
         super().__init__(**kwargs)
         self.folder = folder
-        self._module = None
+        self._module: Any = None
 
     def lend(self, other: "SavedModelLayer"):
         """Makes another layer, not built yet, use this one's module."""
@@ -87,25 +88,39 @@ class SavedModelLayer(keras.layers.Layer):
             raise ModelPatchError(f"two variables of the module in {self.folder} have one name: it cannot be a trunk")
         return named
 
-    def call(self, inputs):
-        module, variables = self._module, self._module_variables()
-        targets = {name: variables[name] for name in set().union(*self.slots.values())}
+    def _targets(self) -> dict[str, tf.Variable]:
+        """Returns the module's variables that this layer writes to before each call, by name."""
+        variables = self._module_variables()
+        return {name: variables[name] for name in sorted(set().union(*self.slots.values()))}
 
-        @tf.custom_gradient
-        def run(images, *values):
+    @property
+    def resources(self) -> list[tf.Variable]:
+        """What an export must hold besides the layer's own variables."""
+        return [*self._targets().values()]
+
+    def call(self, inputs, training=None):
+        targets = self._targets()
+        values = [tf.convert_to_tensor(self.held[name]) for name in targets]
+
+        def run(images, values):
             for target, value in zip(targets.values(), values, strict=True):
                 target.assign(value)
+            return call_module(self._module, images, training=False)
+
+        @tf.custom_gradient
+        def run_in_training(images, *values):
+            sources = [images, *targets.values()]
             with tf.GradientTape() as tape:
-                tape.watch([images, *targets.values()])
-                features = call_module(module, images, training=False)
+                tape.watch(sources)
+                features = run(images, values)
 
             def gradient(upstream, variables=()):
-                sources = [images, *targets.values()]
                 return tape.gradient(features, sources, upstream, tf.UnconnectedGradients.ZERO), [None] * len(variables)
 
             return features, gradient
 
-        return run(inputs, *(tf.convert_to_tensor(self.held[name]) for name in targets))
+        # Only in training: TensorFlow would write the gradient into exported models, and cannot.
+        return run_in_training(inputs, *values) if training else run(inputs, values)
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], *self._channels)

@@ -1,11 +1,14 @@
 import hashlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from model_patch import ModelPatchError, bind
+from model_patch import ModelPatchError, Task, bind, join
+from model_patch.export.saved_model import export_saved_model
 from model_patch.trunks import hub, open_trunk
 from tests.conftest import same, snapshot, train_steps
 from tests.scripts.run_script import error_of, run_script
@@ -170,7 +173,7 @@ def test_gradients_are_those_of_the_module(unknown_module, task, unit_images):
     bound = bind(open_trunk(f"hub:{unknown_module}"), task, "scale_bias+depthwise+bias+last")
     module = hub.load_module(hub.resolve(unknown_module))
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(bound.features(tf.constant(unit_images)) ** 2)
+        loss = tf.reduce_sum(bound.features(tf.constant(unit_images), training=True) ** 2)
     own = {v.path.rpartition("/")[2]: v for v in bound.features.trainable_variables}
     gradients = dict(zip(own, tape.gradient(loss, [v.value for v in own.values()]), strict=True))
     with tf.GradientTape() as tape:
@@ -200,6 +203,32 @@ def test_what_cannot_be_learnt_on_a_module_that_runs_as_it_is_is_refused(unknown
     )
     with pytest.raises(ModelPatchError, match=message):
         bind(trunk, task, train)
+
+
+def test_a_join_needs_layers(unknown_module, task):
+    with pytest.raises(
+        ModelPatchError, match=r"a join needs the layers of the trunk hub:.*unknown, which runs as it is"
+    ):
+        join(open_trunk(f"hub:{unknown_module}"), [task])
+
+
+def test_a_task_on_a_module_that_runs_as_it_is_is_exported(unknown_module, task, unit_images, labels, tmp_path):
+    trunk = open_trunk(f"hub:{unknown_module}")
+    bound = bind(trunk, Task("shapes", task.labels, trunk.preprocessing), "scale_bias+last")
+    train_steps(bound, unit_images, labels[:4])
+    export_saved_model(bound, tmp_path / "task")
+    answers = np.array(bound.model(unit_images))
+    bind(trunk, task, "depthwise+last").model(unit_images)  # The module now holds values of another task.
+    code = (
+        "import sys, numpy as np, tensorflow as tf\n"
+        "serve = tf.saved_model.load(sys.argv[1]).signatures['serving_default']\n"
+        "print(np.abs(serve(images=np.load(sys.argv[2]))['logits'] - np.load(sys.argv[3])).max())"
+    )
+    np.save(tmp_path / "images.npy", unit_images * 255)
+    np.save(tmp_path / "answers.npy", answers)
+    files = [str(tmp_path / name) for name in ("task", "images.npy", "answers.npy")]
+    ran = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) < 1e-5
 
 
 def test_a_module_in_the_cache_is_used_and_one_that_cannot_be_downloaded_is_named(small_module, tmp_path, monkeypatch):
