@@ -40,7 +40,9 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.21"],
         "tpu": ["tensorflow-tpu>=2.19"],
         "jax": ["jax"],
-        "hub": ["tensorflow-hub"],
+        # Both bring `tensorflow` of the same version beside tensorflow-cpu. The first imports pkg_resources of setuptools.
+        "hub": ["tensorflow-hub", "setuptools<81"],
+        "kerashub": ["keras-hub"],
         "tfds": ["tensorflow-datasets", "importlib_resources"],  # The second it imports, but does not require.
         "detection": ["pycocotools"],
         "test": ["hypothesis", "mlxtend", "mypy", "pycocotools", "pytest", "ruff"],

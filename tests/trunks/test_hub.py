@@ -1,7 +1,11 @@
+import functools
 import hashlib
+import http.server
 import re
 import subprocess
 import sys
+import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -243,6 +247,26 @@ def test_a_module_in_the_cache_is_used_and_one_that_cannot_be_downloaded_is_name
     assert trunk.fingerprint(trunk.variables()) == (same_one := open_trunk(f"hub:{small_module}")).fingerprint(
         same_one.variables()
     )
+
+
+def test_a_module_is_downloaded_once(small_module, tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_hub", reason="needed for downloads only: pip install model_patch[hub]")
+    served, cache = tmp_path / "served", tmp_path / "cache"
+    served.mkdir()
+    with tarfile.open(served / "small.tar.gz", "w:gz") as archive:
+        archive.add(small_module, ".")
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(cache))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever).start()
+    spec = f"hub:http://127.0.0.1:{server.server_port}/small.tar.gz"
+    try:
+        downloaded = open_trunk(spec)
+    finally:
+        server.shutdown()
+        server.server_close()
+    cached = open_trunk(spec)
+    assert cached.fingerprint(cached.variables()) == downloaded.fingerprint(downloaded.variables())
 
 
 def test_what_cannot_be_opened_is_refused_in_one_sentence(small_module, unknown_module, tmp_path):
