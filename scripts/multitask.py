@@ -27,7 +27,11 @@ from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "multitask.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
-_TRUNK = flags.DEFINE_string("trunk", None, "bundled | keras:NAME[?alpha=0.35&weights=imagenet] | file:PATH[#layer]")
+_TRUNK = flags.DEFINE_string(
+    "trunk",
+    None,
+    "bundled | keras:NAME[?alpha=0.35&weights=imagenet] | file:PATH[#layer] | hub:HANDLE | slim:CHECKPOINT | kerashub:PRESET",
+)
 _DATA = flags.DEFINE_list(
     "data", None, "One per task: digits | mnist | faces | textures | folder:PATH | idx:PATH | tfds:NAME"
 )

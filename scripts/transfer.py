@@ -17,7 +17,11 @@ from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "transfer.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
-_TRUNK = flags.DEFINE_string("trunk", None, "bundled | keras:NAME[?alpha=0.35&weights=imagenet] | file:PATH[#layer]")
+_TRUNK = flags.DEFINE_string(
+    "trunk",
+    None,
+    "bundled | keras:NAME[?alpha=0.35&weights=imagenet] | file:PATH[#layer] | hub:HANDLE | slim:CHECKPOINT | kerashub:PRESET",
+)
 _DATA = flags.DEFINE_string("data", None, "digits | mnist | faces | textures | folder:PATH | idx:PATH | tfds:NAME")
 _TASK_NAME = flags.DEFINE_string("task_name", None, "Name of the task; by default the data's.")
 _TRAIN = flags.DEFINE_list("train", None, "What to train, a row each: kinds and last joined by +, or full.")

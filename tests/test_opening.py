@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -68,6 +71,20 @@ def test_a_subclassed_model_is_a_trunk_with_layers_named_by_their_places(net, im
     assert same(frozen, snapshot(trunk.variables()))
     assert all(np.array_equal(w, v) for w, v in zip(before, net.weights, strict=True)), "the net is only copied"
     assert names == [layer.name for layer in net._flatten_layers()] and net.trainable_weights
+
+
+def test_an_opened_net_is_saved_without_the_classes_it_was_made_of(net, images, tmp_path):
+    trunk = Trunk(net, "subclassed", PREPROCESSING)
+    trunk.model.save(tmp_path / "trunk.keras")
+    code = (
+        "import sys, keras, numpy as np\n"
+        "model = keras.models.load_model(sys.argv[1])\n"
+        "np.save(sys.argv[3], model(np.load(sys.argv[2])))"
+    )
+    np.save(tmp_path / "images.npy", images)
+    files = [str(tmp_path / name) for name in ("trunk.keras", "images.npy", "features.npy")]
+    subprocess.run([sys.executable, "-c", code, *files], check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "features.npy"), trunk.model(images), atol=1e-5)
 
 
 def test_keys_do_not_depend_on_what_was_built_before(net, images):

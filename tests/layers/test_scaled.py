@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from model_patch import Preprocessing, Task, Trunk, bind
+from model_patch import Preprocessing, Task, Trunk, bind, join
 from model_patch.layers import patch_layer
 from tests.conftest import same, snapshot, train_steps
 
@@ -78,6 +78,18 @@ def test_such_a_patch_is_saved_with_the_model_and_by_itself(tmp_path):
     answers = np.array(bound.model(images))
     assert np.array_equal(other.model(images), answers)
     assert np.array_equal(keras.models.load_model(tmp_path / "bound.keras")(images), answers)
+
+
+def test_such_tasks_are_joined():
+    trunk = Trunk(net(), "plain", Preprocessing(SIZE, "tf"))
+    joined = join(trunk, [Task(name, ("a", "b"), trunk.preprocessing) for name in ("one", "two")], "scale_bias+last")
+    images = np.random.default_rng(0).uniform(-1, 1, (5, SIZE, SIZE, 3)).astype("float32")
+    joined.model.compile("sgd", joined.losses(), jit_compile=False)
+    joined.model.fit({"one": images, "two": images}, {"one": np.arange(5) % 2, "two": np.ones(5)}, verbose=0)
+    answers = joined.model({"one": images, "two": images[:3]})
+    assert not np.allclose(answers["one"][:3], answers["two"])
+    for name, batch in (("one", images), ("two", images[:3])):
+        np.testing.assert_allclose(joined.tasks[name].model(batch), answers[name], atol=1e-5)
 
 
 def test_convolutions_of_a_net_with_norms_are_left_alone(trunk, task):

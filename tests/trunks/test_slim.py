@@ -7,6 +7,7 @@ import tensorflow as tf
 from model_patch import ModelPatchError
 from model_patch.trunks import open_trunk
 from model_patch.trunks.architectures import INCEPTION_V3
+from model_patch.trunks.saving import save_trunk
 from tests.trunks import slim_nets
 from tests.trunks.slim_nets import SlimNet
 
@@ -73,6 +74,19 @@ def test_features_are_those_of_slims_net(scope, net, size, scaled, tmp_path):
 @pytest.fixture(scope="module")
 def small():
     return SlimNet(*SMALL)
+
+
+@pytest.mark.parametrize(
+    ("scope", "net"),
+    [("MobilenetV1", slim_nets.mobilenet_v1(0.25)), ("MobilenetV3", slim_nets.mobilenet_v3_small())],
+)
+def test_such_a_trunk_is_saved_whole_and_opened_again(scope, net, tmp_path):
+    trunk = open_trunk(f"slim:{write_checkpoint(values_of(SlimNet(scope, net, 32)), tmp_path / 'model.ckpt')}", 32)
+    again = open_trunk(save_trunk(trunk, tmp_path / "trunk"))
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype("float32")
+    np.testing.assert_allclose(again.model(images), trunk.model(images), atol=1e-5)
+    keys = [*trunk.variables()]
+    assert again.preprocessing == trunk.preprocessing and again.fingerprint(keys) == trunk.fingerprint(keys)
 
 
 def test_what_belongs_to_optimizers_and_heads_is_passed_over_and_averages_are_taken(small, tmp_path):
