@@ -134,6 +134,20 @@ def define_config(path: Path) -> flags.FlagHolder:
         _fail(f"--config has no field {str(error).strip(chr(34))}: see {path.name} for the fields it has")
 
 
+def define_outputs() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Defines the flags `--workdir`, and `--dry_run`, with which alone the first may be left out; returns both."""
+    workdir = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.")
+    dry_run = flags.DEFINE_bool(
+        "dry_run", False, "Build the nets without weights or data, count, train one step, write nothing."
+    )
+    flags.register_multi_flags_validator(
+        ["workdir", "dry_run"],
+        lambda given: bool(given["workdir"]) != given["dry_run"],
+        "give --workdir=FOLDER, or --dry_run, and not both",
+    )
+    return workdir, dry_run
+
+
 def override(config: ConfigDict, **values) -> ConfigDict:
     """Returns the config with those values that are not None, the flags that were given, in place of its own."""
     config.update({name: value for name, value in values.items() if value is not None})

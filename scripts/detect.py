@@ -27,6 +27,7 @@ from model_patch import cli
 
 cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "detect_scenes.py")
 flags.DEFINE_string("workdir", None, "Folder for everything that a training writes.")
+flags.DEFINE_bool("dry_run", None, "Build the net without weights or data, count, train one step, write nothing.")
 flags.DEFINE_string("trunk", None, "The trunk, scheme:rest; of a detector by default the one that it names.")
 flags.DEFINE_string("data", None, "scenes:DATA | coco:FOLDER | tfds:coco/2017 | tfds:voc/2007")
 flags.DEFINE_string("train", None, "full, or the kinds of a patch, and last, joined by +.")
@@ -40,8 +41,9 @@ flags.DEFINE_float("score", 0.4, "Least score of a detection that is shown.", lo
 
 def train(
     *,
-    workdir,
     config,
+    workdir=None,
+    dry_run=False,
     trunk=None,
     data=None,
     train=None,
@@ -50,8 +52,13 @@ def train(
     seeds=None,
     max_test_images=None,
 ):
-    """Trains detectors."""
+    """Trains detectors; `--workdir` or `--dry_run` is needed."""
     from model_patch.detection.training import train_detector
+    from model_patch.dry_run import dry_run_detector
+    from model_patch.errors import ModelPatchError
+
+    if bool(workdir) == dry_run:
+        raise ModelPatchError("train expects --workdir=FOLDER, or --dry_run, and not both")
 
     config = cli.override(
         config,
@@ -63,7 +70,10 @@ def train(
         seeds=seeds and cli.integers("seeds", seeds),
         max_test_images=max_test_images,
     )
-    train_detector(config, workdir)
+    if dry_run:
+        dry_run_detector(config)
+    else:
+        train_detector(config, workdir)
 
 
 def evaluate(detector, *, data, trunk=None, max_test_images=None):

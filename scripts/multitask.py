@@ -26,7 +26,7 @@ from absl import flags
 from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "multitask.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
+_WORKDIR, _DRY_RUN = cli.define_outputs()
 _TRUNK = flags.DEFINE_string(
     "trunk",
     None,
@@ -104,7 +104,12 @@ def main():
         skip_bad_images=_SKIP_BAD_IMAGES.value,
         seeds=integers(_SEEDS),
     )
-    multitask(config, _WORKDIR.value)
+    if _DRY_RUN.value:
+        from model_patch.dry_run import dry_run_multitask
+
+        dry_run_multitask(config)
+    else:
+        multitask(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from absl import flags
 from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "pretrain_fashion_mnist.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
+_WORKDIR, _DRY_RUN = cli.define_outputs()
 _DATA = flags.DEFINE_string("data", None, "Images to train on, scheme:rest.")
 
 
@@ -18,7 +18,13 @@ def main():
     """Flags to config, config to `pretrain`."""
     from model_patch.training.pretrain import pretrain
 
-    pretrain(cli.override(_CONFIG.value, data=_DATA.value), _WORKDIR.value)
+    config = cli.override(_CONFIG.value, data=_DATA.value)
+    if _DRY_RUN.value:
+        from model_patch.dry_run import dry_run_pretrain
+
+        dry_run_pretrain(config)
+    else:
+        pretrain(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from absl import flags
 from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "ssd_to_classification.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
+_WORKDIR, _DRY_RUN = cli.define_outputs()
 _DETECTOR = flags.DEFINE_string(
     "detector", None, "Folder of a trained detector, or a trunk, scheme:rest.", required=True
 )
@@ -39,7 +39,12 @@ def main():
         epochs=_EPOCHS.value,
         seeds=_SEEDS.value and cli.integers("seeds", _SEEDS.value),
     )
-    transfer(config, _WORKDIR.value)
+    if _DRY_RUN.value:
+        from model_patch.dry_run import dry_run_transfer
+
+        dry_run_transfer(config)
+    else:
+        transfer(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

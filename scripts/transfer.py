@@ -16,7 +16,7 @@ from absl import flags
 from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "transfer.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
+_WORKDIR, _DRY_RUN = cli.define_outputs()
 _TRUNK = flags.DEFINE_string(
     "trunk",
     None,
@@ -65,7 +65,12 @@ def main():
         skip_bad_images=_SKIP_BAD_IMAGES.value,
         seeds=_SEEDS.value and cli.integers("seeds", _SEEDS.value),
     )
-    transfer(config, _WORKDIR.value)
+    if _DRY_RUN.value:
+        from model_patch.dry_run import dry_run_transfer
+
+        dry_run_transfer(config)
+    else:
+        transfer(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

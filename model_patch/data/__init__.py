@@ -6,9 +6,10 @@ Spec           | Images
 `folder:PATH`  | class folders of JPEG, PNG, BMP or GIF files, or `train/` and `test/` above them
 `idx:PATH`     | a folder with the four files of MNIST's format
 `tfds:NAME`    | a TensorFlow Datasets data set
+`random:CLASSES` | random pixels and labels, for dry runs
 """
 
-from model_patch.data import builtin, folder, idx, tfds
+from model_patch.data import builtin, folder, idx, noise, tfds
 from model_patch.data.images import ImageData, Split
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.spec import parse
@@ -20,6 +21,7 @@ _SOURCES = {
     "folder": folder.open_folder,
     "idx": idx.open_idx,
     "tfds": tfds.open_tfds,
+    "random": noise.open_random,
 }
 
 

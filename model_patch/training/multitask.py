@@ -46,7 +46,7 @@ def trunk_stem(workdir: str | Path, share: str, seed: int) -> Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class Run:
     """What all rows of one run have in common.
 
     Attributes:
@@ -115,7 +115,7 @@ def multitask(config: ConfigDict, workdir: str | Path) -> dict:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
     # Everything that can be wrong is looked at before the first file is written.
-    run = _open(config)
+    run = open_run(config)
     for share in config.share:
         saved_spec(config.trunk, trunk_stem(workdir, share, config.seeds[0]))
         joined = run.join(share, config.seeds[0], run.tasks)
@@ -149,7 +149,7 @@ def multitask(config: ConfigDict, workdir: str | Path) -> dict:
     return results
 
 
-def _train_row(run: _Run, share: str, seed: int, workdir: Path) -> list[dict]:
+def _train_row(run: Run, share: str, seed: int, workdir: Path) -> list[dict]:
     """Trains the tasks with one way of sharing; returns one object per task for `results.json`."""
     sizes, total, trained, seconds, rows = run.sizes(), 0, 0, 0.0, []
     together = [[k] for k in range(len(run.tasks))] if share == "nothing" else [list(range(len(run.tasks)))]
@@ -177,7 +177,7 @@ def _train_row(run: _Run, share: str, seed: int, workdir: Path) -> list[dict]:
     return [row | {"total_parameters": total, "trained_parameters": trained, "train_seconds": seconds} for row in rows]
 
 
-def _test(run: _Run, share: str, seed: int, bound: BoundTask, trunk: str, workdir: Path) -> dict:
+def _test(run: Run, share: str, seed: int, bound: BoundTask, trunk: str, workdir: Path) -> dict:
     metrics = evaluate(bound, run.data[bound.task.name], run.recipe)
     path = patch_path(workdir, share, bound.task.name, seed)
     dataclasses.replace(bound.patch(metrics), trunk=trunk).save(path, run.config.patch_dtype)
@@ -192,8 +192,8 @@ def _test(run: _Run, share: str, seed: int, bound: BoundTask, trunk: str, workdi
     }
 
 
-def _open(config: ConfigDict) -> _Run:
-    """Opens what the configuration names, and checks it."""
+def open_run(config: ConfigDict) -> Run:
+    """Opens what a configuration names, and checks it; errors as `multitask`."""
     for name in ("data", "share", "seeds"):
         if not config[name]:
             raise ModelPatchError(f"{name} is empty, so there is nothing to run: give at least one")
@@ -218,7 +218,7 @@ def _open(config: ConfigDict) -> _Run:
         held_out_parts(name, each, make_recipe(config, each.augmentation), config.validation_fraction)
     weights = _weights(config, names)
     head = _head(config) if config.head_from else None
-    return _Run(config, recipe, sampler, tasks, dict(zip(names, data, strict=True)), weights, share_head, head)
+    return Run(config, recipe, sampler, tasks, dict(zip(names, data, strict=True)), weights, share_head, head)
 
 
 def _sources(config: ConfigDict) -> tuple[list[str], list[ImageData], list[int]]:
