@@ -5,6 +5,7 @@ model inwards joined by `/`: `block_1_expand_BN`, or `backbone/conv1_bn` inside 
 on the order in which layers were made, so it means the same after the trunk was saved and loaded.
 """
 
+import collections
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -56,10 +57,45 @@ def output_of(model: keras.Model, name: str) -> keras.KerasTensor:
         hint = f"did you mean {' or '.join(close)}?" if close else f"its last ones are {', '.join([*layers][-5:])}"
         raise ModelPatchError(f"{model.name!r} has no layer {name!r}: {hint}")
     # Shared layers have outputs in other graphs, too.
-    uses = [node for nodes in model._nodes_by_depth.values() for node in nodes if node.operation is layers[name]]
+    uses = [node for node in nodes(model) if node.operation is layers[name]]
     if len(uses) > 1:
         raise ModelPatchError(f"{model.name!r} uses the layer {name!r} {len(uses)} times: take one that is used once")
     return uses[0].output_tensors[0]
+
+
+def nodes(model: keras.Model) -> list:
+    """Returns the nodes of the outermost graph of a model, each one use of a layer or of a bare operation."""
+    return [node for same_depth in model._nodes_by_depth.values() for node in same_depth if not node.is_input]
+
+
+def followers(model: keras.Model, prefix: str = "") -> dict[str, str]:
+    """Returns, by path, the layer that alone takes a layer's output and takes nothing else, where there is one.
+
+    Layers that are used more than once neither follow nor are followed, and nor do layers of two different graphs.
+    """
+    model = functional(model)
+    uses: dict[int, list] = {}
+    for node in nodes(model):
+        for tensor in node.arguments.keras_tensors:
+            uses.setdefault(id(tensor), []).append(node)
+    for tensor in model.outputs:
+        uses.setdefault(id(tensor), []).append(None)
+    times = collections.Counter(id(node.operation) for node in nodes(model))
+
+    def follows(node) -> bool:
+        once = node is not None and times[id(node.operation)] == 1 and len(node.arguments.keras_tensors) == 1
+        return once and isinstance(node.operation, keras.Layer) and not isinstance(node.operation, keras.Model)
+
+    found: dict[str, str] = {}
+    for node in nodes(model):
+        layer = node.operation
+        if isinstance(layer, keras.Model):
+            found |= followers(layer, prefix + layer.name + "/")
+        elif isinstance(layer, keras.Layer) and times[id(layer)] == 1 and len(node.output_tensors) == 1:
+            users = uses.get(id(node.output_tensors[0]), [])
+            if len(users) == 1 and follows(users[0]):
+                found[prefix + layer.name] = prefix + users[0].operation.name
+    return found
 
 
 def rewrite(
@@ -69,6 +105,7 @@ def rewrite(
     prefix: str = "",
     *,
     extra: Sequence[keras.KerasTensor] = (),
+    reshape: Callable[[tuple], tuple] | None = None,
 ) -> keras.Model:
     """Rebuilds the graph of `model` with the layers that `replace` returns.
 
@@ -81,8 +118,10 @@ def rewrite(
         call: `call(layer, *args, **kwargs)`, how a layer is applied to its inputs; plain application by default.
         prefix: the path of `model` inside an outer one, ending in `/`; empty for the outermost.
         extra: what the new graph takes besides the model's own input, as symbolic tensors of that shape and dtype. A
-            layer with the attribute `takes_extra` is called with the list of them as its second argument: joined layers
-            need more than their input.
+            layer with the attribute `takes_extra` is called with the list of them as its second argument: joined and
+            banked layers need more than their input.
+        reshape: given the shape of an input of the model, or of one nested in it, returns that of the new graph, for
+            layers that compute in another layout.
 
     Returns:
         A functional model with inputs and outputs of the same shapes and dtypes; with `extra`, its inputs are the list
@@ -101,9 +140,9 @@ def rewrite(
         path = prefix + layer.name
         if not isinstance(layer, keras.Model):
             return replace(path, layer)
-        inner = rewrite(layer, replace, call, path + "/", extra=extra)
+        inner = rewrite(layer, replace, call, path + "/", extra=extra, reshape=reshape)
         kept = {id(old) for _, old in walk(functional(layer))}
-        if all(id(new) in kept for _, new in walk(inner)):
+        if not reshape and all(id(new) in kept for _, new in walk(inner)):
             return layer
         rebuilt.add(id(inner))
         return inner
@@ -116,13 +155,14 @@ def rewrite(
         return call(layer, *args, **kwargs) if call else layer(*args, **kwargs)
 
     inputs = None
-    if extra:
+    if extra or reshape:
         # A graph may have inputs that it does not use: cloned with these, its layers can be handed them.
-        inputs = [_input_like(model.input, model.input.name), *extra]
+        inputs = [_input_like(model.input, model.input.name, reshape), *extra]
         model = keras.Model([model.input, *extra], model.output, name=model.name)
     return keras.models.clone_model(model, inputs, clone_function=replace_layer, call_function=apply)
 
 
-def _input_like(tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
+def _input_like(tensor: keras.KerasTensor, name: str, reshape: Callable | None = None) -> keras.KerasTensor:
     # Names that Keras counts by itself may repeat: it counts anew for each net of keras.applications, see trunks.
-    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
+    shape = reshape(tensor.shape) if reshape else tensor.shape
+    return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=name)

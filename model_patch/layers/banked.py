@@ -1,0 +1,355 @@
+"""Layers of a bank: every example of a batch is computed with the values of its own task.
+
+A bank computes in the layout HWBC, (height, width, batch, channels). A scale per example and channel is then one row to
+multiply with, and batch times channels can pass for the channels of a single image: what differs from example to example
+becomes an ordinary depthwise convolution, which libraries run fused with bias and activation. Pointwise convolutions,
+activations and sums do not care for the order of height, width and batch. Everything else is put into `BatchFirst`.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+TO_HWBC, FROM_HWBC = (1, 2, 0, 3), (2, 0, 1, 3)
+"""Permutations of (batch, height, width, channels) to the layout of a bank, and back."""
+
+
+class Banked(keras.layers.Layer):
+    """A layer that reads vectors of each example's patch.
+
+    Attributes:
+        widths: the widths of the vectors it reads, in its own order.
+        places: where they stand, `(table, vector)` for each, in a `PatchTable`, which sets them.
+
+    Call arguments:
+        inputs: what the layer computes with.
+        patches: what the `PatchTable` returned.
+    """
+
+    takes_extra = True
+
+    def __init__(self, widths: Sequence[int], **kwargs):
+        super().__init__(trainable=False, **kwargs)
+        self.widths = tuple(widths)
+        self.places: list[tuple[int, int]] = []
+
+    def build(self, inputs_shape, patches_shape=None):
+        self.built = True
+
+    def read(self, patches, start: int, count: int = 1):
+        """Returns neighbouring vectors of one width, `(batch, width)`, or `(count, batch, width)` for more than one."""
+        table, first = self.places[start]
+        return patches[table][first] if count == 1 else patches[table][first : first + count]
+
+
+class PatchTable(keras.layers.Layer):
+    """The vectors of all patches of a bank, and the only place where they are read.
+
+    Vectors of one width stand in one table `(vectors, capacity, width)`, so that a batch needs one gather per width.
+
+    Args:
+        layers: those that read, in any order.
+        capacity: rows, one for each patch.
+
+    Input: rows, int32 `(batch,)`, in 0..capacity-1. Returns: a list of `(vectors, batch, width)`, widths ascending.
+    """
+
+    def __init__(self, layers: Sequence[Banked], capacity: int, **kwargs):
+        super().__init__(trainable=False, **kwargs)
+        count = collections.Counter(width for layer in layers for width in layer.widths)
+        self.widths = sorted(count)
+        self.tables = [
+            self.add_weight((count[width], capacity, width), "zeros", name=f"width_{width}") for width in self.widths
+        ]
+        self.built = True
+        self._read_by = [layer.widths for layer in layers]
+        free = dict.fromkeys(self.widths, 0)
+        for layer in layers:
+            layer.places = []
+            for width in layer.widths:
+                layer.places.append((self.widths.index(width), free[width]))
+                free[width] += 1
+
+    def call(self, rows):
+        return [ops.take(table, rows, axis=1) for table in self.tables]
+
+    def compute_output_shape(self, rows_shape):
+        return [(table.shape[0], rows_shape[0], table.shape[2]) for table in self.tables]
+
+    def write(self, row: int, vectors: Sequence[Sequence]):
+        """Writes one patch: for each of the layers its vectors, arrays of its `widths`, or one number for all."""
+        by_width: dict[int, list] = {width: [] for width in self.widths}
+        for widths, own in zip(self._read_by, vectors, strict=True):
+            for width, vector in zip(widths, own, strict=True):
+                by_width[width].append(np.broadcast_to(vector, width))
+        for table, stacked in zip(self.tables, by_width.values(), strict=True):
+            assign(table, (slice(None), row), np.stack(stacked))
+
+    def copy_to(self, larger: "PatchTable"):
+        """Copies all rows to the first ones of a table with more."""
+        for old, new in zip(self.tables, larger.tables, strict=True):
+            assign(new, (slice(None), slice(old.shape[1])), ops.convert_to_numpy(old))
+
+
+class BankedAffine(Banked):
+    """Scale and bias per example and channel: what a normalisation in inference, or a convolution's bias, comes to.
+
+        y[b, ..., c] = activation(scale[b, c] * core(x)[b, ..., c] + bias[b, c])
+
+    Args:
+        channels: of the output.
+        core: the layer without its scale, bias and activation; None for batch norm, which is nothing else.
+        activation: applied last.
+        hwbc: whether what has four axes is in HWBC.
+
+    Reads: scale and bias, `(batch, channels)` each. Output shape: that of the core.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        core: keras.Layer | None = None,
+        activation: Callable | None = None,
+        hwbc: bool = False,
+        **kwargs,
+    ):
+        super().__init__((channels, channels), **kwargs)
+        self.core = core
+        self.activation = activation
+        self.hwbc = hwbc
+
+    def call(self, inputs, patches):
+        x = self.core(inputs) if self.core else inputs
+        scale, bias = self.read(patches, 0), self.read(patches, 1)
+        if self.hwbc and len(x.shape) == 4:
+            x = _as_one_image(x, ops.reshape(scale, (1, 1, -1, 1)), bias)
+        else:
+            shape = (-1, *[1] * (len(x.shape) - 2), x.shape[-1])
+            x = x * ops.reshape(scale, shape) + ops.reshape(bias, shape)
+        return self.activation(x) if self.activation else x
+
+    def compute_output_spec(self, inputs, patches):
+        return self.core.compute_output_spec(inputs) if self.core else keras.KerasTensor(inputs.shape, inputs.dtype)
+
+
+class BankedDepthwise(Banked):
+    """Depthwise convolution with a kernel per example.
+
+        y[i, j, b, c] = activation(bias[b, c] + sum over k, l of kernel[k, l, b, c] * x[i*s + k, j*s + l, b, c])
+
+    (s: stride.) Kernels are either all the task's own, or one shared kernel times a scale per example and channel.
+
+    Args:
+        kernel: the shared kernel `(height, width, channels, 1)`; without it each task has its own.
+        kernel_size, strides, padding, dilation_rate: as in `keras.layers.DepthwiseConv2D`.
+        activation: applied last.
+        hwbc: whether images come in HWBC; if not they are brought to it, and back.
+
+    Reads: bias, then the scale, or the kernel as `height * width` vectors; `(batch, channels)` each.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel: keras.Variable | None,
+        kernel_size: tuple[int, int],
+        strides: tuple[int, int] = (1, 1),
+        padding: str = "valid",
+        dilation_rate: tuple[int, int] = (1, 1),
+        activation: Callable | None = None,
+        hwbc: bool = True,
+        **kwargs,
+    ):
+        taps = 1 if kernel is not None else kernel_size[0] * kernel_size[1]
+        super().__init__((channels,) * (1 + taps), **kwargs)
+        object.__setattr__(self, "kernel", kernel)  # The trunk's: not to be counted as a variable of this layer.
+        self.kernel_size = tuple(kernel_size)
+        self.options = (tuple(strides), padding, "channels_last", tuple(dilation_rate))
+        self.activation = activation
+        self.hwbc = hwbc
+
+    def call(self, inputs, patches):
+        x = inputs if self.hwbc else ops.transpose(inputs, TO_HWBC)
+        bias = self.read(patches, 0)
+        if self.kernel is None:
+            kernel = self.read(patches, 1, len(self.widths) - 1)
+        else:
+            kernel = ops.transpose(self.kernel, (0, 1, 3, 2)) * self.read(patches, 1)
+        x = _as_one_image(x, ops.reshape(kernel, (*self.kernel_size, -1, 1)), bias, *self.options)
+        x = x if self.hwbc else ops.transpose(x, FROM_HWBC)
+        return self.activation(x) if self.activation else x
+
+    def compute_output_spec(self, inputs, patches):
+        order = FROM_HWBC if self.hwbc else (0, 1, 2, 3)
+        strides, padding, _, dilation_rate = self.options
+        one = keras.layers.DepthwiseConv2D(self.kernel_size, strides, padding, dilation_rate=dilation_rate)
+        shape = one.compute_output_shape(tuple(inputs.shape[i] for i in order))
+        back = TO_HWBC if self.hwbc else (0, 1, 2, 3)
+        return keras.KerasTensor([shape[i] for i in back], inputs.dtype)
+
+
+class BankedSeparable(Banked):
+    """Separable convolution: a depthwise one with a kernel per example, then a pointwise one with scale and bias.
+
+    Args:
+        depthwise, pointwise: the two, which share the vectors that this layer reads.
+    """
+
+    def __init__(self, depthwise: BankedDepthwise, pointwise: BankedAffine, **kwargs):
+        super().__init__((*depthwise.widths, *pointwise.widths), **kwargs)
+        self.depthwise = depthwise
+        self.pointwise = pointwise
+
+    def call(self, inputs, patches):
+        count = len(self.depthwise.widths)
+        self.depthwise.places, self.pointwise.places = self.places[:count], self.places[count:]
+        return self.pointwise(self.depthwise(inputs, patches), patches)
+
+    def compute_output_spec(self, inputs, patches):
+        return self.pointwise.compute_output_spec(self.depthwise.compute_output_spec(inputs, patches), patches)
+
+
+class BankedHead(keras.layers.Layer):
+    """The last layers of all tasks: features to logits, each example by its own task's layer.
+
+        y[b, k] = bias[row[b], k] + sum over c of kernel[row[b], c, k] * x[b, c]
+
+    A task with fewer classes than the widest has 0 and -infinity behind its own, so that softmax gives them nothing. Rows
+    without a task give NaN.
+
+    Args:
+        capacity: rows. channels: of the features. classes: of the widest head.
+
+    Inputs: features `(batch, channels)`, rows int32 `(batch,)`. Returns: float32 `(batch, classes)`.
+    """
+
+    def __init__(self, capacity: int, channels: int, classes: int, **kwargs):
+        super().__init__(trainable=False, dtype="float32", **kwargs)
+        self.kernel = self.add_weight((capacity, channels, classes), "zeros", name="kernel")
+        self.bias = self.add_weight((capacity, classes), keras.initializers.Constant(float("nan")), name="bias")
+        self.built = True
+
+    def call(self, features, rows):
+        kernel, bias = ops.take(self.kernel, rows, axis=0), ops.take(self.bias, rows, axis=0)
+        return ops.squeeze(ops.matmul(features[:, None], kernel), 1) + bias
+
+    def compute_output_shape(self, features_shape, rows_shape):
+        return (features_shape[0], self.bias.shape[1])
+
+    def write(self, row: int, kernel: np.ndarray, bias: np.ndarray):
+        """Writes the last layer of one task, `(channels, its classes)` and `(its classes,)`."""
+        unused = (0, self.bias.shape[1] - len(bias))
+        assign(self.kernel, (row,), np.pad(kernel, ((0, 0), unused)))
+        assign(self.bias, (row,), np.pad(bias, unused, constant_values=-np.inf))
+
+    def copy_to(self, larger: "BankedHead"):
+        """Copies all rows to the first ones of a layer with more."""
+        for old, new in ((self.kernel, larger.kernel), (self.bias, larger.bias)):
+            assign(new, (slice(old.shape[0]),), ops.convert_to_numpy(old))
+
+
+class BatchFirst(keras.layers.Layer):
+    """A layer of images among layers in HWBC: what has four axes is brought to (batch, height, width, channels), and back.
+
+    TensorFlow's optimizer takes out what two of them undo of one another.
+    """
+
+    def __init__(self, layer: keras.Layer, **kwargs):
+        super().__init__(trainable=False, **kwargs)
+        self.layer = layer
+
+    def build(self, *shapes):
+        self.built = True
+
+    def call(self, *args):
+        images = keras.tree.map_structure(lambda x: _permuted(x, FROM_HWBC), args)
+        return keras.tree.map_structure(lambda x: _permuted(x, TO_HWBC), self.layer(*images))
+
+    def compute_output_spec(self, *args):
+        images = keras.tree.map_structure(lambda x: _permuted_spec(x, FROM_HWBC), args)
+        return keras.tree.map_structure(lambda x: _permuted_spec(x, TO_HWBC), self.layer.compute_output_spec(*images))
+
+
+class Permute(keras.layers.Layer):
+    """Brings all four axes of images into another order, the batch's too."""
+
+    def __init__(self, order: Sequence[int], **kwargs):
+        super().__init__(trainable=False, **kwargs)
+        self.order = tuple(order)
+
+    def call(self, inputs):
+        return ops.transpose(inputs, self.order)
+
+    def compute_output_spec(self, inputs):
+        return _permuted_spec(inputs, self.order)
+
+
+class GlobalMean(keras.layers.Layer):
+    """Global average pooling in HWBC: to `(batch, channels)`, or with `keepdims` to `(1, 1, batch, channels)`."""
+
+    def __init__(self, keepdims: bool, **kwargs):
+        super().__init__(trainable=False, **kwargs)
+        self.keepdims = keepdims
+
+    def call(self, inputs):
+        return ops.mean(inputs, axis=(0, 1), keepdims=self.keepdims)
+
+    def compute_output_shape(self, inputs_shape):
+        return (1, 1, *inputs_shape[2:]) if self.keepdims else inputs_shape[2:]
+
+
+class Product(keras.layers.Layer):
+    """Product of tensors in HWBC. That of Keras would take differing heights for differing batches."""
+
+    def call(self, inputs):
+        return functools.reduce(ops.multiply, inputs)
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(max((x.shape for x in inputs), key=lambda shape: shape[0]), inputs[0].dtype)
+
+
+def assign(variable: keras.Variable, where: tuple, values: np.ndarray):
+    """Writes a part of a variable. On TensorFlow in place; whoever is just reading it reads on in what it was before."""
+    values = values.astype("float32")
+    if keras.backend.backend() == "tensorflow":
+        variable.value[where].assign(values)
+    else:
+        whole = ops.convert_to_numpy(variable).copy()
+        whole[where] = values
+        variable.assign(whole)
+
+
+def _permuted(x, order):
+    return ops.transpose(x, order) if len(x.shape) == 4 else x
+
+
+def _permuted_spec(x, order):
+    return keras.KerasTensor([x.shape[i] for i in order], x.dtype) if len(x.shape) == 4 else x
+
+
+def _as_one_image(x, kernel, bias, *options):
+    """Convolves `(height, width, batch, channels)` as one image with batch * channels channels, and adds the bias.
+
+    Args:
+        x: the images; static but for the batch.
+        kernel: `(k, l, batch * channels, 1)`.
+        bias: `(batch, channels)`.
+        *options: of `ops.depthwise_conv`.
+    """
+    height, width, _, channels = x.shape
+    image = ops.reshape(x, (1, height, width, -1))
+    y = _add_bias(ops.depthwise_conv(image, kernel, *options), ops.reshape(bias, (-1,)))
+    return ops.reshape(y, (*y.shape[1:3], -1, channels))
+
+
+def _add_bias(x, bias):
+    if keras.backend.backend() != "tensorflow":
+        return x + bias
+    # An addition of which it does not know the shapes, TensorFlow does not fuse with the convolution.
+    import tensorflow as tf
+
+    return tf.nn.bias_add(x, bias)
