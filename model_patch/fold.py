@@ -1,0 +1,392 @@
+"""Fold: a task's net without batch normalisation, its scales and biases inside the convolutions."""
+
+import collections
+import dataclasses
+from collections.abc import Collection, Iterator
+
+import keras
+import numpy as np
+
+from model_patch.bind import BoundTask
+from model_patch.errors import ModelPatchError
+from model_patch.kinds import NORMS
+from model_patch.layers import Patched
+from model_patch.layers.affine import Affine
+from model_patch.layers.scaled import Scaled
+from model_patch.rewrite import functional, rewrite
+
+TOLERANCE = 1e-4
+"""Largest difference of logits that counts as rounding, in parts of the largest logit where that is above 1."""
+
+NUM_PROBES = 2
+
+_LAYERS = keras.layers
+_DEPTHWISE = (_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)
+_SEPARABLE = (_LAYERS.SeparableConv1D, _LAYERS.SeparableConv2D)
+_TRANSPOSED = (_LAYERS.Conv1DTranspose, _LAYERS.Conv2DTranspose, _LAYERS.Conv3DTranspose)
+_LINEAR = (
+    _LAYERS.Dense,
+    _LAYERS.Conv1D,
+    _LAYERS.Conv2D,
+    _LAYERS.Conv3D,
+    *_DEPTHWISE,
+    *_SEPARABLE,
+    *_TRANSPOSED,
+)
+"""What a norm folds into. Only these classes themselves, and their patched forms: a subclass may compute otherwise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """A task's net without batch normalisation.
+
+    Attributes:
+        model: Keras model with inputs and outputs as the bound task's. Its layers are Keras' own and `Affine`; those that
+            nothing was folded into are still the trunk's objects, all others hold copies.
+        difference: largest absolute difference of outputs from the bound task's, on the probe images.
+        left: by path, the norms that are not inside another layer, each with the reason.
+    """
+
+    model: keras.Model
+    difference: float
+    left: dict[str, str]
+
+
+def fold(bound: BoundTask, images: np.ndarray | None = None, tolerance: float = TOLERANCE) -> Folded:
+    """Folds a task's batch norms into its convolutions.
+
+    In inference a batch norm is a scale and a bias per channel. Where it goes:
+
+    1. Into the layer before it, a convolution (depthwise, separable and transposed ones too) or a dense layer, if that has
+       no activation of its own, is used once, and nothing else reads its output.
+    2. Else into the layers after it, if they are all such layers, used once, that do not pad: what they padded would have to
+       be shifted, too. Kernels of one pixel never pad.
+    3. Else it becomes one `Affine` layer, as in nets that normalise before they activate (ResNetV2, half of DenseNet).
+
+    Norms that depend on their input (layer and group normalisation, batch norms that are called with `training=True`), those
+    inside other layers, and subclasses of Keras' batch norm, which may compute otherwise, stay as they are. Nested models
+    are folded each for itself. Scales and biases that a task has given to convolutions (`layers.scaled`) go into their
+    kernels. All products are taken in float64 and stored in the layer's own dtype.
+
+    Args:
+        bound: stays as it is, and so does its trunk.
+        images: more images to compare on besides random ones, preprocessed, `(batch, height, width, 3)`.
+        tolerance: how far outputs may differ, in parts of the largest output where that is above 1.
+
+    Returns:
+        A `Folded`.
+
+    Raises:
+        ModelPatchError: the trunk runs as it is, a norm holds values that are no numbers, or the folded net's outputs
+            differ by more than `tolerance`: then the layer is named that differs most.
+    """
+    model, plan = fold_graph(bound)
+    probes = _probes(bound, images)
+    expected = keras.ops.convert_to_numpy(bound.model(probes, training=False))
+    given = keras.ops.convert_to_numpy(model(probes, training=False))
+    difference = float(np.abs(given - expected).max())
+    if not difference <= tolerance * max(1.0, float(np.abs(expected).max())):
+        raise ModelPatchError(
+            f"the task {bound.task.name!r} folded differs by {difference:.3g} in its outputs, more than {tolerance:g} of "
+            f"them: {_culprit(plan)}; export it as a saved_model, where nothing is folded"
+        )
+    return Folded(model, difference, plan.left)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """One norm that goes into one layer.
+
+    Attributes:
+        path, norm: of the batch norm.
+        layer: what it goes into.
+        before: whether the norm comes before the layer.
+        shape: of the first of the two's input, the batch included.
+    """
+
+    path: str
+    norm: keras.Layer
+    layer: keras.Layer
+    before: bool
+    shape: tuple[int | None, ...]
+
+
+@dataclasses.dataclass
+class Plan:
+    """What becomes of each norm.
+
+    Attributes:
+        into: by the path of the layer, the norms that go into it.
+        gone: paths of norms that go into others.
+        affine: paths of norms that become `Affine`.
+        left: as in `Folded`.
+    """
+
+    into: dict[str, list[Fold]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
+    gone: set[str] = dataclasses.field(default_factory=set)
+    affine: set[str] = dataclasses.field(default_factory=set)
+    left: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def fold_graph(bound: BoundTask, apart: Collection[str] = ()) -> tuple[keras.Model, Plan]:
+    """Returns a task's folded graph, not yet compared, and what became of its norms.
+
+    Args:
+        bound: the task.
+        apart: paths of layers whose scale and bias are not to be multiplied into kernels: batch norms become `Affine`,
+            convolutions with a scale and bias stay.
+    """
+    bound.trunk.require_graph("a fold")
+    plan = Plan()
+    _plan(functional(bound.model), "", apart, plan)
+    trunk_layers = {id(layer) for layer in bound.trunk.layers().values()}
+    dropped: set[int] = set()
+
+    def replace(path: str, layer: keras.Layer) -> keras.Layer:
+        if path in plan.gone:
+            nothing = keras.layers.Identity(name=layer.name)
+            dropped.add(id(nothing))
+            return nothing
+        if path in plan.into:
+            return _folded(layer, plan.into[path])
+        if path in plan.affine:
+            return _affine(path, layer)
+        if id(layer) in trunk_layers or not layer.weights:
+            return layer
+        return _copied(layer) if path in apart and isinstance(layer, Scaled) else _plain(layer)
+
+    def apply(layer, *args, **kwargs):
+        tensor = keras.tree.flatten((args, kwargs))[0] if args or kwargs else None
+        if id(layer) in dropped:
+            return tensor
+        return layer(tensor) if isinstance(layer, Affine) else layer(*args, **kwargs)  # It takes no `training`.
+
+    return rewrite(bound.model, replace, apply), plan
+
+
+def _plan(model: keras.Model, prefix: str, apart: Collection[str], plan: Plan):
+    """Decides for every norm of a graph, and of those nested in it, by the rule of `fold`."""
+    graph = _Graph(model)
+    for layer in model.layers:
+        path = prefix + layer.name
+        if isinstance(layer, keras.Model):
+            _plan(functional(layer), path + "/", apart, plan)
+            continue
+        kept = _kept(layer, graph)
+        if kept:
+            plan.left[path] = kept
+        elif _plain_class(layer) is _LAYERS.BatchNormalization:
+            target = "it is a slot" if path in apart else _target(layer, path, graph)
+            if isinstance(target, str):
+                plan.affine.add(path)
+                plan.left[path] = f"an affine layer: {target}"
+                continue
+            plan.gone.add(path)
+            for each in target:
+                plan.into[prefix + each.layer.name].append(each)
+
+
+class _Graph:
+    """One graph's nodes: who made a tensor, who reads it, how often a layer is used."""
+
+    def __init__(self, model: keras.Model):
+        nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
+        self.nodes = collections.defaultdict(list)
+        self.maker = {}
+        self.readers = collections.defaultdict(list)
+        for node in nodes:
+            self.nodes[id(node.operation)].append(node)
+            self.maker |= {id(tensor): node.operation for tensor in node.output_tensors}
+            for tensor in node.input_tensors:
+                self.readers[id(tensor)].append(node.operation)
+        for tensor in model.outputs:
+            self.readers[id(tensor)].append(None)  # Whoever calls the net.
+
+
+def _kept(layer: keras.Layer, graph: _Graph) -> str:
+    """Says why a norm, or a layer with norms inside, stays as it is; empty for all others."""
+    inner = [each.name for each in layer._flatten_layers(include_self=False) if isinstance(each, NORMS)]
+    if inner:
+        return f"as it is: {', '.join(inner)} stand inside the layer"
+    if not isinstance(layer, NORMS):
+        return ""
+    if not isinstance(layer, _LAYERS.BatchNormalization):
+        return f"as it is: {_plain_class(layer).__name__} depends on its input"
+    if _plain_class(layer) is not _LAYERS.BatchNormalization:
+        return f"as it is: {_plain_class(layer).__name__} may compute otherwise than BatchNormalization"
+    if any(node.arguments.kwargs.get("training") for node in graph.nodes[id(layer)]):
+        return "as it is: it is called with training=True"
+    return ""
+
+
+def _target(norm: keras.Layer, path: str, graph: _Graph) -> list[Fold] | str:
+    """Returns where a batch norm goes, or the reason why nowhere."""
+    if len(graph.nodes[id(norm)]) > 1:
+        return "it is used more than once"
+    (node,) = graph.nodes[id(norm)]
+    tensor, output = node.input_tensors[0], node.output_tensors[0]
+    before = graph.maker[id(tensor)]
+    reason = _not_linear(before, norm, graph, tensor)
+    if not reason and before.activation is not keras.activations.linear:
+        reason = f"{before.name} before it has an activation of its own"
+    if not reason and len(graph.readers[id(tensor)]) > 1:
+        reason = f"what {before.name} before it gives is read by others too"
+    if not reason:
+        return [Fold(path, norm, before, False, graph.nodes[id(before)][0].input_tensors[0].shape)]
+    after = graph.readers[id(output)]
+    if all(not _not_linear(layer, norm, graph, output) and not _pads(layer) for layer in after):
+        return [Fold(path, norm, layer, True, tensor.shape) for layer in after]
+    return reason
+
+
+def _not_linear(layer, norm: keras.Layer, graph: _Graph, between: keras.KerasTensor) -> str:
+    """Says why a norm cannot go into a layer, the tensor `between` them; empty where it can."""
+    if not isinstance(layer, keras.Layer) or _plain_class(layer) not in _LINEAR:
+        return f"it is next to {'an output' if layer is None else layer.name}, not to a convolution alone"
+    if len(graph.nodes[id(layer)]) > 1:
+        return f"{layer.name} next to it is used more than once"
+    if layer.dtype_policy.quantization_mode:
+        return f"{layer.name} next to it is quantized"
+    rank = len(between.shape)
+    channels = 1 if getattr(layer, "data_format", "") == "channels_first" else rank - 1
+    axis = norm.axis if isinstance(norm.axis, int) else norm.axis[0]
+    return "" if axis % rank == channels else f"it normalises another axis than the channels of {layer.name}"
+
+
+def _pads(layer: keras.Layer) -> bool:
+    """Whether a norm before a layer cannot go into it, as it pads, or is not made for it."""
+    if isinstance(layer, _TRANSPOSED) or getattr(layer, "groups", 1) > 1:
+        return True
+    if isinstance(layer, _LAYERS.Dense):
+        return False
+    return layer.padding != "valid" and any(size > 1 for size in layer.kernel_size)
+
+
+def _plain_class(layer: keras.Layer) -> type[keras.Layer]:
+    """Returns the class of a layer, or the one that a patched class is made of."""
+    return next(base for base in type(layer).__mro__ if not issubclass(base, Patched))
+
+
+def scale_and_bias(path: str, norm: keras.Layer) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a batch norm as `y = scale * x + bias`, float64 `(channels,)` each.
+
+    Raises:
+        ModelPatchError: its values give no finite numbers, as with a negative variance.
+    """
+    values = _values(norm)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        scale = values.get("gamma", 1.0) / np.sqrt(values["moving_variance"] + norm.epsilon)
+        bias = values.get("beta", 0.0) - values["moving_mean"] * scale
+    if not (np.isfinite(scale).all() and np.isfinite(bias).all()):
+        raise ModelPatchError(f"the batch norm {path!r} cannot be folded: its values give infinity or no number")
+    return scale, bias
+
+
+def _values(layer: keras.Layer) -> dict[str, np.ndarray]:
+    return {v.name: np.asarray(keras.ops.convert_to_numpy(v), "float64") for v in layer.weights}
+
+
+def _copied(layer: keras.Layer, layer_class: type[keras.Layer] | None = None, **changes) -> keras.Layer:
+    """Returns a layer with the same values, of `layer_class` where one is given."""
+    config = layer.get_config() | changes | {"trainable": False}
+    if layer_class:
+        config = {key: value for key, value in config.items() if key not in ("own", "statistics")}
+    copy = (layer_class or type(layer)).from_config(config)
+    copy.build_from_config(layer.get_build_config())
+    if not changes:
+        copy.set_weights(_in_order(layer, copy))
+    return copy
+
+
+def _in_order(layer: keras.Layer, copy: keras.Layer) -> list[np.ndarray]:
+    """Returns a layer's values in the order of its copy's: Keras lists trainable ones first."""
+    if not isinstance(layer, Patched):
+        return layer.get_weights()
+    values = {v.name: keras.ops.convert_to_numpy(v) for v in layer.weights}
+    return [values[v.name] for v in copy.weights]
+
+
+def _plain(layer: keras.Layer) -> keras.Layer:
+    """Returns a copy that needs no patch: of Keras' own class where the layer is a patched one."""
+    if isinstance(layer, Scaled) and "gamma" in layer.own:
+        return layer.folded()
+    return _copied(layer, _plain_class(layer)) if isinstance(layer, Patched) else _copied(layer)
+
+
+def _affine(path: str, norm: keras.Layer) -> Affine:
+    axis = norm.axis if isinstance(norm.axis, int) else norm.axis[0]
+    layer = Affine(axis, name=norm.name, dtype=norm.dtype_policy, trainable=False)
+    layer.build_from_config(norm.get_build_config())
+    layer.set_weights(scale_and_bias(path, norm))
+    return layer
+
+
+def _folded(layer: keras.Layer, folds: list[Fold]) -> keras.Layer:
+    """Returns a layer that computes what the layer and the norms before and after it do."""
+    layer = _plain(layer) if isinstance(layer, Patched) else layer
+    values = {"bias": 0.0} | _values(layer)
+    for each in folds:
+        turn = _norm_first if each.before else _norm_last
+        turn(layer, values, *scale_and_bias(each.path, each.norm))
+    copy = _copied(layer, type(layer), use_bias=True)
+    copy.set_weights([np.broadcast_to(values[v.name], v.shape) for v in copy.weights])
+    return copy
+
+
+def _norm_last(layer: keras.Layer, values: dict, scale: np.ndarray, bias: np.ndarray):
+    """Changes values so that the layer gives `scale * layer(x) + bias`."""
+    kernel = "pointwise_kernel" if isinstance(layer, _SEPARABLE) else "kernel"
+    by_output = scale
+    if isinstance(layer, _DEPTHWISE):
+        by_output = scale.reshape(values[kernel].shape[-2:])  # (channels, depth multiplier)
+    if isinstance(layer, _TRANSPOSED):
+        by_output = scale[:, None]  # Their kernels are (..., outputs, inputs).
+    values[kernel] = values[kernel] * by_output
+    values["bias"] = values["bias"] * scale + bias
+
+
+def _norm_first(layer: keras.Layer, values: dict, scale: np.ndarray, bias: np.ndarray):
+    """Changes values so that the layer gives `layer(scale * x + bias)`. Kernels are (..., inputs, outputs)."""
+    kernel = "depthwise_kernel" if isinstance(layer, _SEPARABLE) else "kernel"
+    spatial = tuple(range(values[kernel].ndim - 2))
+    shift = (values[kernel] * bias[:, None]).sum(spatial)  # (inputs, outputs)
+    values[kernel] = values[kernel] * scale[:, None]
+    if isinstance(layer, (*_DEPTHWISE, *_SEPARABLE)):
+        shift = shift.reshape(-1)  # Each channel is an output of its own.
+        if isinstance(layer, _SEPARABLE):
+            shift = shift @ values["pointwise_kernel"].reshape(len(shift), -1)
+    else:
+        shift = shift.sum(0)
+    values["bias"] = values["bias"] + shift
+
+
+def _probes(bound: BoundTask, images: np.ndarray | None) -> np.ndarray:
+    """Returns preprocessed images: random pixels, always the same, and the given ones."""
+    size = bound.task.preprocessing.image_size
+    pixels = np.random.default_rng(0).uniform(0, 255, (NUM_PROBES, size, size, 3)).astype("float32")
+    probes = np.asarray(bound.task.preprocessing.scale(pixels))
+    return probes if images is None else np.concatenate([probes, images])
+
+
+def _culprit(plan: Plan) -> str:
+    """Says which norm's fold alone differs most, on random inputs."""
+    differences = {each.path: _local_difference(each) for each in _folds(plan)}
+    if not differences:
+        return "no batch norm was folded"
+    worst = max(differences, key=lambda path: differences[path])
+    return f"most in {worst!r}, by {differences[worst]:.3g} of what that layer gives"
+
+
+def _folds(plan: Plan) -> Iterator[Fold]:
+    for folds in plan.into.values():
+        yield from folds
+
+
+def _local_difference(fold: Fold) -> float:
+    shape = [1, *(32 if size is None else size for size in fold.shape[1:])]
+    inputs = np.random.default_rng(0).normal(size=shape).astype("float32")
+    first, second = (fold.norm, fold.layer) if fold.before else (fold.layer, fold.norm)
+    expected = keras.ops.convert_to_numpy(second(first(inputs)))
+    given = keras.ops.convert_to_numpy(_folded(fold.layer, [fold])(inputs))
+    # What is no number differs more than anything else.
+    return float(np.nan_to_num(np.abs(given - expected).max() / max(np.abs(expected).max(), 1e-30), nan=np.inf))
