@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 64
     config.optimizer = "adam"
     config.learning_rate = 0.0  # 0: the default for the optimizer and for what is trained.
+    config.learning_rates = ()  # Several: all rows at each of them, compared; the one above is not looked at.
     config.schedule = "cosine"
     config.augmentation = "auto"  # auto: what the data recommend.
     config.max_train_images = 0  # 0: all.

@@ -15,7 +15,7 @@ from model_patch import cli
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "ssd_to_classification.py")
 _WORKDIR, _DRY_RUN = cli.define_outputs()
 _DETECTOR = flags.DEFINE_string(
-    "detector", None, "Folder of a trained detector, or a trunk, scheme:rest.", required=True
+    "detector", None, "Folder of a trained detector, or a trunk, scheme:rest; by default the config's trunk."
 )
 _DETECTOR_SEED = flags.DEFINE_integer("detector_seed", None, "Which detector of the folder; by default the first.")
 _DATA = flags.DEFINE_string("data", None, "digits | mnist | faces | textures | folder:PATH | idx:PATH | tfds:NAME")
@@ -28,11 +28,14 @@ _SEEDS = flags.DEFINE_list("seeds", None, "Seeds, a row of results each, for exa
 def main():
     """Detector to trunk, flags to config, config to `transfer`."""
     from model_patch.detection.detector import trunk_of
+    from model_patch.errors import ModelPatchError
     from model_patch.training.transfer import transfer
 
+    if not (_DETECTOR.value or _CONFIG.value.trunk):
+        raise ModelPatchError("no detector is given: expected --detector=FOLDER of one, or the spec of a trunk")
     config = cli.override(
         _CONFIG.value,
-        trunk=trunk_of(_DETECTOR.value, _DETECTOR_SEED.value),
+        trunk=_DETECTOR.value and trunk_of(_DETECTOR.value, _DETECTOR_SEED.value),
         data=_DATA.value,
         train=_TRAIN.value and tuple(_TRAIN.value),
         image_size=_IMAGE_SIZE.value,

@@ -1,0 +1,20 @@
+"""The paper's random trunk: MobileNetV2 that never learnt anything, patched for the 1000 classes of ImageNet.
+
+Command: `python scripts/transfer.py --config=configs/paper/random_to_imagenet.py --workdir=runs/random_to_imagenet`
+Data: TensorFlow Datasets' imagenet2012, 1.28 million images, downloaded by hand. Hardware: several GPUs. *Not run*, but for
+`--dry_run`.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+SSD = runpy.run_path(str(Path(__file__).with_name("ssd_to_imagenet.py")))
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration, with the fields of `configs/transfer.py`."""
+    config = SSD["get_config"]()
+    config.trunk = "keras:MobileNetV2?weights=none"
+    return config

@@ -1,0 +1,21 @@
+"""The paper's statistics only: are mean and variance of the task's images enough, or must scale and bias be learnt?
+
+Command: `python scripts/transfer.py --config=configs/paper/statistics_only.py:cifar10 --workdir=runs/statistics_cifar10`, and the
+other data of configs/paper/transfer_mobilenet.py.
+Hardware: one GPU with 16 GB or more. *Not run*, but for `--dry_run`.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+MOBILENET = runpy.run_path(str(Path(__file__).with_name("transfer_mobilenet.py")))
+
+
+def get_config(data: str = "cifar10") -> ConfigDict:
+    """Returns the configuration for `cifar10`, `cifar100`, `flowers`, `cars` or `aircraft`."""
+    config = MOBILENET["get_config"](data)
+    config.train = ("last", "statistics+last", "scale_bias", "scale_bias+last")
+    config.learning_rates = ()
+    return config
