@@ -1,0 +1,66 @@
+"""A layer whose slots are filled at each call: how one net answers for any task that it is handed the values of."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Where the values of one variable stand in the vector of a task's values.
+
+    Attributes:
+        key: of the variable, `<layer path>/<variable name>`; the head's are `head/<variable name>`.
+        offset: of its first value.
+        shape: of the variable; its values stand row by row.
+    """
+
+    key: str
+    offset: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+
+class Slotted(keras.layers.Layer):
+    """Computes what a layer does, some of its variables taken out of a vector that is handed in.
+
+    Args:
+        layer: a built layer; its other variables are used as they are.
+        slots: which of its variables are taken, by the variable, and from where.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: as the layer takes.
+        extra: list of one float32 vector `(values,)`.
+
+    Output shape: that of the layer.
+    """
+
+    takes_extra = True
+
+    def __init__(self, layer: keras.Layer, slots: Sequence[tuple[keras.Variable, Slot]], **kwargs):
+        super().__init__(**kwargs)
+        self.layer = layer
+        self.slots = list(slots)
+
+    def build(self, *shapes):
+        pass
+
+    def call(self, inputs, extra, training=None, mask=None):
+        (vector,) = extra
+        values = [
+            (variable, ops.reshape(vector[slot.offset : slot.offset + slot.size], slot.shape))
+            for variable, slot in self.slots
+        ]
+        with keras.StatelessScope(state_mapping=values):
+            return self.layer.call(inputs)
+
+    def compute_output_shape(self, inputs_shape, extra_shape):
+        return self.layer.compute_output_shape(inputs_shape)
