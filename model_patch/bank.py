@@ -18,6 +18,9 @@ from model_patch.patch import Patch
 from model_patch.tasks import CLASSIFICATION, HEAD, Task
 from model_patch.trunk import Trunk
 
+HALVED = 32
+"""Batches of at least so many images run as two halves at once on CPUs; measured, see docs/serving.md."""
+
 
 class Bank:
     """Many tasks on one trunk, each example of a batch answered by its own task, in inference.
@@ -81,7 +84,8 @@ class Bank:
         Raises:
             ModelPatchError: there is no such task.
         """
-        return self._rows.of([name])[0]
+        with self._rows.pinned([name]) as (row,):
+            return row
 
     def add(self, patch: Patch | BoundTask, *, replace: bool = False):
         """Adds a task.
@@ -293,10 +297,23 @@ class _Compiled:
 
 
 def _compiled(model: keras.Model) -> Callable:
-    """Returns images and rows to logits as one compiled function, which batches of any size share."""
+    """Returns images and rows to logits as compiled functions, which batches of any size share."""
     if keras.backend.backend() != "tensorflow":
         return lambda images, rows: model([images, rows], training=False)
     import tensorflow as tf
 
     specs = [tf.TensorSpec(x.shape, x.dtype, x.name) for x in model.inputs]
-    return tf.function(lambda images, rows: model([images, rows], training=False), specs)
+
+    @tf.function(input_signature=specs)
+    def whole(images, rows):
+        return model([images, rows], training=False)
+
+    @tf.function(input_signature=specs)
+    def halves(images, rows):
+        # Side by side, what waits for memory (scales and biases) in one half goes on while the other one multiplies.
+        half = tf.shape(rows)[0] // 2
+        parts = (images[:half], rows[:half]), (images[half:], rows[half:])
+        return tf.concat([model(list(part), training=False) for part in parts], axis=0)
+
+    on_cpu = not tf.config.list_physical_devices("GPU")
+    return lambda images, rows: (halves if on_cpu and len(rows) >= HALVED else whole)(images, rows)

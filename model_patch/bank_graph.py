@@ -123,7 +123,8 @@ class BankGraph:
         own = set().union(*(owned(kind, layer) for kind in self._kinds))
         if isinstance(layer, keras.layers.BatchNormalization):
             _require_channels_last(path, layer.axis in (-1, len(layer.input.shape) - 1))
-            new = BankedAffine(layer.input.shape[-1], hwbc=self.hwbc, name=layer.name)
+            activation = self._activation_after(path)
+            new = BankedAffine(layer.input.shape[-1], None, activation, hwbc=self.hwbc, name=layer.name)
             return self._note(new, lambda value_of: _norm(path, layer, value_of), path)
         if _channels_of_depthwise(layer) and (own or self.hwbc):
             return self._depthwise(path, layer)
@@ -149,8 +150,10 @@ class BankGraph:
         follower = self._next.get(path)
         norm = self._layers.get(follower)
         merges = isinstance(norm, keras.layers.BatchNormalization) and layer.activation is keras.activations.linear
+        activation = layer.activation
         if merges:
             self._new[follower] = keras.layers.Identity(name=norm.name)
+            activation = self._activation_after(follower)
 
         def scale_and_bias(value_of: ValueOf) -> list[np.ndarray]:
             scale, bias = _scale_and_bias(path, value_of)
@@ -174,7 +177,7 @@ class BankGraph:
             layer.strides,
             self._same_padding(path, layer),
             layer.dilation_rate,
-            activation=None if separable else layer.activation,
+            activation=None if separable else activation,
             hwbc=self.hwbc,
             name=layer.name,
         )
@@ -186,9 +189,18 @@ class BankGraph:
                 return [bias, *taps(value_of, scale)]
 
             return self._note(depthwise, vectors, *paths)
-        pointwise = BankedAffine(layer.filters, _pointwise(layer), layer.activation, self.hwbc, name="pointwise")
+        pointwise = BankedAffine(layer.filters, _pointwise(layer), activation, self.hwbc, name="pointwise")
         both = BankedSeparable(depthwise, pointwise, name=layer.name)
         return self._note(both, lambda value_of: [0.0, *taps(value_of, 1.0), *scale_and_bias(value_of)], *paths)
+
+    def _activation_after(self, path: str) -> Callable | None:
+        """Returns the elementwise activation that alone follows a layer, and takes it out of its place in the graph."""
+        follower = self._next.get(path)
+        layer = self._layers.get(follower)
+        if not isinstance(layer, keras.layers.ReLU | keras.layers.Activation):
+            return None
+        self._new[follower] = keras.layers.Identity(name=layer.name)
+        return layer
 
     def _same_padding(self, path: str, layer) -> str:
         """Returns the convolution's padding; takes out zeros padded before it where `same` stands for them."""

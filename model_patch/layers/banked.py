@@ -49,7 +49,7 @@ class Banked(keras.layers.Layer):
 class PatchTable(keras.layers.Layer):
     """The vectors of all patches of a bank, and the only place where they are read.
 
-    Vectors of one width stand in one table `(vectors, capacity, width)`, so that a batch needs one gather per width.
+    Vectors of one width stand in one table `(vectors * capacity, width)`, so that a batch needs one gather per width.
 
     Args:
         layers: those that read, in any order.
@@ -60,13 +60,15 @@ class PatchTable(keras.layers.Layer):
 
     def __init__(self, layers: Sequence[Banked], capacity: int, **kwargs):
         super().__init__(trainable=False, **kwargs)
-        count = collections.Counter(width for layer in layers for width in layer.widths)
-        self.widths = sorted(count)
+        self._read_by = [layer.widths for layer in layers]
+        self.capacity = capacity
+        self.counts = collections.Counter(width for widths in self._read_by for width in widths)
+        self.widths = sorted(self.counts)
         self.tables = [
-            self.add_weight((count[width], capacity, width), "zeros", name=f"width_{width}") for width in self.widths
+            self.add_weight((self.counts[width] * capacity, width), "zeros", name=f"width_{width}")
+            for width in self.widths
         ]
         self.built = True
-        self._read_by = [layer.widths for layer in layers]
         free = dict.fromkeys(self.widths, 0)
         for layer in layers:
             layer.places = []
@@ -74,11 +76,15 @@ class PatchTable(keras.layers.Layer):
                 layer.places.append((self.widths.index(width), free[width]))
                 free[width] += 1
 
+    def _positions(self, width: int, rows):
+        """Returns where the vectors of rows stand in the table of a width, `(vectors, rows)`."""
+        return np.arange(self.counts[width], dtype="int32")[:, None] * self.capacity + rows
+
     def call(self, rows):
-        return [ops.take(table, rows, axis=1) for table in self.tables]
+        return [gather(table, self._positions(table.shape[1], rows)) for table in self.tables]
 
     def compute_output_shape(self, rows_shape):
-        return [(table.shape[0], rows_shape[0], table.shape[2]) for table in self.tables]
+        return [(self.counts[width], rows_shape[0], width) for width in self.widths]
 
     def write(self, row: int, vectors: Sequence[Sequence]):
         """Writes one patch: for each of the layers its vectors, arrays of its `widths`, or one number for all."""
@@ -87,12 +93,14 @@ class PatchTable(keras.layers.Layer):
             for width, vector in zip(widths, own, strict=True):
                 by_width[width].append(np.broadcast_to(vector, width))
         for table, stacked in zip(self.tables, by_width.values(), strict=True):
-            assign(table, (slice(None), row), np.stack(stacked))
+            scatter(table, self._positions(table.shape[1], row)[:, 0], np.stack(stacked))
 
     def copy_to(self, larger: "PatchTable"):
         """Copies all rows to the first ones of a table with more."""
+        rows = np.arange(self.capacity)
         for old, new in zip(self.tables, larger.tables, strict=True):
-            assign(new, (slice(None), slice(old.shape[1])), ops.convert_to_numpy(old))
+            positions = larger._positions(old.shape[1], rows).reshape(-1)
+            scatter(new, positions, ops.convert_to_numpy(old))
 
 
 class BankedAffine(Banked):
@@ -126,10 +134,9 @@ class BankedAffine(Banked):
         x = self.core(inputs) if self.core else inputs
         scale, bias = self.read(patches, 0), self.read(patches, 1)
         if self.hwbc and len(x.shape) == 4:
-            x = _as_one_image(x, ops.reshape(scale, (1, 1, -1, 1)), bias)
-        else:
-            shape = (-1, *[1] * (len(x.shape) - 2), x.shape[-1])
-            x = x * ops.reshape(scale, shape) + ops.reshape(bias, shape)
+            return _as_one_image(x, ops.reshape(scale, (1, 1, -1, 1)), bias, self.activation)
+        shape = (-1, *[1] * (len(x.shape) - 2), x.shape[-1])
+        x = x * ops.reshape(scale, shape) + ops.reshape(bias, shape)
         return self.activation(x) if self.activation else x
 
     def compute_output_spec(self, inputs, patches):
@@ -178,10 +185,9 @@ class BankedDepthwise(Banked):
         if self.kernel is None:
             kernel = self.read(patches, 1, len(self.widths) - 1)
         else:
-            kernel = ops.transpose(self.kernel, (0, 1, 3, 2)) * self.read(patches, 1)
-        x = _as_one_image(x, ops.reshape(kernel, (*self.kernel_size, -1, 1)), bias, *self.options)
-        x = x if self.hwbc else ops.transpose(x, FROM_HWBC)
-        return self.activation(x) if self.activation else x
+            kernel = ops.reshape(self.kernel, (*self.kernel_size, 1, -1)) * self.read(patches, 1)
+        x = _as_one_image(x, ops.reshape(kernel, (*self.kernel_size, -1, 1)), bias, self.activation, *self.options)
+        return x if self.hwbc else ops.transpose(x, FROM_HWBC)
 
     def compute_output_spec(self, inputs, patches):
         order = FROM_HWBC if self.hwbc else (0, 1, 2, 3)
@@ -234,7 +240,7 @@ class BankedHead(keras.layers.Layer):
         self.built = True
 
     def call(self, features, rows):
-        kernel, bias = ops.take(self.kernel, rows, axis=0), ops.take(self.bias, rows, axis=0)
+        kernel, bias = gather(self.kernel, rows), gather(self.bias, rows)
         return ops.squeeze(ops.matmul(features[:, None], kernel), 1) + bias
 
     def compute_output_shape(self, features_shape, rows_shape):
@@ -243,13 +249,13 @@ class BankedHead(keras.layers.Layer):
     def write(self, row: int, kernel: np.ndarray, bias: np.ndarray):
         """Writes the last layer of one task, `(channels, its classes)` and `(its classes,)`."""
         unused = (0, self.bias.shape[1] - len(bias))
-        assign(self.kernel, (row,), np.pad(kernel, ((0, 0), unused)))
-        assign(self.bias, (row,), np.pad(bias, unused, constant_values=-np.inf))
+        scatter(self.kernel, [row], np.pad(kernel, ((0, 0), unused))[None])
+        scatter(self.bias, [row], np.pad(bias, unused, constant_values=-np.inf)[None])
 
     def copy_to(self, larger: "BankedHead"):
         """Copies all rows to the first ones of a layer with more."""
         for old, new in ((self.kernel, larger.kernel), (self.bias, larger.bias)):
-            assign(new, (slice(old.shape[0]),), ops.convert_to_numpy(old))
+            scatter(new, np.arange(old.shape[0]), ops.convert_to_numpy(old))
 
 
 class BatchFirst(keras.layers.Layer):
@@ -312,6 +318,64 @@ class Product(keras.layers.Layer):
         return keras.KerasTensor(max((x.shape for x in inputs), key=lambda shape: shape[0]), inputs[0].dtype)
 
 
+def gather(table: keras.Variable, indices):
+    """Returns entries of a table along its first axis. On TensorFlow the table is not copied while others write to it."""
+    if keras.backend.backend() == "tensorflow":
+        return table.value.sparse_read(indices)
+    return ops.take(table, indices, axis=0)
+
+
+def scatter(table: keras.Variable, indices, values: np.ndarray):
+    """Writes entries of a table along its first axis, on TensorFlow in place."""
+    values = values.astype("float32")
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        table.value.scatter_update(tf.IndexedSlices(values, tf.constant(indices)))
+    else:
+        whole = np.array(ops.convert_to_numpy(table))
+        whole[indices] = values
+        table.assign(whole)
+
+
+class Permute(keras.layers.Layer):
+    """Brings all four axes of images into another order, the batch's too."""
+
+    def __init__(self, order: Sequence[int], **kwargs):
+        super().__init__(trainable=False, **kwargs)
+        self.order = tuple(order)
+
+    def call(self, inputs):
+        return ops.transpose(inputs, self.order)
+
+    def compute_output_spec(self, inputs):
+        return _permuted_spec(inputs, self.order)
+
+
+class GlobalMean(keras.layers.Layer):
+    """Global average pooling in HWBC: to `(batch, channels)`, or with `keepdims` to `(1, 1, batch, channels)`."""
+
+    def __init__(self, keepdims: bool, **kwargs):
+        super().__init__(trainable=False, **kwargs)
+        self.keepdims = keepdims
+
+    def call(self, inputs):
+        return ops.mean(inputs, axis=(0, 1), keepdims=self.keepdims)
+
+    def compute_output_shape(self, inputs_shape):
+        return (1, 1, *inputs_shape[2:]) if self.keepdims else inputs_shape[2:]
+
+
+class Product(keras.layers.Layer):
+    """Product of tensors in HWBC. That of Keras would take differing heights for differing batches."""
+
+    def call(self, inputs):
+        return functools.reduce(ops.multiply, inputs)
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(max((x.shape for x in inputs), key=lambda shape: shape[0]), inputs[0].dtype)
+
+
 def assign(variable: keras.Variable, where: tuple, values: np.ndarray):
     """Writes a part of a variable. On TensorFlow in place; whoever is just reading it reads on in what it was before."""
     values = values.astype("float32")
@@ -331,25 +395,29 @@ def _permuted_spec(x, order):
     return keras.KerasTensor([x.shape[i] for i in order], x.dtype) if len(x.shape) == 4 else x
 
 
-def _as_one_image(x, kernel, bias, *options):
-    """Convolves `(height, width, batch, channels)` as one image with batch * channels channels, and adds the bias.
+def _as_one_image(x, kernel, bias, activation, *options):
+    """Convolves `(height, width, batch, channels)` as one image with batch * channels channels; bias and activation follow.
+
+    In this order, and without anything between the three, TensorFlow computes them as one operation.
 
     Args:
-        x: the images; static but for the batch.
+        x: the images; height, width and channels are static.
         kernel: `(k, l, batch * channels, 1)`.
         bias: `(batch, channels)`.
+        activation: elementwise, or None.
         *options: of `ops.depthwise_conv`.
     """
     height, width, _, channels = x.shape
-    image = ops.reshape(x, (1, height, width, -1))
-    y = _add_bias(ops.depthwise_conv(image, kernel, *options), ops.reshape(bias, (-1,)))
+    y = ops.depthwise_conv(ops.reshape(x, (1, height, width, -1)), kernel, *options)
+    y = _add_bias(y, ops.reshape(bias, (-1,)))
+    y = activation(y) if activation else y
     return ops.reshape(y, (*y.shape[1:3], -1, channels))
 
 
 def _add_bias(x, bias):
     if keras.backend.backend() != "tensorflow":
         return x + bias
-    # An addition of which it does not know the shapes, TensorFlow does not fuse with the convolution.
+    # An addition of which it does not know the shapes, TensorFlow does not join with the convolution.
     import tensorflow as tf
 
     return tf.nn.bias_add(x, bias)
