@@ -338,55 +338,6 @@ def scatter(table: keras.Variable, indices, values: np.ndarray):
         table.assign(whole)
 
 
-class Permute(keras.layers.Layer):
-    """Brings all four axes of images into another order, the batch's too."""
-
-    def __init__(self, order: Sequence[int], **kwargs):
-        super().__init__(trainable=False, **kwargs)
-        self.order = tuple(order)
-
-    def call(self, inputs):
-        return ops.transpose(inputs, self.order)
-
-    def compute_output_spec(self, inputs):
-        return _permuted_spec(inputs, self.order)
-
-
-class GlobalMean(keras.layers.Layer):
-    """Global average pooling in HWBC: to `(batch, channels)`, or with `keepdims` to `(1, 1, batch, channels)`."""
-
-    def __init__(self, keepdims: bool, **kwargs):
-        super().__init__(trainable=False, **kwargs)
-        self.keepdims = keepdims
-
-    def call(self, inputs):
-        return ops.mean(inputs, axis=(0, 1), keepdims=self.keepdims)
-
-    def compute_output_shape(self, inputs_shape):
-        return (1, 1, *inputs_shape[2:]) if self.keepdims else inputs_shape[2:]
-
-
-class Product(keras.layers.Layer):
-    """Product of tensors in HWBC. That of Keras would take differing heights for differing batches."""
-
-    def call(self, inputs):
-        return functools.reduce(ops.multiply, inputs)
-
-    def compute_output_spec(self, inputs):
-        return keras.KerasTensor(max((x.shape for x in inputs), key=lambda shape: shape[0]), inputs[0].dtype)
-
-
-def assign(variable: keras.Variable, where: tuple, values: np.ndarray):
-    """Writes a part of a variable. On TensorFlow in place; whoever is just reading it reads on in what it was before."""
-    values = values.astype("float32")
-    if keras.backend.backend() == "tensorflow":
-        variable.value[where].assign(values)
-    else:
-        whole = ops.convert_to_numpy(variable).copy()
-        whole[where] = values
-        variable.assign(whole)
-
-
 def _permuted(x, order):
     return ops.transpose(x, order) if len(x.shape) == 4 else x
 
