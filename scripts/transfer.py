@@ -5,7 +5,8 @@
         --train=last,scale_bias+last --seeds=0,1,2 --workdir=runs/photos
 
 Writes to the workdir: results.json, results.md, accuracy_vs_parameters.png, a patch file per row under patches/, and
-TensorBoard logs under tensorboard/. The same command again goes on with the rows that are missing. Flags override the
+TensorBoard logs under tensorboard/. With several --learning_rates each has all that in a folder of its own, and the workdir a
+table and a plot of accuracy against rate. --dry_run builds, counts and writes nothing. The same command again goes on with the rows that are missing. Flags override the
 config; what is not a flag can be set with --config.NAME=VALUE.
 """
 
@@ -36,6 +37,9 @@ _EPOCHS = flags.DEFINE_integer("epochs", None, "Passes over the training images.
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images per step.")
 _OPTIMIZER = flags.DEFINE_string("optimizer", None, "adam | rmsprop | sgd")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "Highest learning rate; 0: by what is trained.")
+_LEARNING_RATES = flags.DEFINE_list(
+    "learning_rates", None, "Several, compared with each other, for example 0.003,0.01."
+)
 _AUGMENTATION = flags.DEFINE_string("augmentation", None, "none | auto | shift, flip, crop, colour joined by +")
 _MAX_TRAIN_IMAGES = flags.DEFINE_integer("max_train_images", None, "Use this many training images; 0: all.")
 _MAX_TEST_IMAGES = flags.DEFINE_integer("max_test_images", None, "Use this many test images; 0: all.")
@@ -59,6 +63,7 @@ def main():
         batch_size=_BATCH_SIZE.value,
         optimizer=_OPTIMIZER.value,
         learning_rate=_LEARNING_RATE.value,
+        learning_rates=_LEARNING_RATES.value and cli.numbers("learning_rates", _LEARNING_RATES.value),
         augmentation=_AUGMENTATION.value,
         max_train_images=_MAX_TRAIN_IMAGES.value,
         max_test_images=_MAX_TEST_IMAGES.value,
@@ -69,6 +74,10 @@ def main():
         from model_patch.dry_run import dry_run_transfer
 
         dry_run_transfer(config)
+    elif config.learning_rates:
+        from model_patch.training.sweep import sweep
+
+        sweep(config, _WORKDIR.value)
     else:
         transfer(config, _WORKDIR.value)
 

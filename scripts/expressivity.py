@@ -1,0 +1,27 @@
+"""Learns functions of one number by the biases of a net whose weights are random and fixed.
+
+    python scripts/expressivity.py --workdir=runs/expressivity
+
+Writes to the workdir: results.json, results.md and expressivity.png. The same command again goes on with the rows that are
+missing. Fields of the config are set with --config.NAME=VALUE.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from model_patch import cli
+
+_CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "expressivity.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
+
+
+def main():
+    """Config to `expressivity`."""
+    from model_patch.expressivity import expressivity
+
+    expressivity(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)
