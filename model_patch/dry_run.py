@@ -132,7 +132,7 @@ def dry_run_transfer(config: ConfigDict, *, step: bool = True) -> list[Row]:
     """
     trunk = open_trunk(random_trunk(config.trunk), config.image_size or None)
     data = open_data(random_data(config.data))
-    task = Task(config.task_name or "task", data.labels, trunk.preprocessing)
+    task = Task(config.task_name or _name_of(config.data), data.labels, trunk.preprocessing)
     recipe = make_recipe(config, data.augmentation)
 
     def rows() -> Iterator[Row]:
@@ -179,7 +179,8 @@ def dry_run_detector(config: ConfigDict, *, step: bool = True) -> list[Row]:
     Arguments, result and errors as `dry_run_transfer`, with `configs/detect_scenes.py`.
     """
     trunk = open_trunk(random_trunk(config.trunk), config.image_size)
-    task = make_task(config, trunk, open_data(random_data(config.data)))
+    data = dataclasses.replace(open_data(random_data(config.data)), name=_name_of(config.data))
+    task = make_task(config, trunk, data)
     recipe = make_recipe(config, "none")
 
     def rows() -> Iterator[Row]:
