@@ -1,0 +1,23 @@
+"""Learning rates at our scale: digits on the bundled trunk, three ways to train at five rates, 160 steps, three seeds.
+
+Command: `python scripts/transfer.py --config=configs/small/rates.py --workdir=runs/small/rates`. Stands for the paper's figure of
+patches and learning rates; statistics are those of the task's batches, as there. Results: docs/results.md.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+TRANSFER = runpy.run_path(str(Path(__file__).parents[1] / "transfer.py"))
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration, with the fields of `configs/transfer.py`."""
+    config = TRANSFER["get_config"]()
+    config.train = ("last", "scale_bias+last", "depthwise+last", "full")
+    config.norm_statistics = "batch"
+    config.learning_rates = (0.001, 0.003, 0.01, 0.03, 0.1)
+    config.epochs = 8
+    config.seeds = (0, 1, 2)
+    return config

@@ -1,0 +1,23 @@
+"""Domain adaptation at our scale: `mnist` at 64, 48 and 32 px in one net, three ways of sharing, three seeds.
+
+Command: `python scripts/multitask.py --config=configs/small/resolutions.py --workdir=runs/small/resolutions`. Stands for the paper's
+ImageNet at five resolutions. About 470 steps of 96 images. The images are 28 x 28, so the sizes differ in how coarse the net
+sees them. Results: docs/results.md.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+MULTITASK = runpy.run_path(str(Path(__file__).parents[1] / "multitask.py"))
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration, with the fields of `configs/multitask.py`."""
+    config = MULTITASK["get_config"]()
+    config.data = ("mnist",)
+    config.resolutions = (64, 48, 32)
+    config.epochs = 5
+    config.seeds = (0, 1, 2)
+    return config
