@@ -1,0 +1,34 @@
+"""Runs the paper's experiments at our scale and writes the page of their results, docs/results.md.
+
+    python scripts/reproduce.py --suite=small --workdir=runs/small
+    python scripts/reproduce.py --suite=small --workdir=runs/small --only=rates,expressivity
+    python scripts/reproduce.py --suite=small --workdir=runs/smoke --smoke
+
+Each experiment runs in a process of its own and has a folder of its own in the workdir. The same command again goes on where
+it stopped and leaves out what is finished; it then writes the page anew. With --smoke everything is as short as can be, and
+the page is written to the workdir.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from model_patch import cli
+
+_SUITE = flags.DEFINE_string("suite", "small", "Which experiments: small.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the page; by default docs, with --smoke the workdir.")
+_ONLY = flags.DEFINE_list("only", (), "Names of the experiments to run; by default all.")
+_SMOKE = flags.DEFINE_bool("smoke", False, "Run everything as short as can be, to see that it runs.")
+
+
+def main():
+    """Flags to `reproduce`."""
+    from model_patch.reproduce import ROOT, reproduce
+
+    output = _OUTPUT.value or (Path(_WORKDIR.value) / "page" if _SMOKE.value else ROOT / "docs")
+    reproduce(_SUITE.value, _WORKDIR.value, output, only=_ONLY.value, smoke=_SMOKE.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)
