@@ -1,0 +1,31 @@
+"""What `scripts/benchmark.py` times: MobileNetV2 1.0 at 96 px, unless told otherwise.
+
+Commands: `python scripts/benchmark.py --suite=serving --workdir=runs/serving`, and `--suite=joint` likewise. Figures, and
+the machine they were taken on, are in docs/serving.md and docs/multitask.md. Weights are random: they do not matter to time.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the defaults of `scripts/benchmark.py`."""
+    config = ConfigDict()
+    config.trunk = "keras:MobileNetV2?weights=none"
+    config.image_size = 96  # Pixels.
+    config.kinds = "scale_bias"  # What tasks have of their own besides the last layer.
+    config.classes = 10  # Of each task.
+    config.rounds = 30  # At most; of each, in turns.
+    # serving
+    config.tasks = (1, 8, 64, 1024)
+    config.mixes = ("identical", "uniform", "skewed", "distinct")
+    config.batch_sizes = (1, 16, 64)
+    config.forms = ("separate", "switch", "sub-batches", "bank", "folded")
+    config.max_separate = (
+        64  # Beyond so many tasks no separate models are made: each is compiled, and holds all weights.
+    )
+    config.seconds = 6.0  # For each number of tasks, mix and batch size; three rounds there always are.
+    # joint
+    config.joint_tasks = 4
+    config.joint_images_per_task = 8
+    config.joint_seconds = 30.0  # For each setting.
+    return config

@@ -1,0 +1,14 @@
+"""Suites that time this package against the ways to do the same without it, side by side in one run."""
+
+import importlib
+
+SUITES = {
+    "serving": "model_patch.benchmark.serving",
+    "joint": "model_patch.benchmark.joint",
+}
+"""Modules by the name of their suite. Each has a function `run(config, workdir)`."""
+
+
+def suite(name: str):
+    """Returns the module of a suite."""
+    return importlib.import_module(SUITES[name])

@@ -1,0 +1,59 @@
+"""Timing things against one another: interleaved, so that whatever else the machine does falls on all of them."""
+
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, seconds: float = float("inf")
+) -> dict[str, np.ndarray]:
+    """Times calls in turns: every round makes each of them once, in a new random order.
+
+    Args:
+        calls: by name; each must wait for its result.
+        rounds: timed rounds at most, at least 1.
+        warmup: rounds before them that are not timed, for what happens on first calls only.
+        seconds: no further round begins after so many, warm-up left out; three there always are.
+
+    Returns:
+        Seconds `(rounds,)` by name.
+    """
+    timed: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffle = list(calls), random.Random(0).shuffle
+    begin = time.perf_counter()
+    for i in range(warmup + rounds):
+        if i == warmup:
+            begin = time.perf_counter()
+        if i >= warmup + 3 and time.perf_counter() - begin > seconds:
+            break
+        shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            calls[name]()
+            if i >= warmup:
+                timed[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in timed.items()}
+
+
+def resident_bytes() -> int:
+    """Returns the memory that this process holds at present, in bytes (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def machine() -> dict[str, str | int | float]:
+    """Returns what the figures were taken on, and how busy it was before: 1-minute load per core; 0 is idle."""
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ":")
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "cpu": cpu.partition(":")[2].strip(),
+        "cores": cores,
+        "system": platform.platform(),
+        "load_per_core": round(os.getloadavg()[0] / cores, 2),
+    }

@@ -1,0 +1,83 @@
+"""Suites run from one end to the other on a small net, and write what they say they do. Times are not looked at."""
+
+import collections
+import json
+
+import numpy as np
+import pytest
+
+from model_patch import ModelPatchError
+from model_patch.benchmark import SUITES, joint, suite
+from model_patch.benchmark.serving import FORMS, MIXES, mixed
+from model_patch.benchmark.timing import interleaved
+from tests.conftest import small_net
+
+
+@pytest.fixture
+def config(tmp_path):
+    import runpy
+    from pathlib import Path
+
+    small_net().save(tmp_path / "small.keras")
+    config = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "benchmark.py"))["get_config"]()
+    config.trunk = f"file:{tmp_path / 'small.keras'}?preprocessing=tf"
+    config.image_size = 32
+    config.tasks, config.batch_sizes, config.max_separate, config.rounds = (1, 3), (1, 5), 1, 2
+    config.joint_tasks, config.joint_images_per_task = 2, 2
+    return config
+
+
+def test_serving(config, tmp_path):
+    suite("serving").run(config, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "serving.json").read_text())
+    cells = collections.Counter((row["tasks"], row["form"]) for row in results["rows"])
+    assert cells[1, "bank"] == 2  # One mix, as there is one task, and two batch sizes.
+    assert cells[3, "bank"] == len(MIXES) * 2
+    assert {form for tasks, form in cells if tasks == 3} == set(FORMS) - {"separate"}
+    assert [each["form"] for each in results["not_run"]] == ["separate"]
+    assert all(row["p99_ms"] >= row["p50_ms"] > 0 for row in results["rows"])
+    assert len(results["switching_ms"]) == 5
+    assert "not run beyond 1 tasks" in (tmp_path / "out" / "serving.md").read_text()
+    assert (tmp_path / "out" / "serving.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_joint(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(joint, "SETTINGS", {"trained": ("batch", True)})  # One of three: compiling takes its time.
+    joint.run(config, tmp_path / "out")
+    (row,) = json.loads((tmp_path / "out" / "joint.json").read_text())["rows"]
+    assert row["ratio_p25"] <= row["ratio"] <= row["ratio_p75"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("forms", ("pank",), "unknown form 'pank'"), ("mixes", ("x",), "unknown mix 'x'"), ("tasks", (0,), "tasks is 0")],
+)
+def test_what_cannot_be_timed_is_refused(config, tmp_path, name, value, message):
+    config[name] = value
+    with pytest.raises(ModelPatchError, match=message):
+        suite("serving").run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mixes_have_the_tasks_that_they_say():
+    random = np.random.default_rng(0)
+    assert len(set(mixed("identical", 17, 5, random))) == 1
+    assert len(set(mixed("distinct", 17, 23, random))) == 17
+    assert sorted(collections.Counter(mixed("distinct", 17, 5, random)).values()) == [3, 3, 3, 4, 4]
+    skewed = collections.Counter(mixed("skewed", 5000, 5, random))
+    even = collections.Counter(mixed("uniform", 5000, 5, random))
+    assert skewed[0] / skewed[1] == pytest.approx(2, rel=0.15)
+    assert even[0] / even[1] == pytest.approx(1, rel=0.15)
+
+
+def test_turns_are_taken_by_all():
+    order = []
+    times = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=50, warmup=2)
+    assert {name: len(each) for name, each in times.items()} == {"a": 50, "b": 50}
+    assert all(set(order[i : i + 2]) == {"a", "b"} for i in range(0, len(order), 2))
+    short = interleaved({"a": lambda: None}, rounds=10**6, seconds=0.01)
+    assert 3 <= len(short["a"]) < 10**6
+
+
+def test_every_suite_is_there():
+    assert all(callable(suite(name).run) for name in SUITES)
