@@ -173,7 +173,7 @@ class BankedDepthwise(Banked):
     ):
         taps = 1 if kernel is not None else kernel_size[0] * kernel_size[1]
         super().__init__((channels,) * (1 + taps), **kwargs)
-        object.__setattr__(self, "kernel", kernel)  # The trunk's: not to be counted as a variable of this layer.
+        self.kernel = kernel
         self.kernel_size = tuple(kernel_size)
         self.options = (tuple(strides), padding, "channels_last", tuple(dilation_rate))
         self.activation = activation

@@ -1,0 +1,99 @@
+"""A bank as one SavedModel: images and the names of their tasks in, each image answered by its own task."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model_patch.bank import Bank
+from model_patch.bind import BoundTask
+from model_patch.export import plain_call
+from model_patch.export.alone import call_alone
+from model_patch.export.saved_model import require_classification, require_tensorflow
+from model_patch.files import new_folder
+from model_patch.kinds import KINDS
+from model_patch.preprocessing import decode
+
+
+def export_bank(bank: Bank, path: str | Path):
+    """Writes a bank, with the tasks that it holds now, as a SavedModel that plain TensorFlow loads.
+
+    Preprocessing is part of it. The signatures, with `tasks`, string `(batch,)`, the name of each image's task:
+
+    - `serving_default`: `images`, float32 `(batch, height, width, 3)` in 0..255, any height and width, and `tasks`;
+    - `encoded`: `contents`, string `(batch,)`, each a JPEG, PNG, BMP or GIF file of any size, and `tasks`.
+
+    Both return `logits` and `probabilities`, float32 `(batch, classes)`, as wide as the bank's widest head: behind a task's
+    own classes stand minus infinity and 0; and `label`, string `(batch,)`. A name that is not in the bank is an
+    `InvalidArgumentError`. The trunk's values are stored once.
+
+    Args:
+        bank: holds at least one task.
+        path: folder to make; it must not exist.
+
+    Raises:
+        ModelPatchError: the folder exists or cannot be made, or Keras runs on another backend than TensorFlow.
+    """
+    with new_folder(path) as folder:
+        _save(bank, folder)
+
+
+def export(tasks: Sequence[BoundTask], folder: Path):
+    """Writes tasks on one trunk as a bank. Raises as `export_bank` and `Bank.add`."""
+    for bound in tasks:
+        require_classification(bound)
+    kinds = [kind for kind in KINDS if any(kind in bound.trained.kinds for bound in tasks)]
+    classes = max(len(bound.task.labels) for bound in tasks)
+    bank = Bank(tasks[0].trunk, "+".join(kinds) or "scale_bias", capacity=len(tasks), classes=classes)
+    for bound in tasks:
+        bank.add(bound)
+    _save(bank, folder)
+
+
+def answers(folder: Path, bound: BoundTask, tasks: Sequence[BoundTask], images: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns what the bank answers for one of the tasks, its own classes only."""
+    given = call_alone(plain_call.__file__, folder, images, "serving_default", bound.task.name)
+    own = len(bound.task.labels)
+    return {name: value[:, :own] if value.ndim == 2 else value for name, value in given.items()}
+
+
+def _save(bank: Bank, folder: Path):
+    require_tensorflow("a SavedModel")
+    import tensorflow as tf
+
+    prepare, model, tasks = bank.trunk.preprocessing, bank.model, bank.tasks
+    size = prepare.image_size
+    labels = np.full((bank.capacity, bank.classes), "", dtype=object)
+    for name, task in tasks.items():
+        labels[bank.row(name), : len(task.labels)] = task.labels
+    rows = tf.lookup.KeyValueTensorInitializer(list(tasks), [bank.row(name) for name in tasks], tf.string, tf.int32)
+
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    module.row_of = tf.lookup.StaticHashTable(rows, default_value=-1)
+    module.labels = tf.constant(labels, tf.string)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32), tf.TensorSpec((None,), tf.string)])
+    def answer(resized, names):
+        row = module.row_of.lookup(names)
+        unknown = tf.boolean_mask(names, row < 0)
+        known = tf.debugging.Assert(tf.size(unknown) == 0, ["the bank has no task of the name", unknown])
+        with tf.control_dependencies([known]):
+            row = tf.identity(row)
+        logits = model([prepare.scale(resized), row], training=False)
+        label = tf.gather(tf.gather(module.labels, row), tf.argmax(logits, axis=-1), batch_dims=1)
+        return {"logits": logits, "probabilities": tf.nn.softmax(logits), "label": label}
+
+    names = tf.TensorSpec((None,), tf.string, name="tasks")
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="images"), names])
+    def serve(images, tasks):
+        return answer(prepare.resize(images), tasks)
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="contents"), names])
+    def serve_encoded(contents, tasks):
+        spec = tf.TensorSpec((size, size, 3), tf.float32)
+        read = tf.map_fn(lambda one: prepare.resize(decode(one)), contents, fn_output_signature=spec)
+        return answer(read, tasks)
+
+    tf.saved_model.save(module, str(folder), {"serving_default": serve, "encoded": serve_encoded})
