@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
@@ -146,6 +147,27 @@ def define_outputs() -> tuple[flags.FlagHolder, flags.FlagHolder]:
         "give --workdir=FOLDER, or --dry_run, and not both",
     )
     return workdir, dry_run
+
+
+def define_devices() -> Callable[[], AbstractContextManager]:
+    """Defines the flags of `model_patch.training.strategies`; returns what to run a training in, `with devices(): ..`."""
+    strategy = flags.DEFINE_enum(
+        "strategy",
+        "default",
+        ["default", "mirrored", "multi_worker", "tpu"],
+        "Which devices train, see docs/scaling.md.",
+    )
+    mixed = flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16; variables stay float32.")
+    synchronise = flags.DEFINE_bool(
+        "synchronise", True, "Statistics of a batch are those of the whole one, not of each device's part."
+    )
+
+    def devices():
+        from model_patch.training import strategies
+
+        return strategies.devices(strategy.value, mixed_precision=mixed.value, synchronise=synchronise.value)
+
+    return devices
 
 
 def override(config: ConfigDict, **values) -> ConfigDict:

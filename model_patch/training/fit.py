@@ -11,6 +11,7 @@ from tqdm import tqdm
 from model_patch.bind import BoundTask
 from model_patch.data.images import ImageData
 from model_patch.data.pipeline import batches
+from model_patch.training import strategies
 from model_patch.training.callbacks import Progress, StopAtNaN
 from model_patch.training.recipe import Recipe
 from model_patch.training.statistics import estimate_statistics
@@ -81,6 +82,8 @@ def run_epochs(
     ]
     if log_dir:
         callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+    if strategies.current():
+        return strategies.fit(model, train, recipe.epochs, callbacks)
     return model.fit(train, epochs=recipe.epochs, callbacks=callbacks, shuffle=False, verbose=0)
 
 
@@ -89,6 +92,8 @@ def evaluate(bound: BoundTask, data: ImageData, recipe: Recipe) -> dict[str, flo
     images = batches(
         data.test, bound.task.preprocessing, recipe.batch_size, max_images=recipe.max_test_images or None, cache=False
     )
+    if strategies.current():
+        return strategies.evaluate(bound.model, images, bound.task.loss(), bound.task.metrics())
     bound.model.compile(loss=bound.task.loss(), metrics=bound.task.metrics())
     num_steps = math.ceil(_num_images(data.test.num_images, recipe.max_test_images) / recipe.batch_size)
     progress = Progress(num_steps, f"testing {bound.trained}")
@@ -113,8 +118,9 @@ def _features_and_head(bound: BoundTask, images, batch_size: int, num_images: in
     """Runs the trunk once over the images; returns batches of (features, labels), and the head as a model of its own."""
     import tensorflow as tf
 
+    forward = strategies.predictor(bound.features) if strategies.current() else bound.features.predict_on_batch
     outputs = [
-        (bound.features.predict_on_batch(x), y)
+        (forward(x), y)
         for x, y in tqdm(images, "features", math.ceil(num_images / batch_size), unit="batch", delay=2, leave=False)
     ]
     features, labels = (np.concatenate(part) for part in zip(*outputs, strict=True))
