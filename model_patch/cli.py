@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -149,8 +149,12 @@ def define_outputs() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     return workdir, dry_run
 
 
-def define_devices() -> Callable[[], AbstractContextManager]:
-    """Defines the flags of `model_patch.training.strategies`; returns what to run a training in, `with devices(): ..`."""
+def define_devices() -> Callable[[str], AbstractContextManager[str]]:
+    """Defines the flags of `model_patch.training.strategies`; returns what to train in.
+
+    `with devices(workdir) as own_workdir` gives the folder that this process writes to: of several workers only the first
+    has the workdir itself.
+    """
     strategy = flags.DEFINE_enum(
         "strategy",
         "default",
@@ -162,10 +166,12 @@ def define_devices() -> Callable[[], AbstractContextManager]:
         "synchronise", True, "Statistics of a batch are those of the whole one, not of each device's part."
     )
 
-    def devices():
+    @contextmanager
+    def devices(workdir: str):
         from model_patch.training import strategies
 
-        return strategies.devices(strategy.value, mixed_precision=mixed.value, synchronise=synchronise.value)
+        with strategies.devices(strategy.value, mixed_precision=mixed.value, synchronise=synchronise.value):
+            yield strategies.own_workdir(workdir, strategy.value)
 
     return devices
 

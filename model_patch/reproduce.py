@@ -44,10 +44,11 @@ FIGURES = {
 """The plot that an experiment writes, by its sort."""
 
 SHORT = ("--config.epochs=1", "--config.max_train_images=64", "--config.max_test_images=64", "--config.seeds=(0,)")
+FEW = ("--config.train=('last', 'scale_bias+last')",)
 SMOKE = {
-    "transfer": SHORT,
-    "rates": (*SHORT, "--config.learning_rates=(0.01, 0.1)"),
-    "multitask": SHORT,
+    "transfer": (*SHORT, *FEW),
+    "rates": (*SHORT, *FEW, "--config.learning_rates=(0.01, 0.1)"),
+    "multitask": (*SHORT, "--config.share=('trunk', 'trunk+patch')"),
     "expressivity": ("--config.steps=20", "--config.widths=(8,)", "--config.seeds=(0,)"),
 }
 """Flags that show in a minute or two that an experiment runs, by its sort."""

@@ -11,6 +11,7 @@ from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "pretrain_fashion_mnist.py")
 _WORKDIR, _DRY_RUN = cli.define_outputs()
+_DEVICES = cli.define_devices()
 _DATA = flags.DEFINE_string("data", None, "Images to train on, scheme:rest.")
 
 
@@ -24,7 +25,8 @@ def main():
 
         dry_run_pretrain(config)
     else:
-        pretrain(config, _WORKDIR.value)
+        with _DEVICES(_WORKDIR.value) as workdir:
+            pretrain(config, workdir)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "ssd_to_classification.py")
 _WORKDIR, _DRY_RUN = cli.define_outputs()
+_DEVICES = cli.define_devices()
 _DETECTOR = flags.DEFINE_string(
     "detector", None, "Folder of a trained detector, or a trunk, scheme:rest; by default the config's trunk."
 )
@@ -47,7 +48,8 @@ def main():
 
         dry_run_transfer(config)
     else:
-        transfer(config, _WORKDIR.value)
+        with _DEVICES(_WORKDIR.value) as workdir:
+            transfer(config, workdir)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "transfer.py")
 _WORKDIR, _DRY_RUN = cli.define_outputs()
+_DEVICES = cli.define_devices()
 _TRUNK = flags.DEFINE_string(
     "trunk",
     None,
@@ -74,12 +75,11 @@ def main():
         from model_patch.dry_run import dry_run_transfer
 
         dry_run_transfer(config)
-    elif config.learning_rates:
+    else:
         from model_patch.training.sweep import sweep
 
-        sweep(config, _WORKDIR.value)
-    else:
-        transfer(config, _WORKDIR.value)
+        with _DEVICES(_WORKDIR.value) as workdir:
+            (sweep if config.learning_rates else transfer)(config, workdir)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ replica computes, the step is written out here. It drives the same callbacks.
 
 import contextlib
 import contextvars
+import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -82,13 +83,13 @@ def own_workdir(workdir: str, strategy: str) -> str:
 def fit(model: keras.Model, batches, epochs: int, callbacks: Sequence[keras.callbacks.Callback]):
     """Trains a compiled model on all replicas of the current strategy, as `model.fit` does on one.
 
-    A batch that the replicas cannot share evenly, as the last one of an epoch, is filled up with copies that count nothing.
-    The logs hold the loss.
+    A batch that is smaller than others, as the last one of an epoch, or that the replicas cannot share evenly, is filled up
+    with copies of its images that count nothing: all steps have one shape. The logs hold the loss.
 
     Args:
         model: made inside the strategy's scope; compiled with an optimizer and one loss.
-        batches: `tf.data.Dataset` of `(x, y)`, the same on every worker. It may not be endless.
-        epochs: passes over it.
+        batches: batches of `(x, y)`, the same on every worker; a pass over them must end.
+        epochs: passes over them.
         callbacks: as for `model.fit`.
 
     Returns:
@@ -114,17 +115,18 @@ def fit(model: keras.Model, batches, epochs: int, callbacks: Sequence[keras.call
     def step(x, y, weights):
         return strategy.reduce("sum", strategy.run(replica_step, (x, y, weights)), axis=None)
 
-    parts = strategy.distribute_datasets_from_function(lambda context: _parts(batches, strategy, context))
     history = keras.callbacks.History()
     driven = keras.callbacks.CallbackList([*callbacks, history], model=model)
     model.stop_training = False
     driven.on_train_begin()
+    each = 1
     for epoch in range(epochs):
         driven.on_epoch_begin(epoch)
         losses = []
-        for i, part in enumerate(parts):
+        for i, (x, y) in enumerate(batches):
             driven.on_train_batch_begin(i)
-            losses.append(float(step(*part)))
+            each = max(each, -(-len(y) // strategy.num_replicas_in_sync))
+            losses.append(float(step(*_parts(strategy, x, y, each))))
             driven.on_train_batch_end(i, {"loss": losses[-1]})
         driven.on_epoch_end(epoch, {"loss": sum(losses) / max(1, len(losses))})
         if model.stop_training:
@@ -206,28 +208,20 @@ def _make(name: str):
         raise ModelPatchError(f"--strategy=tpu finds no TPU ({reason}): set TPU_NAME, or choose another") from None
 
 
-def _parts(batches, strategy, context):
-    """Returns the parts of every batch for the replicas of one worker, one after the other, with weights that sum to 1."""
+def _parts(strategy, x, y, each: int):
+    """Returns a batch parted among the replicas, `each` examples for one: images, labels, and weights with the sum 1."""
     import tensorflow as tf
 
-    num_replicas = strategy.num_replicas_in_sync
-    own = num_replicas // context.num_input_pipelines
-    first = own * context.input_pipeline_id
+    number = len(y)
+    rows = tf.range(each * strategy.num_replicas_in_sync)
+    weights = tf.where(rows < number, 1.0 / number, 0.0)
+    rows %= number
 
-    def part(x, y):
-        number = tf.shape(y)[0]
-        each = -(-number // num_replicas)
-        rows = tf.range(each * num_replicas)
-        weights = tf.where(rows < number, 1.0 / tf.cast(number, tf.float32), 0.0)
-        rows = tf.minimum(rows, number - 1)
+    def part(context, values):
+        first = each * context.replica_id_in_sync_group
+        return values[first : first + each]
 
-        def split(values):  # (batch, ...) to (own replicas, part, ...)
-            shape = tf.concat([[num_replicas, each], tf.shape(values)[1:]], axis=0)
-            return tf.reshape(values, shape)[first : first + own]
-
-        return tf.data.Dataset.from_tensor_slices(
-            (split(tf.gather(x, rows)), split(tf.gather(y, rows)), split(weights))
-        )
-
-    # The order of the parts is the same on every worker: replicas step together through one batch.
-    return batches.flat_map(part).prefetch(tf.data.AUTOTUNE)
+    return [
+        strategy.experimental_distribute_values_from_function(functools.partial(part, values=values))
+        for values in (tf.gather(x, rows), tf.gather(y, rows), weights)
+    ]

@@ -1,0 +1,101 @@
+"""Strategies: several replicas take the steps that one device takes with the same global batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
+from model_patch.training import strategies
+from tests.conftest import SIZE, small_net
+from tests.scripts.run_script import ROOT
+
+WAYS = ("last", "frozen", "scale_bias+last", "frozen", "scale_bias+last", "batch", "full", "batch")
+FEW = ("scale_bias+last", "frozen", "scale_bias+last", "batch")
+
+
+def start(strategy, file, ways, **environment):
+    command = [sys.executable, "-m", "tests.training.strategy_program", strategy, str(file), *ways]
+    # Nothing is expected on a GPU here: both runs must be on the same kind of device to be compared.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_NUM_INTRAOP_THREADS": "1", **environment}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def ports(number):
+    sockets = [socket.socket() for _ in range(number)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    found = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What one process, two logical devices and two worker processes found, by name."""
+    folder = tmp_path_factory.mktemp("strategies")
+    addresses = [f"127.0.0.1:{port}" for port in ports(2)]
+    processes = {
+        "one": start("default", folder / "one", WAYS),
+        "devices": start("mirrored", folder / "devices", WAYS),
+    }
+    for index in range(2):
+        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        environment = {"TF_CONFIG": json.dumps(config)}
+        processes[f"worker{index}"] = start("multi_worker", folder / f"worker{index}", FEW, **environment)
+    found = {}
+    for name, process in processes.items():
+        try:
+            _, stderr = process.communicate(timeout=400)
+        finally:
+            process.kill()
+        assert process.returncode == 0, f"{name}: {stderr[-3000:]}"
+        found[name] = json.loads((folder / name).read_text())
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("several", ["devices", "worker0", "worker1"])
+def test_several_replicas_end_as_one(runs, several):
+    for way, found in runs[several].items():
+        one = runs["one"][way]
+        assert (found["replicas"], one["replicas"]) == (2, 1)
+        assert abs(one["epochs"][0] - one["epochs"][-1]) > 0.01, "nothing was learnt"
+        assert found["tested"] == pytest.approx(one["tested"], abs=1e-3), way
+
+
+@pytest.mark.slow
+def test_workers_agree_to_the_last_bit(runs):
+    assert runs["worker0"] == runs["worker1"]
+
+
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32():
+    with strategies.devices(mixed_precision=True):
+        trunk = Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
+        bound = bind(trunk, Task("shapes", ("circle", "square"), trunk.preprocessing), "scale_bias+last")
+    assert keras.mixed_precision.dtype_policy().name == "float32"
+    assert bound.features.output.dtype == "bfloat16" and bound.model.output.dtype == "float32"
+    assert {v.dtype for v in bound.patch_variables.values()} == {"float32"}
+
+
+def test_only_the_first_worker_writes_to_the_workdir(monkeypatch):
+    assert strategies.own_workdir("runs/x", "multi_worker") == "runs/x"
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {}, "task": {"type": "worker", "index": 1}}))
+    assert strategies.own_workdir("runs/x", "multi_worker") == "runs/x-worker1"
+    assert strategies.own_workdir("runs/x", "default") == "runs/x"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [("many", "unknown strategy 'many'"), ("multi_worker", "needs TF_CONFIG"), ("tpu", "finds no TPU")],
+)
+def test_strategies_that_cannot_be_had(monkeypatch, strategy, message):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.delenv("TPU_NAME", raising=False)
+    with pytest.raises(ModelPatchError, match=message), strategies.devices(strategy):
+        pass
