@@ -45,6 +45,7 @@ setup(
         "kerashub": ["keras-hub"],
         "tfds": ["tensorflow-datasets", "importlib_resources"],  # The second it imports, but does not require.
         "detection": ["pycocotools"],
-        "test": ["hypothesis", "mlxtend", "mypy", "pycocotools", "pytest", "ruff"],
+        "litert": ["ai-edge-litert"],  # Runs .tflite files; tensorflow writes them.
+        "test": ["ai-edge-litert", "hypothesis", "mlxtend", "mypy", "pycocotools", "pytest", "ruff"],
     },
 )

@@ -1,9 +1,6 @@
 """The main job from end to end, offline: tasks learnt one after the other on one trunk, compared, exported and checked."""
 
 import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import keras
@@ -14,6 +11,7 @@ from tqdm import tqdm
 from model_patch.bind import BoundTask, bind_patch
 from model_patch.data import open_data
 from model_patch.export import plain_call
+from model_patch.export.alone import call_alone
 from model_patch.export.saved_model import export_saved_model
 from model_patch.patch import Patch
 from model_patch.report.comparison import save_figure
@@ -78,22 +76,10 @@ def _test_images(data: str, number: int) -> tuple[list[np.ndarray], list[int]]:
 
 def _checked(bound: BoundTask, saved_model: Path, images: np.ndarray) -> tuple[list[str], float]:
     """Returns what a SavedModel answers, and how far its probabilities are from those of the model in memory."""
-    probabilities, labels = _call_alone(saved_model, images.astype("float32"))
+    answers = call_alone(plain_call.__file__, saved_model, images.astype("float32"))
     logits = bound.model(bound.task.preprocessing(images), training=False)
     in_memory = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
-    difference = float(np.abs(probabilities - in_memory).max())
+    difference = float(np.abs(answers["probabilities"] - in_memory).max())
     if not difference <= TOLERANCE:
         raise RuntimeError(f"the SavedModel {saved_model} differs from the model in memory by {difference}")
-    return labels, difference
-
-
-def _call_alone(saved_model: Path, images: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    with tempfile.TemporaryDirectory() as scratch:
-        inputs, outputs = Path(scratch) / "images.npy", Path(scratch) / "answers.npz"
-        np.save(inputs, images)
-        command = [sys.executable, plain_call.__file__, str(saved_model), str(inputs), str(outputs)]
-        called = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-        if called.returncode:
-            raise RuntimeError(f"{saved_model} does not run on its own:\n{called.stderr}")
-        with np.load(outputs) as answers:
-            return answers["probabilities"], [label.decode() for label in answers["label"]]
+    return [label.decode() for label in answers["label"]], difference

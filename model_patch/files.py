@@ -1,8 +1,10 @@
 """Writing files so that nothing half-written is ever seen under its final name."""
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from model_patch.errors import ModelPatchError
@@ -31,6 +33,27 @@ def write_bytes(path: str | Path, contents: bytes):
         raise ModelPatchError(
             f"{path} cannot be written ({error.strerror}): choose another place or free the disk"
         ) from None
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Makes a folder whole or not at all: what is put into the yielded one stands under `path` when all is done.
+
+    Raises:
+        ModelPatchError: something of this name exists, or the folder cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise ModelPatchError(f"{path} exists: choose another --output, or delete it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            folder = Path(scratch) / path.name
+            folder.mkdir()
+            yield folder
+            folder.replace(path)
+    except OSError as error:
+        raise ModelPatchError(f"{path} cannot be written ({error}): choose another --output or free the disk") from None
 
 
 def write_json(path: str | Path, value):

@@ -1,9 +1,12 @@
-"""Writes a task, a patch and its trunk, as a SavedModel that runs without this package.
+"""Writes tasks, each a patch on a trunk, as files that run without this package, and asks them in a process of their own.
 
-    python scripts/export.py --trunk=bundled --patch=runs/digits/patches/scale_bias+last-seed0.safetensors \
+    python scripts/export.py --trunk=bundled --patches=runs/digits/patches/scale_bias+last-seed0.safetensors \
         --output=runs/digits/saved_model
+    python scripts/export.py --trunk=bundled --patches=A,B,C --format=signatures --output=one_saved_model
+    python scripts/export.py --trunk=bundled --patches=A,B,C --format=litert --quantize=dynamic --output=litert
+    python scripts/export.py --trunk=bundled --patches=A,B,C --format=litert_set --output=litert_set
 
-Using it, with TensorFlow alone:
+What each format holds and how it is used: docs/serving.md. The first, with TensorFlow alone:
 
     model = tf.saved_model.load("runs/digits/saved_model")
     model.signatures["serving_default"](images=images)     # float32 (batch, height, width, 3) in 0..255
@@ -15,21 +18,29 @@ from absl import flags
 
 from model_patch import cli
 
-_TRUNK = flags.DEFINE_string("trunk", None, "The trunk that the patch was made on, scheme:rest.", required=True)
-_PATCH = flags.DEFINE_string("patch", None, "The patch file.", required=True)
+_TRUNK = flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
+_PATCHES = flags.DEFINE_list("patches", None, "Patch files, joined by commas.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist.", required=True)
+_FORMAT = flags.DEFINE_string("format", "saved_model", "saved_model | signatures | litert | litert_set")
+_QUANTIZE = flags.DEFINE_string("quantize", "none", "none | dynamic: kernels as int8, for the LiteRT formats.")
+_CHECK = flags.DEFINE_bool("check", True, "Ask what was written, without this package, and compare.")
+_DATA = flags.DEFINE_string("data", None, "Compare also on the test images of this data: digits | folder:PATH | ...")
 
 
 def main():
-    """Opens trunk and patch, and exports the task."""
-    from model_patch.export.saved_model import export_saved_model
+    """Opens trunk and patches, exports the tasks and checks them."""
+    from model_patch.export import check, check_on, export
     from model_patch.predict import open_tasks
 
-    (bound,) = open_tasks(_TRUNK.value, [_PATCH.value])
-    export_saved_model(bound, _OUTPUT.value)
-    print(
-        f"{_OUTPUT.value}: task {bound.task.name}, {len(bound.task.labels)} classes, {bound.task.preprocessing.image_size} px"
-    )
+    tasks = open_tasks(_TRUNK.value, _PATCHES.value)
+    export(_FORMAT.value, tasks, _OUTPUT.value, _QUANTIZE.value)
+    differences = check(_FORMAT.value, tasks, _OUTPUT.value, _QUANTIZE.value) if _CHECK.value else {}
+    same = check_on(_DATA.value, _FORMAT.value, tasks, _OUTPUT.value) if _DATA.value else {}
+    for bound in tasks:
+        name, size = bound.task.name, bound.task.preprocessing.image_size
+        found = f", largest difference {differences[name]:.1e}" if name in differences else ""
+        found += f", the same class on {same[name]:.2%} of the images" if name in same else ""
+        print(f"{_OUTPUT.value}: task {name}, {len(bound.task.labels)} classes, {size} px{found}")
 
 
 if __name__ == "__main__":

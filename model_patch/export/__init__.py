@@ -1,1 +1,117 @@
 """Tasks as files that run without this package."""
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from model_patch.bind import BoundTask
+from model_patch.errors import ModelPatchError, unknown
+from model_patch.export.alone import agreement, differences
+from model_patch.files import new_folder
+from model_patch.preprocessing import Preprocessing
+
+QUANTIZE = ("none", "dynamic")
+"""`dynamic` stores kernels as int8 with a scale per output channel; what runs through the net stays float32."""
+
+MAX_IMAGES = 2000
+"""How many real images `check_on` looks at, at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A form in which tasks can be exported. A new one is an entry in `FORMATS` and a module.
+
+    Attributes:
+        summary: what it writes, for people.
+        module: imported when it is used, as these need TensorFlow. It has two functions: `export(tasks, folder)`, with
+            `quantize` where the format has it, writes the tasks into an empty folder, and `answers(folder, tasks, images)`
+            asks the written files in processes without this package: from one batch of images per task, float32 `(batch,
+            image_size, image_size, 3)` in 0..255, to one dict per task of what `Task.answers` names.
+        quantizes: whether kernels can be stored as int8.
+    """
+
+    summary: str
+    module: str
+    quantizes: bool = False
+
+    def load(self) -> Any:
+        """Imports the module."""
+        return importlib.import_module(self.module)
+
+
+FORMATS = {
+    "saved_model": Format("a SavedModel per task", "model_patch.export.saved_model"),
+    "signatures": Format("one SavedModel, the trunk once, a signature per task", "model_patch.export.signatures"),
+    "litert": Format("a .tflite file per task, batch norm folded", "model_patch.export.litert_file", True),
+    "litert_set": Format(
+        "one .tflite file, the trunk once, and a vector per task", "model_patch.export.litert_set", True
+    ),
+}
+
+
+def export(format: str, tasks: Sequence[BoundTask], output: str | Path, quantize: str = "none"):
+    """Writes tasks in a format, into a new folder, whole or not at all.
+
+    Args:
+        format: one of `FORMATS`.
+        tasks: at least one.
+        output: folder to make; it must not exist.
+        quantize: one of `QUANTIZE`.
+
+    Raises:
+        ModelPatchError: the folder exists or cannot be made, the format is unknown, cannot be quantized or cannot hold one
+            of the tasks, or Keras runs on another backend than TensorFlow.
+    """
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if quantize not in QUANTIZE:
+        raise unknown("quantize", quantize, QUANTIZE)
+    if quantize != "none" and not FORMATS[format].quantizes:
+        can = ", ".join(name for name, each in FORMATS.items() if each.quantizes)
+        raise ModelPatchError(f"--format={format} is not quantized: leave --quantize={quantize} out, or take {can}")
+    if not tasks:
+        raise ModelPatchError("there is no task to export: give at least one patch")
+    options = {"quantize": quantize} if FORMATS[format].quantizes else {}
+    with new_folder(output) as folder:
+        FORMATS[format].load().export(tasks, folder, **options)
+
+
+def check(format: str, tasks: Sequence[BoundTask], output: str | Path, quantize: str = "none") -> dict[str, float]:
+    """Asks what `export` wrote in processes without this package, and compares with the models in memory.
+
+    Arguments as `export`. Returns the largest difference of any number in the answers, by task name.
+
+    Raises:
+        ModelPatchError: `ai-edge-litert`, which runs LiteRT files, is not installed.
+        RuntimeError: the files do not run, or answer otherwise.
+    """
+    return differences(FORMATS[format].load().answers, Path(output), tasks, exact=quantize == "none")
+
+
+def check_on(data: str, format: str, tasks: Sequence[BoundTask], output: str | Path) -> dict[str, float]:
+    """Asks what `export` wrote about real images, and says on which part of them it names the class that the model does.
+
+    Args:
+        data: spec of the images, see `open_data`; the first `MAX_IMAGES` of its test part are taken.
+        format, tasks, output: as for `export`; the tasks are classifications.
+
+    Returns:
+        The part of the images by task name, in 0..1.
+
+    Raises:
+        ModelPatchError: the data cannot be opened, or a task is no classification.
+    """
+    from model_patch.data import open_data
+    from model_patch.data.pipeline import batches
+    from model_patch.export.saved_model import require_classification
+
+    test = open_data(data).test
+    images = []
+    for bound in tasks:
+        require_classification(bound)
+        resized = Preprocessing(bound.task.preprocessing.image_size, "none")
+        ((batch, _),) = batches(test, resized, MAX_IMAGES, max_images=MAX_IMAGES).as_numpy_iterator()
+        images.append(batch)
+    return agreement(FORMATS[format].load().answers, Path(output), tasks, images)

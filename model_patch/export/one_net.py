@@ -9,12 +9,13 @@ import numpy as np
 
 from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError
+from model_patch.export.saved_model import require_classification
 from model_patch.fold import fold_graph
 from model_patch.kinds import KINDS, Trained
 from model_patch.layers import variables
 from model_patch.layers.slotted import Slot, Slotted
 from model_patch.rewrite import rewrite, walk
-from model_patch.tasks import CLASSIFICATION, HEAD
+from model_patch.tasks import HEAD
 
 NO_CLASS = -np.inf
 """Bias of the outputs that a task has no class for: they get the probability 0."""
@@ -86,10 +87,7 @@ def _check(bounds: Sequence[BoundTask]):
     names = [bound.task.name for bound in bounds]
     for bound in bounds:
         name, task = bound.task.name, bound.task
-        if task.type != CLASSIFICATION:
-            raise ModelPatchError(
-                f"{name!r} is a {task.type} task: this format takes {CLASSIFICATION}; export it as saved_model"
-            )
+        require_classification(bound)
         if "full" in bound.trained.kinds:
             raise ModelPatchError(
                 f"the task {name!r} is trained {bound.trained}: it shares nothing, so export it in a file of its own"

@@ -1,7 +1,8 @@
 """Calls a SavedModel in a process that has TensorFlow and nothing of this package: proof that the export stands alone.
 
-Run as a file, `python plain_call.py SAVED_MODEL IMAGES.npy ANSWERS.npz`; it imports no other module of the package. IMAGES
-is a float32 array `(batch, height, width, 3)` in 0..255; ANSWERS holds what `serving_default` returns for it.
+Run as a file, `python plain_call.py SAVED_MODEL IMAGES.npy ANSWERS.npz [SIGNATURE...]`; it imports no other module of
+the package. IMAGES is a float32 array `(batch, height, width, 3)` in 0..255; ANSWERS holds what `serving_default` returns for
+it, or the signatures that are named, each with its name before the slash.
 """
 
 import sys
@@ -12,9 +13,11 @@ import tensorflow as tf
 
 def main():
     """Loads the model, calls it and writes its answers."""
-    saved_model, images, answers = sys.argv[1:]
-    serve = tf.saved_model.load(saved_model).signatures["serving_default"]
-    outputs = serve(images=tf.constant(np.load(images)))
+    saved_model, images, answers, *names = sys.argv[1:]
+    signatures = tf.saved_model.load(saved_model).signatures
+    pixels = tf.constant(np.load(images))
+    outputs = {f"{name}/{key}": value for name in names for key, value in signatures[name](images=pixels).items()}
+    outputs = outputs or signatures["serving_default"](images=pixels)
     assert not any(name.partition(".")[0] == "model_patch" for name in sys.modules), "the package was imported"
     np.savez(answers, **{name: _storable(value.numpy()) for name, value in outputs.items()})
 

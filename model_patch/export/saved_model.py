@@ -1,15 +1,22 @@
-"""A task as a SavedModel: images in, logits, probabilities and labels out."""
+"""Tasks as SavedModels, one each: images in, logits, probabilities and labels out."""
 
-import shutil
+import contextlib
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from model_patch import preprocessing
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
+from model_patch.export import plain_call
+from model_patch.export.alone import call_alone
+from model_patch.files import new_folder
+from model_patch.preprocessing import Preprocessing
 from model_patch.rewrite import walk
+from model_patch.tasks import CLASSIFICATION
 
 LABELS = "labels.txt"
 """Name of the asset with the class names, one per line, in the order of the logits."""
@@ -24,8 +31,8 @@ def export_saved_model(bound: BoundTask, path: str | Path):
     - `encoded`: `contents`, string `(batch,)`, each a JPEG, PNG, BMP or GIF file of any size.
 
     Both return what `Task.answers` does: of a classification `logits` and `probabilities`, float32 `(batch, classes)`,
-    and `label`, string `(batch,)`, the most probable class. The class names are also in `assets/labels.txt`. Each weight is stored once: `model.export` of
-    Keras would store it twice (keras-team/keras issue 23553).
+    and `label`, string `(batch,)`, the most probable class. The class names are also in `assets/labels.txt`. Each weight
+    is stored once: `model.export` of Keras would store it twice (keras-team/keras issue 23553).
 
     Args:
         bound: the task, with the values to export.
@@ -34,63 +41,103 @@ def export_saved_model(bound: BoundTask, path: str | Path):
     Raises:
         ModelPatchError: the folder exists or cannot be made, or Keras runs on another backend than TensorFlow.
     """
+    with new_folder(path) as folder:
+        _save(bound, folder)
+
+
+def export(tasks: Sequence[BoundTask], folder: Path):
+    """Writes the SavedModel of one task as `folder`, those of several as `folder/NAME`. Raises as `export_saved_model`."""
+    for bound in tasks:
+        _save(bound, _of(folder, bound, tasks))
+
+
+def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Returns what each task's SavedModel answers, see `model_patch.export.Format`."""
+    folders = [_of(folder, bound, tasks) for bound in tasks]
+    return [call_alone(plain_call.__file__, *each) for each in zip(folders, images, strict=True)]
+
+
+def _of(folder: Path, bound: BoundTask, tasks: Sequence[BoundTask]) -> Path:
+    return folder if len(tasks) == 1 else folder / bound.task.name
+
+
+def require_tensorflow(what: str):
+    """Checks that Keras runs on TensorFlow, which `what` is written by.
+
+    Raises:
+        ModelPatchError: it runs on another backend.
+    """
     if keras.backend.backend() != "tensorflow":
         raise ModelPatchError(
-            f"a SavedModel is written by TensorFlow and Keras runs on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow; "
+            f"{what} is written by TensorFlow and Keras runs on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow; "
             "patch files are the same on all backends"
         )
+
+
+def require_classification(bound: BoundTask):
+    """Checks that a task is a classification.
+
+    Raises:
+        ModelPatchError: it is another type of task.
+    """
+    if bound.task.type != CLASSIFICATION:
+        raise ModelPatchError(
+            f"{bound.task.name!r} is a {bound.task.type} task: this format takes {CLASSIFICATION}; export it as saved_model"
+        )
+
+
+def _save(bound: BoundTask, folder: Path):
+    require_tensorflow("a SavedModel")
     import tensorflow as tf
 
-    path = Path(path)
-    if path.exists():
-        raise ModelPatchError(f"{path} exists: choose another --output, or delete it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Saved beside its final place and renamed, so that a folder of this name is always whole.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-            labels = Path(scratch) / LABELS
-            labels.write_text("".join(f"{label}\n" for label in bound.task.labels))
-            module = _serving_module(bound, str(labels))
-            signatures = {
-                "serving_default": module.serve.get_concrete_function(),
-                "encoded": module.serve_encoded.get_concrete_function(),
-            }
-            saved = Path(scratch) / "model"
-            tf.saved_model.save(module, str(saved), signatures)
-            shutil.move(saved, path)
-    except OSError as error:
-        raise ModelPatchError(f"{path} cannot be written ({error}): choose another --output or free the disk") from None
+    task, model = bound.task, bound.model
+    module = tf.Module()
+    # As a tf.Module that holds the variables themselves, each is tracked, and so stored, once.
+    module.weights = [variable.value for variable in model.variables]
+    # What a layer computes with besides: the variables of a SavedModel that runs as it is.
+    module.resources = [v for _, layer in walk(model) for v in getattr(layer, "resources", ())]
+    serve, encoded = serving(
+        task.preprocessing, lambda resized: task.answers(model(task.preprocessing.scale(resized), training=False))
+    )
+    with labels_asset(bound) as module.labels_file:
+        tf.saved_model.save(module, str(folder), {"serving_default": serve, "encoded": encoded})
 
 
-def _serving_module(bound: BoundTask, labels_path: str):
+@contextlib.contextmanager
+def labels_asset(bound: BoundTask, name: str = LABELS):
+    """Yields the class names as an asset, for the time of saving."""
     import tensorflow as tf
 
-    task, prepare, model = bound.task, bound.task.preprocessing, bound.model
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / name
+        path.write_text("".join(f"{label}\n" for label in bound.task.labels))
+        yield tf.saved_model.Asset(str(path))
 
-    class Serving(tf.Module):
-        def __init__(self):
-            super().__init__()
-            # As a tf.Module that holds the variables themselves, each is tracked, and so stored, once.
-            self.weights = [variable.value for variable in model.variables]
-            # What a layer computes with besides: the variables of a SavedModel that runs as it is.
-            self.resources = [v for _, layer in walk(model) for v in getattr(layer, "resources", ())]
-            self.labels_file = tf.saved_model.Asset(labels_path)
 
-        @tf.function(input_signature=[tf.TensorSpec((None, prepare.image_size, prepare.image_size, 3), tf.float32)])
-        def answer(self, resized):
-            # One function for both signatures: the graph of the net is stored once, too.
-            return task.answers(model(prepare.scale(resized), training=False))
+def serving(prepare: Preprocessing, answer: Callable):
+    """Returns the two functions that a task is asked with, see `export_saved_model`.
 
-        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="images")])
-        def serve(self, images):
-            return self.answer(prepare.resize(images))
+    Args:
+        prepare: the task's.
+        answer: resized images, float32 `(batch, image_size, image_size, 3)` in 0..255, to a dict of tensors.
 
-        @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="contents")])
-        def serve_encoded(self, contents):
-            def read(one):
-                return prepare.resize(preprocessing.decode(one))
+    Returns:
+        Two concrete functions, of `images` and of `contents`. The graph of `answer` is stored once for both.
+    """
+    import tensorflow as tf
 
-            spec = tf.TensorSpec((prepare.image_size, prepare.image_size, 3), tf.float32)
-            return self.answer(tf.map_fn(read, contents, fn_output_signature=spec))
+    size = prepare.image_size
+    answer = tf.function(answer, input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)])
 
-    return Serving()
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="images")])
+    def serve(images):
+        return answer(prepare.resize(images))
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="contents")])
+    def serve_encoded(contents):
+        def read(one):
+            return prepare.resize(preprocessing.decode(one))
+
+        return answer(tf.map_fn(read, contents, fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32)))
+
+    return serve.get_concrete_function(), serve_encoded.get_concrete_function()

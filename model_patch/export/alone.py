@@ -1,0 +1,98 @@
+"""Asks exported files in a process of their own, which has nothing of this package: proof that they stand alone."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model_patch.bind import BoundTask
+from model_patch.errors import ModelPatchError
+
+TOLERANCE = 1e-4
+"""How far an answer may be from the model's in memory, in parts of the largest number of it where that is above 1."""
+
+NUM_IMAGES = 2
+
+
+def call_alone(script: str, model: str | Path, images: np.ndarray, *arguments: str) -> dict[str, np.ndarray]:
+    """Runs one of the scripts of this folder, `python SCRIPT MODEL IMAGES.npy ANSWERS.npz ARGUMENT...`.
+
+    Args:
+        script: path of the script.
+        model: what it asks.
+        images: float32 `(batch, height, width, 3)` in 0..255.
+        *arguments: further ones of the script.
+
+    Returns:
+        What it answers, by name.
+
+    Raises:
+        ModelPatchError: a library that it needs is not installed.
+        RuntimeError: it fails otherwise.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs, outputs = Path(scratch) / "images.npy", Path(scratch) / "answers.npz"
+        np.save(inputs, images)
+        # -P: the folder of the script is not searched for modules.
+        command = [sys.executable, "-P", script, str(model), str(inputs), str(outputs), *arguments]
+        called = subprocess.run(command, capture_output=True, text=True)
+        if "No module named 'ai_edge_litert'" in called.stderr:
+            raise ModelPatchError(
+                "LiteRT files are checked with ai-edge-litert: pip install -e '.[litert]', or --nocheck"
+            )
+        if called.returncode:
+            raise RuntimeError(f"{model} does not run on its own:\n{called.stderr}")
+        with np.load(outputs) as answers:
+            return dict(answers)
+
+
+def differences(answers: Callable, folder: Path, tasks: Sequence[BoundTask], exact: bool = True) -> dict[str, float]:
+    """Compares what an export answers with the models in memory, on random images.
+
+    Args:
+        answers: of the format's module, see `model_patch.export.Format`.
+        folder: that was written.
+        tasks: that were exported.
+        exact: whether the answers should be the same, but for rounding; kernels stored as int8 answer otherwise.
+
+    Returns:
+        Largest absolute difference of any number in the answers, by task name.
+
+    Raises:
+        RuntimeError: `exact`, and they differ by more than `TOLERANCE`.
+    """
+    images = [_images(bound.task.preprocessing.image_size) for bound in tasks]
+    found = {}
+    for bound, batch, given in zip(tasks, images, answers(folder, tasks, images), strict=True):
+        name, task = bound.task.name, bound.task
+        expected = task.answers(bound.model(task.preprocessing.scale(batch), training=False))
+        numbers = {key: np.asarray(each) for key, each in expected.items() if key in given}
+        numbers = {key: each for key, each in numbers.items() if each.dtype.kind == "f"}
+        found[name] = max(float(np.abs(given[key] - each).max()) for key, each in numbers.items())
+        largest = max(1.0, *(float(np.abs(each).max()) for each in numbers.values()))
+        if exact and not found[name] <= TOLERANCE * largest:
+            raise RuntimeError(f"the task {name!r} in {folder} differs from the model in memory by {found[name]:.3g}")
+    return found
+
+
+def agreement(
+    answers: Callable, folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Returns on which part of real images an export names the same class as the model in memory, by task, in 0..1.
+
+    Args:
+        answers, folder, tasks: as for `differences`; the tasks are classifications.
+        images: a batch per task, float32 `(batch, image_size, image_size, 3)` in 0..255.
+    """
+    found = {}
+    for bound, batch, given in zip(tasks, images, answers(folder, tasks, images), strict=True):
+        logits = bound.model.predict(np.asarray(bound.task.preprocessing.scale(batch)), verbose=0)
+        found[bound.task.name] = float(np.mean(given["logits"].argmax(-1) == logits.argmax(-1)))
+    return found
+
+
+def _images(size: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 255, (NUM_IMAGES, size, size, 3)).astype("float32")

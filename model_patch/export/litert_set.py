@@ -1,0 +1,72 @@
+"""Several tasks as one LiteRT file that holds the trunk once, and a vector of values per task that is handed to it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from model_patch.bind import BoundTask
+from model_patch.export import plain_litert
+from model_patch.export.alone import call_alone
+from model_patch.export.litert_file import convert, input_of, probable, with_manifest
+from model_patch.export.one_net import one_net
+from model_patch.export.saved_model import require_tensorflow
+from model_patch.files import write_bytes
+
+NET = "net.tflite"
+VECTOR = "vector"
+"""Name of the second input, and of the tensor in a task's file."""
+
+
+def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
+    """Writes `folder/net.tflite`, the net of all tasks, and `folder/NAME.safetensors`, the values of each.
+
+    The signature `serving_default` takes `images`, as a task's own file does (see `model_patch.export.litert_file`), and `vector`,
+    float32 `(values,)`, of the task that is asked. It returns `logits` and `probabilities`, float32 `(batch, classes)`,
+    as wide as the largest head: where a task has fewer classes, the further logits are minus infinity and their
+    probabilities 0. Nothing is kept between calls, so that threads and tasks cannot get into each other's way.
+
+    `net.tflite` holds `model_patch.json`: the images it takes, the length of a vector, and its `slots`, which say what stands
+    where in it. A task's file holds the one tensor `vector`, and in its metadata, under `model_patch`, the task with its
+    labels, and the SHA-256 of the `net.tflite` that it belongs to.
+
+    Arguments as `model_patch.export.litert_file.export`. With `dynamic`, what stands in the vector stays float32.
+
+    Raises:
+        ModelPatchError: as `one_net`, or Keras runs on another backend than TensorFlow.
+    """
+    require_tensorflow("a LiteRT file")
+    net = one_net(tasks)
+    prepare = tasks[0].task.preprocessing
+
+    def answer(images, vector):
+        return probable(net.model([prepare.scale(images), vector], training=False))
+
+    inputs = {"images": (None, prepare.image_size, prepare.image_size, 3), VECTOR: (net.num_values,)}
+    manifest = {
+        "input": input_of(tasks[0]),
+        "num_values": net.num_values,
+        "num_classes": net.num_classes,
+        "slots": [{"key": slot.key, "offset": slot.offset, "shape": slot.shape} for slot in net.slots],
+        "quantize": quantize,
+    }
+    contents = with_manifest(convert(answer, inputs, net.constants, quantize), manifest)
+    write_bytes(folder / NET, contents)
+    digest = hashlib.sha256(contents).hexdigest()
+    for bound in tasks:
+        metadata = {"model_patch": json.dumps({"task": bound.task.to_json(), "net": digest})}
+        tensors = {VECTOR: net.vectors[bound.task.name]}
+        write_bytes(folder / f"{bound.task.name}.safetensors", safetensors.numpy.save(tensors, metadata))
+
+
+def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Returns what the net answers with the vector of each task, see `model_patch.export.Format`."""
+    found = []
+    for bound, batch in zip(tasks, images, strict=True):
+        vector = str(folder / f"{bound.task.name}.safetensors")
+        given = call_alone(plain_litert.__file__, folder / NET, batch, vector)
+        found.append({name: each[:, : len(bound.task.labels)] for name, each in given.items()})
+    return found

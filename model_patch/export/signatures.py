@@ -1,0 +1,69 @@
+"""Several tasks as one SavedModel: the trunk once, and a signature per task."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model_patch.bind import BoundTask
+from model_patch.errors import ModelPatchError
+from model_patch.export import plain_call
+from model_patch.export.alone import call_alone
+from model_patch.export.one_net import one_net
+from model_patch.export.saved_model import LABELS, labels_asset, require_tensorflow, serving
+
+ENCODED = ".encoded"
+"""What the name of a task's signature for encoded files ends in."""
+
+
+def export(tasks: Sequence[BoundTask], folder: Path):
+    """Writes tasks on one trunk as one SavedModel.
+
+    The signatures of a task are `NAME`, of `images`, and `NAME.encoded`, of `contents`: what they take and return is
+    that of `export_saved_model`. The class names are in `assets/NAME.labels.txt`. There is one graph of the net, which all
+    signatures call with the vector of their task, see `one_net`, so that a task more adds little more than its values.
+
+    Raises:
+        ModelPatchError: as `one_net`, a name ends in `.encoded`, or Keras runs on another backend than TensorFlow.
+    """
+    require_tensorflow("a SavedModel")
+    import tensorflow as tf
+
+    for bound in tasks:
+        if bound.task.name.endswith(ENCODED):
+            raise ModelPatchError(
+                f"the task name {bound.task.name!r} ends in {ENCODED}: signatures for files are named so"
+            )
+    net = one_net(tasks)
+    prepare = tasks[0].task.preprocessing
+    module = tf.Module()
+    module.weights = [variable.value for variable in net.constants]
+    module.vectors = {name: tf.Variable(vector, trainable=False) for name, vector in net.vectors.items()}
+
+    @tf.function
+    def logits(resized, vector):
+        return net.model([prepare.scale(resized), vector], training=False)
+
+    def answer(bound):
+        vector, classes = module.vectors[bound.task.name], len(bound.task.labels)
+        return lambda resized: bound.task.answers(logits(resized, vector.read_value())[:, :classes])
+
+    signatures = {}
+    for bound in tasks:
+        signatures[bound.task.name], signatures[bound.task.name + ENCODED] = serving(prepare, answer(bound))
+    with contextlib.ExitStack() as assets:
+        module.labels_files = [
+            assets.enter_context(labels_asset(bound, f"{bound.task.name}.{LABELS}")) for bound in tasks
+        ]
+        tf.saved_model.save(module, str(folder), signatures)
+
+
+def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Returns what each task's signature answers, see `model_patch.export.Format`. They are asked in one process."""
+    names = [bound.task.name for bound in tasks]
+    given = call_alone(plain_call.__file__, folder, images[0], *names)
+    return [
+        {key.removeprefix(f"{name}/"): each for key, each in given.items() if key.startswith(f"{name}/")}
+        for name in names
+    ]

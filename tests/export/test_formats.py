@@ -1,0 +1,199 @@
+"""Every format: what is written answers as the models in memory, in a process that has nothing of this package."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
+from model_patch.detection.task import DetectionTask
+from model_patch.export import FORMATS, check, export
+from model_patch.export.litert_file import read_manifest
+from model_patch.preprocessing import MODES
+from model_patch.trunks import open_trunk
+from tests.conftest import SIZE, random_norms, small_net
+
+LABELS = {"digits": tuple("0123456789"), "two words": ("a", "b"), "shapes": ("circle", "square", "star")}
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    """Three tasks on one trunk, of different kinds and numbers of classes, each with values of its own."""
+    trunk = Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
+    bounds = []
+    for seed, (name, labels) in enumerate(LABELS.items()):
+        kind = ("scale_bias+last", "depthwise+last", "last")[seed]
+        bounds.append(bind(trunk, Task(name, labels, trunk.preprocessing), kind, seed=seed))
+        for variable in bounds[-1].patch_variables.values():
+            variable.assign(variable * np.random.default_rng(seed).uniform(0.7, 1.3, variable.shape))
+    return bounds
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(4).uniform(0, 255, (3, SIZE, SIZE, 3)).astype("float32")
+
+
+def in_memory(bound, pixels):
+    return np.array(bound.model(bound.task.preprocessing.scale(pixels), training=False))
+
+
+def size(folder) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_written_answers_as_the_models_in_memory(tasks, format, tmp_path):
+    export(format, tasks, tmp_path / "out")
+    differences = check(format, tasks, tmp_path / "out")
+    assert differences.keys() == LABELS.keys() and max(differences.values()) <= 1e-5
+
+
+def test_an_answer_that_differs_is_an_error(trunk, task, tmp_path):
+    bound = bind(trunk, task)
+    export("litert", [bound], tmp_path / "out")
+    bound.head_variables["head.bias"].assign([1.0, 2.0, 3.0])
+    with pytest.raises(RuntimeError, match="the task 'shapes' in .*/out differs from the model in memory by 3"):
+        check("litert", [bound], tmp_path / "out")
+
+
+def test_the_saved_model_of_one_task_is_the_folder_itself_which_is_not_overwritten(trunk, task, tmp_path):
+    bound = bind(trunk, task)
+    export("saved_model", [bound], tmp_path / "out")
+    assert (tmp_path / "out" / "saved_model.pb").exists()
+    for format in FORMATS:
+        with pytest.raises(ModelPatchError, match="out exists: choose another --output"):
+            export(format, [bound], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if name != "saved_model"])
+def test_a_detector_is_refused_by_name_and_nothing_is_left(trunk, format, tmp_path):
+    detector = bind(trunk, DetectionTask.on(trunk, "boxes", ("dot",), layers=("stem_relu",)))
+    with pytest.raises(ModelPatchError, match="'boxes' is a detection task.*saved_model"):
+        export(format, [detector], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_detector_is_exported_as_a_saved_model(trunk, tmp_path):
+    detector = bind(trunk, DetectionTask.on(trunk, "boxes", ("dot",), layers=("stem_relu",)))
+    export("saved_model", [detector], tmp_path / "out")
+    assert check("saved_model", [detector], tmp_path / "out")["boxes"] <= 1e-5
+
+
+def test_what_cannot_be_asked_for_is_refused(trunk, task, tmp_path):
+    bound = bind(trunk, task)
+    refused = {
+        "unknown format 'onnx': expected one of litert, litert_set": ("onnx", [bound], "none"),
+        "unknown quantize 'int4': expected one of dynamic, none": ("litert", [bound], "int4"),
+        "--format=signatures is not quantized.*take litert, litert_set": ("signatures", [bound], "dynamic"),
+        "there is no task to export": ("litert", [], "none"),
+        "'a.encoded' ends in .encoded": (
+            "signatures",
+            [bind(trunk, Task("a.encoded", ("a", "b"), task.preprocessing))],
+            "none",
+        ),
+    }
+    for message, (format, bounds, quantize) in refused.items():
+        with pytest.raises(ModelPatchError, match=message):
+            export(format, bounds, tmp_path / "out", quantize)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_signatures_take_images_and_files_and_give_labels(tasks, pixels, tmp_path):
+    export("signatures", tasks, tmp_path / "out")
+    signatures = tf.saved_model.load(tmp_path / "out").signatures
+    assert set(signatures) == {*LABELS, *(f"{name}.encoded" for name in LABELS)}
+    files = [tf.io.encode_png(image.astype("uint8")).numpy() for image in pixels]
+    for bound in tasks:
+        answers = signatures[bound.task.name](images=pixels.astype("uint8").astype("float32"))
+        expected = in_memory(bound, pixels.astype("uint8").astype("float32"))
+        np.testing.assert_allclose(answers["logits"], expected, atol=1e-5)
+        assert [x.decode() for x in answers["label"].numpy()] == [bound.task.labels[i] for i in expected.argmax(-1)]
+        encoded = signatures[f"{bound.task.name}.encoded"](contents=tf.constant(files))
+        np.testing.assert_allclose(encoded["logits"], expected, atol=1e-5)
+        labels = (tmp_path / "out" / "assets" / f"{bound.task.name}.labels.txt").read_text()
+        assert tuple(labels.split()) == bound.task.labels
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_scaling_and_labels_are_in_a_litert_file(images, mode, tmp_path, pixels):
+    trunk = Trunk(small_net(), "test", Preprocessing(SIZE, mode))
+    bound = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing), "last")
+    export("litert", [bound], tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out" / "two.tflite")
+    assert Task.from_json(manifest["task"]) == bound.task and manifest["quantize"] == "none"
+    runner = Interpreter(str(tmp_path / "out" / "two.tflite")).get_signature_runner("serving_default")
+    for batch in (pixels, pixels[:1]):
+        np.testing.assert_allclose(runner(images=batch)["logits"], in_memory(bound, batch), atol=1e-4)
+
+
+def test_one_litert_file_answers_for_every_task_in_turn(tasks, pixels, tmp_path):
+    export("litert_set", tasks, tmp_path / "out")
+    runner = Interpreter(str(tmp_path / "out" / "net.tflite")).get_signature_runner("serving_default")
+    for bound in [*tasks, *tasks[::-1]]:
+        answers = runner(images=pixels, **load_file(tmp_path / "out" / f"{bound.task.name}.safetensors"))
+        expected, classes = in_memory(bound, pixels), len(bound.task.labels)
+        np.testing.assert_allclose(answers["logits"][:, :classes], expected, atol=1e-5)
+        np.testing.assert_allclose(answers["probabilities"][:, :classes], tf.nn.softmax(expected), atol=1e-5)
+        assert (answers["probabilities"][:, classes:] == 0).all()
+    with pytest.raises(ValueError, match="expected 2 vs provided 1"):  # Without a task's vector there is no answer.
+        runner(images=pixels)
+
+
+def test_a_litert_set_says_what_stands_where_and_which_net_a_vector_belongs_to(tasks, tmp_path):
+    export("litert_set", tasks, tmp_path / "out")
+    net = tmp_path / "out" / "net.tflite"
+    manifest = read_manifest(net)
+    slots = {slot["key"]: slot for slot in manifest["slots"]}
+    assert manifest["num_classes"] == 10 and manifest["input"]["shape"] == ["batch", SIZE, SIZE, 3]
+    assert {"stem_bn/scale", "stem_bn/bias", "depthwise/depthwise_kernel", "head/kernel"} <= slots.keys()
+    with safe_open(tmp_path / "out" / "two words.safetensors", "numpy") as file:
+        metadata, vector = json.loads(file.metadata()["model_patch"]), file.get_tensor("vector")
+    assert vector.shape == (manifest["num_values"],)
+    assert metadata["net"] == hashlib.sha256(net.read_bytes()).hexdigest()
+    assert Task.from_json(metadata["task"]) == tasks[1].task
+    slot = slots["depthwise/depthwise_kernel"]
+    kernel = vector[slot["offset"] :][: np.prod(slot["shape"])].reshape(slot["shape"])
+    np.testing.assert_array_equal(kernel, tasks[1].patch_variables["depthwise/depthwise_kernel"])
+
+
+@pytest.fixture(scope="module")
+def mobilenets():
+    """Three tasks on MobileNetV2 1.0 at 96 px, with uneven values."""
+    trunk = open_trunk("keras:MobileNetV2?weights=none", 96)
+    random_norms(trunk.model)
+    bounds = []
+    for i, (name, labels) in enumerate(LABELS.items()):
+        bound = bind(trunk, Task(name, labels, trunk.preprocessing), seed=i)
+        random_norms(bound.model, seed=i + 1)
+        bounds.append(bound)
+    return bounds
+
+
+@pytest.mark.slow
+def test_a_saved_model_of_three_mobilenets_has_at_most_10_megabytes(mobilenets, tmp_path):
+    export("signatures", mobilenets, tmp_path / "out")
+    assert size(tmp_path / "out") <= 10e6
+    assert max(check("signatures", mobilenets, tmp_path / "out").values()) <= 1e-4
+
+
+@pytest.mark.slow
+def test_a_litert_set_of_three_mobilenets_is_hardly_larger_than_one_of_them(mobilenets, tmp_path):
+    for quantize, most, difference in (("none", 1.1, 1e-4), ("dynamic", 1.25, 0.1)):
+        one, all_three = (tmp_path / f"{format}_{quantize}" for format in ("litert", "litert_set"))
+        export("litert", mobilenets[:1], one, quantize)
+        export("litert_set", mobilenets, all_three, quantize)
+        # Not only the net: the vectors of all three tasks, too, which stay float32.
+        assert size(all_three) <= most * size(one)
+        assert max(check("litert_set", mobilenets, all_three, quantize).values()) <= difference
+        assert check("litert", mobilenets[:1], one, quantize)["digits"] <= difference
+    nets = [(tmp_path / f"litert_set_{quantize}" / "net.tflite").stat().st_size for quantize in ("none", "dynamic")]
+    assert nets[1] < 0.35 * nets[0]
+    vectors = [load_file(path)["vector"] for path in sorted(tmp_path.glob("litert_set_*/digits.safetensors"))]
+    assert np.array_equal(*vectors)
