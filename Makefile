@@ -4,7 +4,7 @@ WORKDIR ?= runs/demo
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install test demo lint clean
+.PHONY: install test test-jax demo lint clean
 
 install: $(STAMP)
 
@@ -15,6 +15,12 @@ $(STAMP): setup.py
 
 test: install
 	$(BIN)/python -m pytest
+
+# The core alone, on JAX instead of TensorFlow: layers, rewriting, binding, joining.
+test-jax: install
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[jax]'
+	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/test_bind.py tests/test_join.py tests/test_kinds.py \
+		tests/test_patch.py tests/test_rewrite.py tests/test_tasks.py tests/test_trunk.py
 
 demo: install
 	$(BIN)/python scripts/demo.py --workdir=$(WORKDIR)

@@ -74,10 +74,10 @@ class Experiment:
     config: str
     needs: str = ""
 
-    def command(self, workdir: Path, flags: Sequence[str]) -> list[str]:
-        """Returns what is run, as it is written in a terminal in the root of the repository."""
-        config = f"--config=configs/{self.config}"
-        return ["python", f"scripts/{self.script}.py", config, f"--workdir={workdir / self.name}", *flags]
+    def command(self, flags: Sequence[str], workdir: Path, root: Path = Path()) -> list[str]:
+        """Returns a script and its flags, for a workdir of the suite and the root of the repository."""
+        script, config = root / "scripts" / f"{self.script}.py", root / "configs" / self.config
+        return [str(script), f"--config={config}", f"--workdir={workdir / self.name}", *flags]
 
 
 SUITES = {
@@ -152,7 +152,7 @@ def reproduce(
             continue
         if each.needs and not Path(each.needs).exists():
             _logger.warning("%s is left out: it needs %s", each.name, each.needs)
-        elif not _run(each, workdir, SMOKE[each.sort] if smoke else ()):
+        elif not _run(each, suite, workdir, SMOKE[each.sort] if smoke else ()):
             failed.append(each.name)
     verdicts = write_page(suite, workdir, Path(output))
     if failed:
@@ -162,17 +162,17 @@ def reproduce(
     return verdicts
 
 
-def _run(experiment: Experiment, workdir: Path, flags: Sequence[str]) -> bool:
+def _run(experiment: Experiment, suite: str, workdir: Path, flags: Sequence[str]) -> bool:
     """Runs an experiment unless it is finished; returns whether it is now."""
-    command = experiment.command(workdir, flags)
+    # As people write it in the root of the repository; where this program runs is nobody's business.
+    command = ["python", *experiment.command(flags, Path("runs", suite))]
     finished = workdir / experiment.name / FINISHED
     if finished.exists() and read_json(finished)["command"] == command:
         _logger.info("%s is finished already", experiment.name)
         return True
     _logger.info("%s: %s", experiment.name, " ".join(command))
     start = time.perf_counter()
-    # The workdir may be relative to where this program was started, the scripts are not.
-    here = [sys.executable, str(ROOT / command[1]), f"--config={ROOT / 'configs' / experiment.config}", *command[3:]]
+    here = [sys.executable, *experiment.command(flags, workdir, ROOT)]
     ended = subprocess.run(here, env={**os.environ, "PYTHONPATH": _path()}, check=False).returncode
     if ended == 130:
         raise KeyboardInterrupt

@@ -4,9 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import ops
 
 from model_patch.layers import patch_layer
 from model_patch.layers.joined import Joined, JoinedBatchNormalization, Merge, Split, join_layers
+from tests.backends import gradients, tensorflow_only
 
 BATCHES = (3, 5, 7)
 HEIGHT, WIDTH, CHANNELS = 11, 13, 2
@@ -37,7 +39,7 @@ LAYERS = {
 def images(batches=BATCHES, shape=(HEIGHT, WIDTH, CHANNELS)):
     rng = np.random.default_rng(0)
     # Tasks differ in scale and place, so that statistics of the wrong ones would show.
-    return [tf.constant(rng.normal(k, k + 1, (n, *shape)), "float32") for k, n in enumerate(batches)]
+    return [ops.convert_to_tensor(rng.normal(k, k + 1, (n, *shape)), "float32") for k, n in enumerate(batches)]
 
 
 def uneven(layer, seed):
@@ -73,14 +75,6 @@ def merge_of(parts):
     return merged, [task, *parts]
 
 
-def gradients(function, parts, variables):
-    with tf.GradientTape() as tape:
-        tape.watch(parts)
-        outputs = function(parts)
-        loss = sum(tf.reduce_sum(tf.cast(y, "float32") ** 3 * (k + 1)) for k, y in enumerate(outputs))
-    return outputs, tape.gradient(loss, [*parts, *variables])
-
-
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("training", [True, False])
 def test_outputs_gradients_and_statistics_are_those_of_a_loop_over_keras_layers(name, training):
@@ -103,10 +97,8 @@ def test_outputs_gradients_and_statistics_are_those_of_a_loop_over_keras_layers(
         options = {"training": batch} if "batch_norm" in name else {}
         return [layer(x, **options) for layer, x in zip(ordinary, parts, strict=True)]
 
-    values = [v.value for own in learnt for v in own]
-    twin_values = [v.value for own in twins for v in own]
-    ours, our_gradients = gradients(run, images(), values)
-    theirs, their_gradients = gradients(loop, images(), twin_values)
+    ours, our_gradients = gradients(run, images(), [v for own in learnt for v in own])
+    theirs, their_gradients = gradients(loop, images(), [v for own in twins for v in own])
     for mine, plain in zip([*ours, *our_gradients], [*theirs, *their_gradients], strict=True):
         assert mine.shape == plain.shape
         np.testing.assert_allclose(mine, plain, rtol=2e-4, atol=2e-4 * np.abs(plain).max())
@@ -129,6 +121,7 @@ def test_training_moves_each_tasks_statistics_by_its_own_images_alone():
     assert all(np.array_equal(a, b) for a, b in zip(*after, strict=True))
 
 
+@tensorflow_only
 def test_batches_may_change_in_size_within_one_compiled_function():
     patched, ordinary = make("batch_norm_all")
     joined = join_layers(patched, "joined")
@@ -163,10 +156,10 @@ def test_half_precision_keeps_its_statistics_in_float32():
     own = {"gamma", "beta", "moving_mean", "moving_variance"}
     patched = [patch_layer(base, own, statistics="batch") for _ in BATCHES]
     joined = JoinedBatchNormalization(patched, dtype="mixed_bfloat16")
-    parts = [tf.cast(x, "bfloat16") for x in images()]
+    parts = [ops.cast(x, "bfloat16") for x in images()]
     merged, task = Merge(dtype="bfloat16")(parts)
     y = joined(merged, [task, *parts], training=True)
-    assert y.dtype == tf.bfloat16
+    assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
     assert patched[2].moving_mean.dtype == "float32"
     np.testing.assert_allclose(np.array(patched[2].moving_mean) / 0.01, np.mean(images()[2], (0, 1, 2)), rtol=0.02)
 
