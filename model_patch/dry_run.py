@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -179,7 +180,8 @@ def dry_run_detector(config: ConfigDict, *, step: bool = True) -> list[Row]:
     Arguments, result and errors as `dry_run_transfer`, with `configs/detect_scenes.py`.
     """
     trunk = open_trunk(random_trunk(config.trunk), config.image_size)
-    data = dataclasses.replace(open_data(random_data(config.data)), name=_name_of(config.data))
+    # Images, not scenes: the task takes name and labels of them alone.
+    data: Any = dataclasses.replace(open_data(random_data(config.data)), name=_name_of(config.data))
     task = make_task(config, trunk, data)
     recipe = make_recipe(config, "none")
 
