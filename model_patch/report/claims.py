@@ -71,7 +71,7 @@ def by_train(rows: Iterable[dict], **where) -> dict[str, Sample]:
     grouped: dict[str, list[float]] = {}
     for row in rows:
         if all(row[field] == value for field, value in where.items()):
-            grouped.setdefault(row.get("train", row.get("share")), []).append(row["test_accuracy"])
+            grouped.setdefault(str(row.get("train", row.get("share"))), []).append(row["test_accuracy"])
     return {train: Sample(tuple(accuracies)) for train, accuracies in grouped.items()}
 
 
