@@ -1,6 +1,7 @@
 """Writing files so that nothing half-written is ever seen under its final name."""
 
 import contextlib
+import fcntl
 import json
 import os
 import tempfile
@@ -8,6 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model_patch.errors import ModelPatchError
+
+TEMPORARY = ".tmp"
+"""Ending of a file that is being written. One that is left over was cut off by the end of its process."""
+
+_locks: dict[tuple[int, int], int] = {}
+"""Descriptors of the locks that this process holds, by device and inode; the operating system lets them go at its end."""
 
 
 def write_bytes(path: str | Path, contents: bytes):
@@ -20,7 +27,7 @@ def write_bytes(path: str | Path, contents: bytes):
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=TEMPORARY, delete=False) as file:
             temporary = file.name
             os.fchmod(file.fileno(), 0o644)
             file.write(contents)
@@ -71,3 +78,42 @@ def read_json(path: str | Path):
         return json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise ModelPatchError(f"{path} is not a readable JSON file ({error})") from None
+
+
+def lock(path: str | Path) -> bool:
+    """Locks a file, made if it is missing, until this process ends, however it ends.
+
+    Returns:
+        Whether this process holds the lock; False where another does. It may ask again for one that it holds.
+
+    Raises:
+        ModelPatchError: the file cannot be made.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ModelPatchError(
+            f"{path} cannot be written ({error.strerror}): choose another place or free the disk"
+        ) from None
+    status = os.fstat(file)
+    identity = (status.st_dev, status.st_ino)
+    if identity in _locks:
+        os.close(file)
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return False
+    except OSError:
+        pass  # A file system without locks, as some network ones are: the run goes on unprotected.
+    _locks[identity] = file
+    return True
+
+
+def remove_leftovers(folder: str | Path):
+    """Removes what processes that were killed while they wrote left below a folder that nobody else writes to."""
+    for file in Path(folder).rglob(f".*{TEMPORARY}"):
+        file.unlink(missing_ok=True)

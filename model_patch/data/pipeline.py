@@ -1,6 +1,9 @@
 """From images to batches that a trunk takes."""
 
+import math
+
 from model_patch.data.augment import augmenter
+from model_patch.data.epochs import in_epochs, numbered, shuffled
 from model_patch.data.images import Split
 from model_patch.preprocessing import Preprocessing
 
@@ -19,9 +22,10 @@ def batches(
     max_images: int | None = None,
     augmentation: str = "none",
     shuffle_seed: int | None = None,
+    epochs: range = range(1),
     cache: bool = True,
 ):
-    """Returns preprocessed batches; every image comes once per epoch, and the last batch may be smaller.
+    """Returns preprocessed batches; every image comes once per epoch, and the last batch of each may be smaller.
 
     Without augmentation an image is exactly `preprocessing(image)`. What is kept in memory between epochs are resized
     images, or where they are augmented decoded ones, up to `CACHE_BYTES`.
@@ -32,8 +36,9 @@ def batches(
         batch_size: images per batch, at least 1.
         max_images: the first so many images of the split; None for all.
         augmentation: names joined by `+`, see `model_patch.data.augment`; anew in every epoch.
-        shuffle_seed: shuffles anew in every epoch. Two calls with one seed give the same batches, epoch by epoch, as
-            long as TensorFlow's global seed is the same, too. None keeps the split's order.
+        shuffle_seed: shuffles anew in every epoch; None keeps the split's order. The batches of an epoch are a function
+            of this seed and of the epoch's number, whichever epochs come before it.
+        epochs: numbers of the epochs, whose batches follow one another.
         cache: whether anything is kept in memory. Without, no image is decoded that is not asked for.
 
     Returns:
@@ -58,23 +63,26 @@ def batches(
         image, label = loaded
         return preprocessing.resize(augment(image, seed)), label
 
-    def shuffle(images, buffer: int):
-        return images if shuffle_seed is None else images.shuffle(buffer, shuffle_seed, reshuffle_each_iteration=True)
+    def shuffle(images, buffer: int, epoch):
+        return images if shuffle_seed is None else shuffled(images, buffer, shuffle_seed, epoch)
 
     images = split.stored(number)
-    if not cache:
-        at_once = split.num_images * SHUFFLE_BYTES // max(1, split.stored_bytes)
-        images = shuffle(images, max(1, min(number, at_once)))
-    images = images.map(load, tf.data.AUTOTUNE)
     if cache:
-        # A buffer of all images reads the cache to its end at once: nobody who stops early leaves it half filled.
-        images = shuffle(images.cache(), number)
-    if not plain:
-        seeds = tf.data.Dataset.random(shuffle_seed or 0, rerandomize_each_iteration=True)
-        images = tf.data.Dataset.zip((images, seeds)).map(augment_and_resize, tf.data.AUTOTUNE)
-    images = images.batch(batch_size)
-    images = images.map(lambda x, y: (preprocessing.scale(x), y), tf.data.AUTOTUNE)
-    return images.prefetch(tf.data.AUTOTUNE)
+        images = images.map(load, tf.data.AUTOTUNE).cache()
+
+    def one_epoch(epoch):
+        if cache:
+            # A buffer of all images reads the cache to its end at once: nobody who stops early leaves it half filled.
+            chosen = shuffle(images, number, epoch)
+        else:
+            at_once = split.num_images * SHUFFLE_BYTES // max(1, split.stored_bytes)
+            chosen = shuffle(images, max(1, min(number, at_once)), epoch).map(load, tf.data.AUTOTUNE)
+        if not plain:
+            chosen = numbered(chosen, shuffle_seed or 0, epoch).map(augment_and_resize, tf.data.AUTOTUNE)
+        return chosen.batch(batch_size)
+
+    chosen = in_epochs(one_epoch, epochs, math.ceil(number / batch_size))
+    return chosen.map(lambda x, y: (preprocessing.scale(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def _kept_bytes(split: Split, preprocessing: Preprocessing, plain: bool, number: int) -> int | None:

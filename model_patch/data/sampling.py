@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from model_patch.data.epochs import FOREVER
 from model_patch.data.images import Split
 from model_patch.data.pipeline import batches
 from model_patch.errors import ModelPatchError, unknown
@@ -119,6 +120,7 @@ def joint_batches(
     *,
     augmentation: Mapping[str, str] | None = None,
     seed: int = 0,
+    first_step: int = 0,
     cache: bool = True,
 ):
     """Returns the batches of a joint training, with images of every task in every step.
@@ -131,25 +133,28 @@ def joint_batches(
         sizes: int `(steps, tasks)`, as `Sampler.sizes` returns them, the tasks in the order of `splits`.
         augmentation: names joined by `+`, by the task's name; None for none.
         seed: of the order and of augmentation; each task has its own.
+        first_step: the steps before it are left out; those from it on are the same as without.
         cache: whether images are kept in memory, as for `batches`.
 
     Returns:
-        `tf.data.Dataset` of as many elements as there are steps: `(images, labels)`, dicts by task name, of float32
+        `tf.data.Dataset` of as many elements as there are steps left: `(images, labels)`, dicts by task name, of float32
         `(size, image_size, image_size, 3)` and int64 `(size,)`.
     """
     import tensorflow as tf
 
     streams = {}
     for k, (name, split) in enumerate(splits.items()):
+        first_epoch, seen = divmod(int(sizes[:first_step, k].sum()), split.num_images)
         images = batches(
             split,
             preprocessing[name],
             _READ_AT_ONCE,
             augmentation=augmentation[name] if augmentation else "none",
             shuffle_seed=seed + k,
+            epochs=FOREVER[first_epoch:],
             cache=cache,
         )
-        streams[name] = _in_sizes(images.unbatch().repeat(), sizes[:, k])
+        streams[name] = _in_sizes(images.unbatch().skip(seen), sizes[first_step:, k])
     joint = tf.data.Dataset.zip(streams)
     joint = joint.map(lambda each: ({n: x for n, (x, _) in each.items()}, {n: y for n, (_, y) in each.items()}))
     return joint.prefetch(tf.data.AUTOTUNE)

@@ -91,7 +91,7 @@ def train_detector(config: ConfigDict, workdir: str | Path) -> dict:
     for seed in config.seeds:
         if seed in done:
             continue
-        row = _train_row(config, task, trained, data, recipe, seed, folder.path)
+        row = _train_row(config, task, trained, data, recipe, seed, folder)
         _logger.info("seed %d: mAP@50 %.4f, mAP %.4f in %.0f s", seed, row["mAP@50"], row["mAP"], row["train_seconds"])
         results["rows"].append(row)
         folder.write_results(results)
@@ -117,7 +117,13 @@ def make_task(config: ConfigDict, trunk: Trunk, data: DetectionData) -> Detectio
 
 
 def fit_detector(
-    bound: BoundTask, data: DetectionData, recipe: Recipe, *, seed: int = 0, log_dir: Path | None = None
+    bound: BoundTask,
+    data: DetectionData,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    log_dir: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[float, list[float]]:
     """Trains what a bound detection task learns, then re-estimates the statistics that it owns, its head's too.
 
@@ -127,9 +133,10 @@ def fit_detector(
         recipe: how; its augmentation is one of detection.
         seed: of the order of the images and of augmentation.
         log_dir: folder for TensorBoard's files; none are written without.
+        checkpoint: file to go on from and to write after each epoch, as for `training.fit.fit`.
 
     Returns:
-        Seconds spent, and the mean loss of each epoch.
+        Seconds spent, finished epochs of earlier processes included, and the mean loss of each epoch.
 
     Raises:
         TrainingError: the loss became NaN.
@@ -137,7 +144,7 @@ def fit_detector(
     start = time.perf_counter()
     most = recipe.max_train_images or None
 
-    def images(augmentation: str):
+    def images(augmentation: str, epochs: range = range(1)):
         return batches(
             data.train,
             bound.task.preprocessing,
@@ -145,12 +152,15 @@ def fit_detector(
             max_images=most,
             augmentation=augmentation,
             shuffle_seed=seed,
+            epochs=epochs,
         )
 
-    train = images(recipe.augmentation)
-    losses = run_epochs(bound, bound.model, train, data.train.take(most), recipe, log_dir).history["loss"]
+    def train(epochs: range):
+        return images(recipe.augmentation, epochs)
+
+    kept = run_epochs(bound, bound.model, train, data.train.take(most), recipe, log_dir, checkpoint)
     estimate_statistics(bound, images("none"))
-    return time.perf_counter() - start, losses
+    return kept.earlier_seconds + time.perf_counter() - start, kept.history["loss"]
 
 
 def _train_row(
@@ -160,14 +170,21 @@ def _train_row(
     data: DetectionData,
     recipe: Recipe,
     seed: int,
-    workdir: Path,
+    folder: Workdir,
 ) -> dict:
     """Trains one seed; returns its object for `results.json`."""
     keras.utils.set_random_seed(seed)
     trunk = open_trunk(config.trunk, config.image_size)
     bound = bind(trunk, task, trained, seed=seed, momentum=config.momentum)
-    counts = bound.counts()
-    seconds, losses = fit_detector(bound, data, recipe, seed=seed, log_dir=workdir / "tensorboard" / f"seed{seed}")
+    counts, workdir = bound.counts(), folder.path
+    seconds, losses = fit_detector(
+        bound,
+        data,
+        recipe,
+        seed=seed,
+        log_dir=workdir / "tensorboard" / f"seed{seed}",
+        checkpoint=folder.checkpoint(f"seed{seed}"),
+    )
     detector = _on_own_trunk(bound, trunk_stem(workdir, seed)) if "full" in trained.kinds else bound
     metrics = evaluate(detector, data.test, batch_size=recipe.batch_size, max_images=recipe.max_test_images or None)
     detector.patch(metrics).save(detector_path(workdir, seed), config.patch_dtype)

@@ -11,9 +11,9 @@ from model_patch.errors import TrainingError
 class Progress(keras.callbacks.Callback):
     """A progress bar over all steps of a training or a test, with the running loss and metrics."""
 
-    def __init__(self, num_steps: int, description: str):
+    def __init__(self, num_steps: int, description: str, finished: int = 0):
         super().__init__()
-        self.bar = tqdm(total=num_steps, desc=description, unit="step", leave=False)
+        self.bar = tqdm(total=num_steps, initial=finished, desc=description, unit="step", leave=False)
 
     def on_train_batch_end(self, batch, logs=None):
         shown = {name: str(v) if isinstance(v, int) else f"{v:.3f}" for name, v in (logs or {}).items()}

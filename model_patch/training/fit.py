@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -9,15 +10,25 @@ import numpy as np
 from tqdm import tqdm
 
 from model_patch.bind import BoundTask
+from model_patch.data.epochs import in_epochs, shuffled
 from model_patch.data.images import ImageData
 from model_patch.data.pipeline import batches
 from model_patch.training import strategies
 from model_patch.training.callbacks import Progress, StopAtNaN
 from model_patch.training.recipe import Recipe
+from model_patch.training.resume import Checkpoint
 from model_patch.training.statistics import estimate_statistics
 
 
-def fit(bound: BoundTask, data: ImageData, recipe: Recipe, *, seed: int = 0, log_dir: Path | None = None) -> float:
+def fit(
+    bound: BoundTask,
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    log_dir: Path | None = None,
+    checkpoint: Path | None = None,
+) -> float:
     """Trains what a bound task learns, then re-estimates the statistics that it owns.
 
     Where the last layer alone is trained, the trunk runs over each image once and its features are kept: augmentation
@@ -29,20 +40,22 @@ def fit(bound: BoundTask, data: ImageData, recipe: Recipe, *, seed: int = 0, log
         recipe: how.
         seed: of the order of the images and of augmentation.
         log_dir: folder for TensorBoard's files; none are written without.
+        checkpoint: file that is written after each epoch, and from which a training that was cut off goes on; None for
+            none. Who gives it deletes it.
 
     Returns:
-        Seconds spent, feature extraction and statistics included.
+        Seconds spent, feature extraction and statistics included, and finished epochs of earlier processes too.
 
     Raises:
         TrainingError: the loss became NaN.
     """
     start = time.perf_counter()
-    train, model = _training_batches(bound, data, recipe, seed), bound.model
     num_images = _num_images(data.train.num_images, recipe.max_train_images)
+    train, model, earlier_seconds = _training_batches(bound, data, recipe, seed), bound.model, 0.0
     if not bound.trained.kinds:
-        train, model = _features_and_head(bound, train, recipe.batch_size, num_images, seed)
+        train, model = _features_and_head(bound, train(range(1)), recipe.batch_size, num_images, seed)
     if model.trainable_variables:
-        run_epochs(bound, model, train, num_images, recipe, log_dir)
+        earlier_seconds = run_epochs(bound, model, train, num_images, recipe, log_dir, checkpoint).earlier_seconds
     if bound.trained.kinds:
         plain = batches(
             data.train,
@@ -53,38 +66,66 @@ def fit(bound: BoundTask, data: ImageData, recipe: Recipe, *, seed: int = 0, log
             cache=False,
         )
         estimate_statistics(bound, plain)
-    return time.perf_counter() - start
+    return earlier_seconds + time.perf_counter() - start
 
 
 def run_epochs(
-    bound: BoundTask, model: keras.Model, train, num_images: int, recipe: Recipe, log_dir: Path | None = None
-) -> keras.callbacks.History:
+    bound: BoundTask,
+    model: keras.Model,
+    train: Callable,
+    num_images: int,
+    recipe: Recipe,
+    log_dir: Path | None = None,
+    checkpoint: Path | None = None,
+) -> Checkpoint:
     """Trains the model of a bound task, or the part of it that learns, with its task's loss.
 
     Args:
         bound: says what is trained.
         model: `bound.model`, or a model of its head alone.
-        train: `tf.data.Dataset` of batches of what `model` takes, and of what the loss compares with.
+        train: from a range of epochs to a `tf.data.Dataset` of their batches, one after the other: of what `model` takes,
+            and of what the loss compares with.
         num_images: how many come in an epoch.
         recipe: how.
         log_dir: folder for TensorBoard's files; none are written without.
+        checkpoint: file to go on from and to write, as for `fit`.
+
+    Returns:
+        The checkpoint, which has the history of all epochs.
 
     Raises:
+        ModelPatchError: the checkpoint cannot be used.
         TrainingError: the loss became NaN.
     """
     steps_per_epoch = math.ceil(num_images / recipe.batch_size)
     # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
     optimizer = recipe.make_optimizer(bound.trained, steps_per_epoch)
     model.compile(optimizer, loss=bound.task.loss(), metrics=bound.task.metrics())
+    kept = Checkpoint(model, checkpoint)
+    finished = kept.restore()
+    if finished == recipe.epochs:
+        return kept
     callbacks = [
-        Progress(recipe.epochs * steps_per_epoch, f"training {bound.trained}"),
+        Progress(recipe.epochs * steps_per_epoch, f"training {bound.trained}", finished * steps_per_epoch),
         StopAtNaN(f"{bound.task.name!r} ({bound.trained})"),
     ]
     if log_dir:
         callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+    callbacks.append(kept)
+    epochs = range(finished, recipe.epochs)
     if strategies.current():
-        return strategies.fit(model, train, recipe.epochs, callbacks)
-    return model.fit(train, epochs=recipe.epochs, callbacks=callbacks, shuffle=False, verbose=0)
+        strategies.fit(model, train(epochs), epochs, steps_per_epoch, callbacks)
+    else:
+        model.fit(
+            train(epochs),
+            initial_epoch=finished,
+            epochs=recipe.epochs,
+            steps_per_epoch=steps_per_epoch,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
+        )
+    return kept
 
 
 def evaluate(bound: BoundTask, data: ImageData, recipe: Recipe) -> dict[str, float]:
@@ -101,21 +142,25 @@ def evaluate(bound: BoundTask, data: ImageData, recipe: Recipe) -> dict[str, flo
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _training_batches(bound: BoundTask, data: ImageData, recipe: Recipe, seed: int):
+def _training_batches(bound: BoundTask, data: ImageData, recipe: Recipe, seed: int) -> Callable:
+    """Returns a function from a range of epochs to their batches."""
     learns_from_pixels = bool(bound.trained.kinds)
-    return batches(
+    return lambda epochs: batches(
         data.train,
         bound.task.preprocessing,
         recipe.batch_size,
         max_images=recipe.max_train_images or None,
         augmentation=recipe.augmentation if learns_from_pixels else "none",
         shuffle_seed=seed if learns_from_pixels else None,
+        epochs=epochs,
         cache=learns_from_pixels,
     )
 
 
 def _features_and_head(bound: BoundTask, images, batch_size: int, num_images: int, seed: int):
-    """Runs the trunk once over the images; returns batches of (features, labels), and the head as a model of its own."""
+    """Runs the trunk once over the images; returns a function from a range of epochs to batches of (features,
+    labels), and the head as a model of its own.
+    """
     import tensorflow as tf
 
     forward = strategies.predictor(bound.features) if strategies.current() else bound.features.predict_on_batch
@@ -125,9 +170,16 @@ def _features_and_head(bound: BoundTask, images, batch_size: int, num_images: in
     ]
     features, labels = (np.concatenate(part) for part in zip(*outputs, strict=True))
     cached = tf.data.Dataset.from_tensor_slices((features, labels))
-    cached = cached.shuffle(len(labels), seed=seed).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+    def train(epochs: range):
+        def one_epoch(epoch):
+            return shuffled(cached, len(labels), seed, epoch).batch(batch_size)
+
+        images = in_epochs(one_epoch, epochs, math.ceil(len(labels) / batch_size))
+        return images.prefetch(tf.data.AUTOTUNE)
+
     inputs = keras.Input(features.shape[1:])
-    return cached, keras.Model(inputs, bound.head(inputs))
+    return train, keras.Model(inputs, bound.head(inputs))
 
 
 def _num_images(available: int, most: int) -> int:

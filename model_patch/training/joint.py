@@ -16,6 +16,7 @@ from model_patch.join import JoinedTasks
 from model_patch.kinds import Trained
 from model_patch.training.callbacks import Progress, StopAtNaN
 from model_patch.training.recipe import Recipe
+from model_patch.training.resume import Checkpoint
 from model_patch.training.statistics import estimate_joint_statistics
 
 VALIDATION = "val_accuracy"
@@ -33,6 +34,7 @@ def fit_joined(
     validation_fraction: float = 0.1,
     seed: int = 0,
     log_dir: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> float:
     """Trains what joined tasks learn, keeps the best epoch, and re-estimates the statistics that training moved.
 
@@ -49,31 +51,45 @@ def fit_joined(
         validation_fraction: share of the training images held out, in 0..1; with 0 the last epoch stays.
         seed: of the order of the images and of augmentation.
         log_dir: folder for TensorBoard's files; none are written without.
+        checkpoint: file to go on from and to write after each epoch, as for `training.fit.fit`.
 
     Returns:
-        Seconds spent, testing on held-out images and statistics included.
+        Seconds spent, testing on held-out images and statistics included, and finished epochs of earlier processes too.
 
     Raises:
         ModelPatchError: too few images are there to hold some out.
         TrainingError: the loss became NaN.
     """
-    start = time.perf_counter()
+    start, earlier_seconds = time.perf_counter(), 0.0
     train, held_out = {}, {}
     for name in joined.tasks:
         train[name], held_out[name] = held_out_parts(name, data[name], recipe, validation_fraction)
     augmentation = augmentation or dict.fromkeys(train, recipe.augmentation)
     preprocessing = {name: bound.task.preprocessing for name, bound in joined.tasks.items()}
     if joined.model.trainable_variables:
-        images = joint_batches(train, preprocessing, sizes, augmentation=augmentation, seed=seed)
-        callbacks = _callbacks(joined, held_out, recipe, sizes, validation_fraction, log_dir)
         _compile(joined, recipe, len(sizes), weights)
-        steps = len(sizes) // recipe.epochs
-        joined.model.fit(
-            images, epochs=recipe.epochs, steps_per_epoch=steps, callbacks=callbacks, shuffle=False, verbose=0
-        )
+        best = _keep_best(joined, held_out, recipe) if validation_fraction else None
+        kept = Checkpoint(joined.model, checkpoint, best)
+        finished, steps = kept.restore(), len(sizes) // recipe.epochs
+        earlier_seconds = kept.earlier_seconds
+        if finished < recipe.epochs:
+            images = joint_batches(
+                train, preprocessing, sizes, augmentation=augmentation, seed=seed, first_step=finished * steps
+            )
+            joined.model.fit(
+                images,
+                initial_epoch=finished,
+                epochs=recipe.epochs,
+                steps_per_epoch=steps,
+                callbacks=_callbacks(joined, sizes, steps, finished, kept, log_dir),
+                shuffle=False,
+                verbose=0,
+            )
+        if best:
+            best.go_back(joined.model)
     plain = joint_batches(train, preprocessing, sizes[-50:], seed=seed, cache=False)
     estimate_joint_statistics(joined, plain)
-    return time.perf_counter() - start
+    return earlier_seconds + time.perf_counter() - start
 
 
 def held_out_parts(name: str, data: ImageData, recipe: Recipe, fraction: float) -> tuple[Split, Split]:
@@ -124,7 +140,7 @@ class CountImages(keras.callbacks.Callback):
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Tests every task after each epoch, and at the end goes back to the epoch with the best mean accuracy.
+    """Tests every task after each epoch, and keeps the values of the epoch with the best mean accuracy.
 
     Adds to the logs `val_<task>_<metric>` and `VALIDATION`.
 
@@ -156,27 +172,33 @@ class KeepBest(keras.callbacks.Callback):
                 [np.array(keras.ops.convert_to_numpy(v)) for v in self.model.weights],
             )
 
-    def on_train_end(self, logs=None):
-        for variable, value in zip(self.model.weights, self.values, strict=True):
+    def go_back(self, model: keras.Model):
+        """Sets the model that was trained to the best epoch's values."""
+        for variable, value in zip(model.weights, self.values, strict=True):
             variable.assign(value)
 
 
-def _callbacks(joined, held_out, recipe: Recipe, sizes, validation_fraction: float, log_dir: Path | None):
+def _keep_best(joined: JoinedTasks, held_out: Mapping[str, Split], recipe: Recipe) -> KeepBest:
+    images = {
+        name: batches(held_out[name], bound.task.preprocessing, recipe.batch_size)
+        for name, bound in joined.tasks.items()
+    }
+    return KeepBest(joined.tasks, images)
+
+
+def _callbacks(joined: JoinedTasks, sizes, steps_per_epoch: int, finished: int, kept: Checkpoint, log_dir: Path | None):
+    """Returns the callbacks in their order: what adds to the logs comes before what writes them."""
     names = list(joined.tasks)
-    callbacks = [
-        CountImages(names, sizes, len(sizes) // recipe.epochs),
-        Progress(len(sizes), f"training {', '.join(names)}"),
+    callbacks: list[keras.callbacks.Callback] = [
+        CountImages(names, sizes, steps_per_epoch),
+        Progress(len(sizes), f"training {', '.join(names)}", finished * steps_per_epoch),
         StopAtNaN(f"{', '.join(names)} (share={joined.share})"),
     ]
-    if validation_fraction:
-        images = {
-            name: batches(held_out[name], bound.task.preprocessing, recipe.batch_size)
-            for name, bound in joined.tasks.items()
-        }
-        callbacks.append(KeepBest(joined.tasks, images))
+    if kept.best:
+        callbacks.append(kept.best)
     if log_dir:
         callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
-    return callbacks
+    return [*callbacks, kept]
 
 
 def _compile(joined: JoinedTasks, recipe: Recipe, num_steps: int, weights: Mapping[str, float] | None):

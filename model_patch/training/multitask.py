@@ -138,7 +138,7 @@ def multitask(config: ConfigDict, workdir: str | Path) -> dict:
         for share in config.share:
             if (share, seed) in done:
                 continue
-            rows = _train_row(run, share, seed, folder.path)
+            rows = _train_row(run, share, seed, folder)
             mean = np.mean([row["test_accuracy"] for row in rows])
             _logger.info(
                 "share=%s, seed %d: mean test accuracy %.4f in %.1f s", share, seed, mean, rows[0]["train_seconds"]
@@ -149,9 +149,9 @@ def multitask(config: ConfigDict, workdir: str | Path) -> dict:
     return results
 
 
-def _train_row(run: Run, share: str, seed: int, workdir: Path) -> list[dict]:
+def _train_row(run: Run, share: str, seed: int, folder: Workdir) -> list[dict]:
     """Trains the tasks with one way of sharing; returns one object per task for `results.json`."""
-    sizes, total, trained, seconds, rows = run.sizes(), 0, 0, 0.0, []
+    sizes, workdir, total, trained, seconds, rows = run.sizes(), folder.path, 0, 0, 0.0, []
     together = [[k] for k in range(len(run.tasks))] if share == "nothing" else [list(range(len(run.tasks)))]
     for columns in together:
         keras.utils.set_random_seed(seed)
@@ -170,6 +170,7 @@ def _train_row(run: Run, share: str, seed: int, workdir: Path) -> list[dict]:
             validation_fraction=run.config.validation_fraction,
             seed=seed,
             log_dir=workdir / "tensorboard" / name,
+            checkpoint=folder.checkpoint(name),
         )
         joined.freeze()
         trunk = save_trunk(joined.trunk, trunk_stem(workdir, share, seed)) if joined.train_trunk else run.config.trunk

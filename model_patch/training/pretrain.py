@@ -49,7 +49,8 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
 
     keras.utils.set_random_seed(config.seed)
     bound = bind(trunk, task, "full", seed=config.seed, momentum=config.momentum)
-    seconds = fit(bound, data, recipe, seed=config.seed, log_dir=folder.path / "tensorboard")
+    log_dir, checkpoint = folder.path / "tensorboard", folder.checkpoint("trunk")
+    seconds = fit(bound, data, recipe, seed=config.seed, log_dir=log_dir, checkpoint=checkpoint)
     accuracy = evaluate(bound, data, recipe)["accuracy"]
     for key, variable in trunk.variables().items():
         variable.assign(bound.patch_variables[key])

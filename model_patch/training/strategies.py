@@ -10,6 +10,7 @@ replica computes, the step is written out here. It drives the same callbacks.
 import contextlib
 import contextvars
 import functools
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -80,7 +81,9 @@ def own_workdir(workdir: str, strategy: str) -> str:
     return str(path.with_name(f"{path.name}-worker{index}"))
 
 
-def fit(model: keras.Model, batches, epochs: int, callbacks: Sequence[keras.callbacks.Callback]):
+def fit(
+    model: keras.Model, batches, epochs: range, steps_per_epoch: int, callbacks: Sequence[keras.callbacks.Callback]
+):
     """Trains a compiled model on all replicas of the current strategy, as `model.fit` does on one.
 
     A batch that is smaller than others, as the last one of an epoch, or that the replicas cannot share evenly, is filled up
@@ -88,8 +91,9 @@ def fit(model: keras.Model, batches, epochs: int, callbacks: Sequence[keras.call
 
     Args:
         model: made inside the strategy's scope; compiled with an optimizer and one loss.
-        batches: batches of `(x, y)`, the same on every worker; a pass over them must end.
-        epochs: passes over them.
+        batches: batches of `(x, y)` of all the epochs, one after the other, the same on every worker.
+        epochs: their numbers.
+        steps_per_epoch: batches in each.
         callbacks: as for `model.fit`.
 
     Returns:
@@ -120,10 +124,11 @@ def fit(model: keras.Model, batches, epochs: int, callbacks: Sequence[keras.call
     model.stop_training = False
     driven.on_train_begin()
     each = 1
-    for epoch in range(epochs):
+    remaining = iter(batches)
+    for epoch in epochs:
         driven.on_epoch_begin(epoch)
         losses = []
-        for i, (x, y) in enumerate(batches):
+        for i, (x, y) in enumerate(itertools.islice(remaining, steps_per_epoch)):
             driven.on_train_batch_begin(i)
             each = max(each, -(-len(y) // strategy.num_replicas_in_sync))
             losses.append(float(step(*_parts(strategy, x, y, each))))

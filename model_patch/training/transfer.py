@@ -32,7 +32,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     """Trains every row of a comparison: each of `config.train` with each of `config.seeds`.
 
     Writes, after each row, `results.json` and the row's patch file; at the end a table and a plot. A row that is there
-    already is not trained again.
+    already is not trained again, and one that was cut off goes on with its last whole epoch.
 
     Args:
         config: see `configs/transfer.py`.
@@ -74,8 +74,9 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
                 continue
             keras.utils.set_random_seed(seed)
             bound = bind(trunk, task, each, seed=seed)
-            log_dir = folder.path / "tensorboard" / f"{each}-seed{seed}"
-            seconds = fit(bound, data, recipe, seed=seed, log_dir=log_dir)
+            name = f"{each}-seed{seed}"
+            log_dir = folder.path / "tensorboard" / name
+            seconds = fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=folder.checkpoint(name))
             metrics = evaluate(bound, data, recipe)
             path = patch_path(folder.path, str(each), seed)
             bound.patch(metrics).save(path, config.patch_dtype)

@@ -3,18 +3,20 @@
 import importlib.metadata
 import json
 import platform
+import shutil
 from pathlib import Path
 
 import keras
 
 from model_patch.errors import ModelPatchError
-from model_patch.files import read_json, write_json
+from model_patch.files import lock, read_json, remove_leftovers, write_json
 
 
 class Workdir:
     """The folder that one run writes to.
 
-    A run with the same configuration goes on where it stopped; another is refused.
+    A run with the same configuration goes on where it stopped; another is refused, and so is the same one in a second
+    process while the first lives.
 
     Attributes:
         path: the folder, made if it is missing.
@@ -22,6 +24,8 @@ class Workdir:
 
     CONFIG = "config.json"
     RESULTS = "results.json"
+    LOCK = ".lock"
+    CHECKPOINTS = "checkpoints"
 
     def __init__(self, path: str | Path, config: dict):
         """Opens the folder for a configuration.
@@ -31,13 +35,22 @@ class Workdir:
             config: JSON values by name; whatever changes the result belongs in it.
 
         Raises:
-            ModelPatchError: the folder holds a run with another configuration, or files that are no run.
+            ModelPatchError: the folder holds a run with another configuration, or files that are no run, or a process
+                that lives is running in it.
         """
         self.path = Path(path)
         config = json.loads(json.dumps(config))  # As it will be read again: tuples are lists there.
         if self.path.exists() and not self.path.is_dir():
             raise ModelPatchError(f"the workdir {path} is a file: expected a folder, or a name for a new one")
         marker = self.path / self.CONFIG
+        if not marker.exists() and self.path.exists() and any(each.name != self.LOCK for each in self.path.iterdir()):
+            raise ModelPatchError(
+                f"the workdir {path} is not empty and holds no run of this program: choose another --workdir"
+            )
+        if not lock(self.path / self.LOCK):
+            raise ModelPatchError(
+                f"another process is running in the workdir {path}: wait for its end, or choose another --workdir"
+            )
         if marker.exists():
             held = read_json(marker)
             differing = sorted(k for k in held.keys() | config.keys() if held.get(k) != config.get(k))
@@ -46,12 +59,9 @@ class Workdir:
                 raise ModelPatchError(
                     f"the workdir {path} holds another run ({named}): choose another --workdir, or delete it"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise ModelPatchError(
-                f"the workdir {path} is not empty and holds no run of this program: choose another --workdir"
-            )
         else:
             write_json(marker, config)
+        remove_leftovers(self.path)
 
     def results(self) -> dict:
         """Returns the results written so far; empty where there are none."""
@@ -59,8 +69,13 @@ class Workdir:
         return read_json(path) if path.exists() else {}
 
     def write_results(self, results: dict):
-        """Replaces the results file, whole or not at all."""
+        """Replaces the results file, whole or not at all; the checkpoints of what stands in it now are deleted."""
         write_json(self.path / self.RESULTS, results)
+        shutil.rmtree(self.path / self.CHECKPOINTS, ignore_errors=True)
+
+    def checkpoint(self, name: str) -> Path:
+        """Returns the file from which a training of that name goes on; it is there until the next results are written."""
+        return self.path / self.CHECKPOINTS / f"{name}.safetensors"
 
 
 def versions() -> dict[str, str]:

@@ -107,6 +107,19 @@ def test_the_seed_decides_the_order():
     assert one == again != other and one[0] != one[1]
 
 
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler("proportional", 1.0)])
+def test_from_a_later_step_on_the_batches_are_the_same(sampler):
+    splits = {"large": numbered(40), "small": numbered(7, offset=100)}
+    sizes = sampler.sizes([40, 7], 5, 12)
+
+    def labels(first_step):
+        preprocessing = dict.fromkeys(splits, Preprocessing(4, "none"))
+        batches = joint_batches(splits, preprocessing, sizes, seed=3, first_step=first_step)
+        return [{name: y[name].numpy().tolist() for name in splits} for _, y in batches]
+
+    assert labels(9) == labels(0)[9:] and len(labels(9)) == 3
+
+
 def test_tasks_are_augmented_each_in_its_way_and_have_image_sizes_of_their_own():
     data = open_data("textures").train
     preprocessing = {"plain": Preprocessing(32, "none"), "flipped": Preprocessing(16, "none")}

@@ -1,8 +1,10 @@
 """From images with boxes to batches that a detector learns from."""
 
+import math
 from collections.abc import Callable
 
 from model_patch.data.augment import AUGMENTATIONS as IMAGE_AUGMENTATIONS
+from model_patch.data.epochs import in_epochs, numbered, shuffled
 from model_patch.data.pipeline import CACHE_BYTES, SHUFFLE_BYTES
 from model_patch.detection.data.images import MAX_BOXES, DetectionSplit, tidy
 from model_patch.errors import unknown
@@ -85,8 +87,9 @@ def batches(
     max_images: int | None = None,
     augmentation: str = "none",
     shuffle_seed: int | None = None,
+    epochs: range = range(1),
 ):
-    """Returns preprocessed batches; every image comes once per epoch, and the last batch may be smaller.
+    """Returns preprocessed batches; every image comes once per epoch, and the last batch of each may be smaller.
 
     Args:
         split: where the images come from.
@@ -95,6 +98,7 @@ def batches(
         max_images: the first so many images of the split; None for all.
         augmentation: names in `AUGMENTATIONS` joined by `+`; anew in every epoch.
         shuffle_seed: shuffles anew in every epoch; None keeps the split's order.
+        epochs: numbers of the epochs, whose batches follow one another, as in `model_patch.data.pipeline`.
 
     Returns:
         `tf.data.Dataset` of `(images, boxes)`, float32 `(batch, image_size, image_size, 3)`, and float32 `(batch, MAX_BOXES,
@@ -121,10 +125,14 @@ def batches(
     examples = split.stored(number)
     if split.stored_bytes * number // max(1, split.num_images) <= CACHE_BYTES:
         examples = examples.cache()
-    if shuffle_seed is not None:
-        at_once = split.num_images * SHUFFLE_BYTES // max(1, split.stored_bytes)
-        examples = examples.shuffle(max(1, min(number, at_once)), shuffle_seed, reshuffle_each_iteration=True)
-    seeds = tf.data.Dataset.random(shuffle_seed or 0, rerandomize_each_iteration=True)
-    examples = tf.data.Dataset.zip((examples, seeds)).map(prepare, tf.data.AUTOTUNE)
-    examples = examples.batch(batch_size).map(lambda x, y: (preprocessing.scale(x), y), tf.data.AUTOTUNE)
-    return examples.prefetch(tf.data.AUTOTUNE)
+
+    def one_epoch(epoch):
+        chosen = examples
+        if shuffle_seed is not None:
+            at_once = split.num_images * SHUFFLE_BYTES // max(1, split.stored_bytes)
+            chosen = shuffled(chosen, max(1, min(number, at_once)), shuffle_seed, epoch)
+        chosen = numbered(chosen, shuffle_seed or 0, epoch).map(prepare, tf.data.AUTOTUNE)
+        return chosen.batch(batch_size)
+
+    chosen = in_epochs(one_epoch, epochs, math.ceil(number / batch_size))
+    return chosen.map(lambda x, y: (preprocessing.scale(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)

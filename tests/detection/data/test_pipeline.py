@@ -85,7 +85,7 @@ def test_shuffling_depends_on_the_seed_and_changes_from_epoch_to_epoch():
 
     one, same, other = order(1), order(1), order(2)
     assert one == same != other and sorted(one[0]) == list(range(30))
-    data = batches(marked(30), PREPROCESSING, 30, shuffle_seed=1).repeat(2)
+    data = batches(marked(30), PREPROCESSING, 30, shuffle_seed=1, epochs=range(2))
     first, second = (boxes[:, 0, 4].numpy().tolist() for _, boxes in data)
     assert first != second
 

@@ -1,0 +1,169 @@
+"""Trainings that are cut off go on and end with the same values, to the last bit."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from model_patch import ModelPatchError, Task, bind
+from model_patch.data import open_data
+from model_patch.join import join
+from model_patch.training.fit import fit
+from model_patch.training.joint import fit_joined
+from model_patch.training.workdir import Workdir
+from tests.conftest import same, snapshot
+
+OTHER_PROCESS = """
+import sys, time
+from model_patch.training.workdir import Workdir
+Workdir(sys.argv[1], {"epochs": 3})
+print("running", flush=True)
+time.sleep(600)
+"""
+
+
+class Cut(Exception):
+    """What ends a training in the middle."""
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Ends a training in the middle of the given epoch: everything in memory is lost, the files stay."""
+
+    def cut(epoch):
+        from model_patch.training import callbacks
+
+        def on_train_batch_end(self, batch, logs=None):
+            if epoch is not None and self.epoch == epoch and batch == 1:
+                raise Cut
+
+        monkeypatch.setattr(callbacks.StopAtNaN, "on_train_batch_end", on_train_batch_end)
+
+    return cut
+
+
+@pytest.mark.parametrize(
+    ("train", "optimizer", "augmentation"),
+    [("last", "adam", "none"), ("scale_bias+last", "rmsprop", "shift"), ("full", "sgd", "none")],
+)
+def test_one_task_goes_on_from_its_last_whole_epoch(
+    trunk, digits, data, recipe, tmp_path, cut, train, optimizer, augmentation
+):
+    recipe = dataclasses.replace(
+        recipe, epochs=4, optimizer=optimizer, augmentation=augmentation, learning_rate=0.01, max_train_images=80
+    )
+
+    def run(checkpoint=None, seed=5):
+        keras.utils.set_random_seed(seed)
+        bound = bind(trunk, digits, train, seed=seed)
+        fit(bound, data, recipe, seed=seed, checkpoint=checkpoint)
+        return snapshot(bound.patch_variables | bound.head_variables)
+
+    whole, other, checkpoint = run(), run(seed=6), tmp_path / "row.safetensors"
+    for epoch in (1, 3):
+        cut(epoch)
+        with pytest.raises(Cut):
+            run(checkpoint)
+    cut(None)
+    assert same(run(checkpoint), whole) and not same(whole, other)
+    assert same(run(checkpoint), whole), "a training that had ended is not trained again"
+
+
+def test_dropout_draws_the_numbers_that_would_have_come(digits, data, recipe, tmp_path, cut):
+    from model_patch import Preprocessing, Trunk
+    from tests.conftest import SIZE, small_net
+
+    net = small_net()
+    trunk = Trunk(keras.Model(net.input, keras.layers.Dropout(0.5)(net.output)), "test", Preprocessing(SIZE, "tf"))
+
+    def run(checkpoint=None):
+        keras.utils.set_random_seed(1)
+        bound = bind(trunk, digits, "scale_bias+last")
+        fit(bound, data, recipe, checkpoint=checkpoint)
+        return snapshot(bound.head_variables)
+
+    # The generator's state is the trunk's layer's own: each run begins with what the first began with.
+    (state,) = [v for v in trunk.model.variables if "seed" in v.path]
+    start = np.array(state)
+    whole = run()
+    assert not np.array_equal(start, np.array(state))
+    cut(1)
+    state.assign(start)
+    with pytest.raises(Cut):
+        run(tmp_path / "row.safetensors")
+    cut(None)
+    state.assign(start)
+    assert same(run(tmp_path / "row.safetensors"), whole)
+
+
+def test_joined_tasks_go_on_and_know_their_best_epoch(trunk, recipe, tmp_path, cut):
+    sources = {name: open_data(name) for name in ("digits", "textures")}
+    tasks = [Task(name, each.labels, trunk.preprocessing) for name, each in sources.items()]
+    # A rate at which the best epoch is not the last one.
+    recipe = dataclasses.replace(recipe, epochs=4, learning_rate=0.3, schedule="constant")
+    sizes = np.tile([[9, 5], [4, 10], [7, 7]], (4, 1))
+
+    def run(checkpoint=None):
+        keras.utils.set_random_seed(2)
+        joined = join(trunk, tasks, "scale_bias+last")
+        augmentation = {"digits": "shift", "textures": "flip"}
+        fit_joined(joined, sources, recipe, sizes, augmentation=augmentation, seed=2, checkpoint=checkpoint)
+        return snapshot({str(i): v for i, v in enumerate(joined.model.variables)})
+
+    whole = run()
+    for epoch in (1, 3):
+        cut(epoch)
+        with pytest.raises(Cut):
+            run(tmp_path / "row.safetensors")
+    cut(None)
+    assert same(run(tmp_path / "row.safetensors"), whole)
+    assert same(run(tmp_path / "row.safetensors"), whole)
+
+
+def test_a_checkpoint_that_cannot_be_used_is_named(trunk, digits, data, recipe, tmp_path):
+    checkpoint = tmp_path / "row.safetensors"
+    fit(bind(trunk, digits, "last"), data, recipe, checkpoint=checkpoint)
+    message = r"the checkpoint .*row.safetensors cannot be used \(.*\): delete it, and its row begins anew"
+    with pytest.raises(ModelPatchError, match=message):
+        fit(bind(trunk, digits, "full"), data, recipe, checkpoint=checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
+    with pytest.raises(ModelPatchError, match=message):
+        fit(bind(trunk, digits, "last"), data, recipe, checkpoint=checkpoint)
+
+
+def test_a_second_process_on_a_workdir_is_refused_while_the_first_lives(tmp_path):
+    command = [sys.executable, "-c", OTHER_PROCESS, tmp_path / "run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "running\n"
+        with pytest.raises(ModelPatchError, match="another process is running in the workdir .*run: wait for its end"):
+            Workdir(tmp_path / "run", {"epochs": 3})
+        first.kill()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            Workdir(tmp_path / "run", {"epochs": 3})
+            break
+        except ModelPatchError:
+            time.sleep(0.05)
+    assert Workdir(tmp_path / "run", {"epochs": 3}).results() == {}
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    folder = Workdir(tmp_path / "run", {})
+    (folder.path / "patches").mkdir()
+    (folder.path / "patches" / ".abc.tmp").write_text("half")
+    Workdir(tmp_path / "run", {})
+    assert list((folder.path / "patches").iterdir()) == []
+
+
+def test_checkpoints_go_when_results_are_written(tmp_path):
+    folder = Workdir(tmp_path / "run", {})
+    checkpoint = folder.checkpoint("last-seed0")
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"x")
+    folder.write_results({"rows": []})
+    assert not checkpoint.exists()
