@@ -88,6 +88,7 @@ def _check(bounds: Sequence[BoundTask]):
     for bound in bounds:
         name, task = bound.task.name, bound.task
         require_classification(bound)
+        bound.trunk.require_graph("one net for several tasks")
         if "full" in bound.trained.kinds:
             raise ModelPatchError(
                 f"the task {name!r} is trained {bound.trained}: it shares nothing, so export it in a file of its own"

@@ -6,7 +6,9 @@ import pytest
 import tensorflow as tf
 
 from model_patch import Patch, Task, bind, bind_patch
+from model_patch.export import check, export
 from model_patch.export.saved_model import export_saved_model
+from model_patch.fold import fold
 from model_patch.kinds import KINDS, NORMS, offer_scale_bias
 from model_patch.layers import variables
 from model_patch.rewrite import walk
@@ -78,6 +80,27 @@ SMALLEST = {
 }
 """The net of each module of keras.applications that is trained here, and the image size in pixels."""
 
+FOLDED = {
+    "ConvNeXtTiny": (0, 0, 23),
+    "DenseNet121": (59, 62, 0),
+    "EfficientNetB0": (49, 0, 0),
+    "EfficientNetV2B0": (59, 0, 0),
+    "InceptionResNetV2": (204, 0, 0),
+    "InceptionV3": (94, 0, 0),
+    "MobileNet": (27, 0, 0),
+    "MobileNetV2": (52, 0, 0),
+    "MobileNetV3Small": (34, 0, 0),
+    "NASNetMobile": (188, 4, 0),
+    "ResNet50": (53, 0, 0),
+    "ResNet50V2": (32, 17, 0),
+    "VGG16": (0, 0, 0),
+    "VGG19": (0, 0, 0),
+    "Xception": (40, 0, 0),
+}
+"""How many norms go into convolutions, become affine layers, and stay as they are."""
+
+IN_LITERT = ("EfficientNetB0", "MobileNetV3Small", "ResNet50V2")
+
 
 def channels(layer) -> int:
     """Returns how many channels a norm normalises, or a convolution gives."""
@@ -134,3 +157,19 @@ def test_a_task_is_learnt_saved_loaded_and_exported(name, tmp_path):
     export_saved_model(bound, tmp_path / "exported")
     serve = tf.saved_model.load(tmp_path / "exported").signatures["serving_default"]
     np.testing.assert_allclose(serve(images=pixels)["logits"], answers, atol=1e-4, rtol=1e-4)
+    norms = [path for path, layer in walk(bound.model) if isinstance(layer, NORMS)]
+    folded = fold(bound, images)
+    affine = sum(reason.startswith("an affine layer") for reason in folded.left.values())
+    assert (len(norms) - len(folded.left), affine, len(folded.left) - affine) == FOLDED[name]
+    assert folded.left.keys() <= set(norms) and folded.difference <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_LITERT)
+def test_litert_answers_as_the_net(name, tmp_path):
+    trunk = open_trunk(f"keras:{name}?weights=none", SMALLEST[name])
+    random_norms(trunk.model)
+    tasks = [bind(trunk, Task(label, (label, "other"), trunk.preprocessing), seed=len(label)) for label in ("a", "bc")]
+    for format in ("litert", "litert_set"):
+        export(format, tasks, tmp_path / format)
+        assert max(check(format, tasks, tmp_path / format).values()) <= 1e-4

@@ -1,0 +1,76 @@
+"""Trunks of every source fold and run in LiteRT."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
+from model_patch.export import check, export
+from model_patch.fold import fold
+from model_patch.trunks import open_trunk
+from tests.conftest import SIZE, random_norms
+from tests.test_opening import Net
+from tests.trunks import slim_nets
+from tests.trunks.slim_nets import SlimNet
+from tests.trunks.test_hub import write_module
+from tests.trunks.test_slim import values_of, write_checkpoint
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+def bundled(folder):
+    return open_trunk("bundled")
+
+
+def file_of_keras_2(folder):
+    return open_trunk(f"file:{FIXTURES / 'keras2_classifier.h5'}")
+
+
+def slim(scope, net, size):
+    def make(folder):
+        slim_net = SlimNet(scope, net, size)
+        return open_trunk(f"slim:{write_checkpoint(values_of(slim_net), folder / 'model.ckpt')}", size)
+
+    return make
+
+
+def subclassed(folder):
+    net = Net()
+    net(np.zeros((1, SIZE, SIZE, 3), "float32"))
+    random_norms(net)
+    return Trunk(net, "test", Preprocessing(SIZE, "tf"))
+
+
+@pytest.mark.parametrize(
+    ("make", "kept"),
+    # Norms that stay as they are: the layer norms of the shortcuts.
+    [
+        (bundled, 0),
+        (file_of_keras_2, 0),
+        (slim("MobilenetV1", slim_nets.mobilenet_v1(0.25), 75), 0),
+        (slim("MobilenetV3", slim_nets.mobilenet_v3_small(), 64), 0),
+        (subclassed, 3),
+    ],
+    ids=["bundled", "file", "slim V1", "slim V3", "subclassed"],
+)
+def test_a_task_folds_and_runs_in_litert(make, kept, tmp_path):
+    trunk = make(tmp_path)
+    bound = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing))
+    folded = fold(bound)
+    assert len(folded.left) == kept
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.model._flatten_layers())
+    for format in ("litert", "litert_set"):
+        export(format, [bound], tmp_path / format)
+        assert check(format, [bound], tmp_path / format)["two"] <= 1e-4
+
+
+def test_a_trunk_that_runs_as_it_is_is_refused_by_what_needs_its_layers(tmp_path):
+    module = write_module(tmp_path / "unknown", SlimNet("OwnNet", slim_nets.tiny, SIZE), SIZE)
+    trunk = open_trunk(f"hub:{module}")
+    bound = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing))
+    for format, what in {"signatures": "one net", "litert": "a fold", "litert_set": "one net"}.items():
+        with pytest.raises(ModelPatchError, match=f"{what}.* needs the layers of the trunk hub:.*runs as it is"):
+            export(format, [bound], tmp_path / format)
+        assert not (tmp_path / format).exists()
