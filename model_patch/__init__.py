@@ -6,6 +6,7 @@ Multi-task and Transfer Learning", ICLR 2019.
 
 from model_patch.bind import BoundTask, bind, bind_patch
 from model_patch.errors import ModelPatchError, PatchError
+from model_patch.fold import Folded, fold
 from model_patch.join import JoinedTasks, join
 from model_patch.patch import Patch
 from model_patch.preprocessing import Preprocessing
@@ -14,6 +15,7 @@ from model_patch.trunk import Trunk
 
 __all__ = [
     "BoundTask",
+    "Folded",
     "JoinedTasks",
     "ModelPatchError",
     "Patch",
@@ -23,5 +25,6 @@ __all__ = [
     "Trunk",
     "bind",
     "bind_patch",
+    "fold",
     "join",
 ]

@@ -192,7 +192,7 @@ class _Graph:
     def __init__(self, model: keras.Model):
         nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
         self.nodes = collections.defaultdict(list)
-        self.maker = {}
+        self.maker: dict[int, keras.Operation] = {}
         self.readers = collections.defaultdict(list)
         for node in nodes:
             self.nodes[id(node.operation)].append(node)
@@ -299,11 +299,9 @@ def _copied(layer: keras.Layer, layer_class: type[keras.Layer] | None = None, **
 
 
 def _in_order(layer: keras.Layer, copy: keras.Layer) -> list[np.ndarray]:
-    """Returns a layer's values in the order of its copy's: Keras lists trainable ones first."""
-    if not isinstance(layer, Patched):
-        return layer.get_weights()
+    """Returns a layer's values in the order of its copy's: Keras lists a patched layer's own ones first."""
     values = {v.name: keras.ops.convert_to_numpy(v) for v in layer.weights}
-    return [values[v.name] for v in copy.weights]
+    return [values[v.name] for v in copy.weights] if isinstance(layer, Patched) else layer.get_weights()
 
 
 def _plain(layer: keras.Layer) -> keras.Layer:

@@ -69,7 +69,9 @@ def one_net(bounds: Sequence[BoundTask]) -> OneNet:
     kinds = tuple(kind for kind in KINDS if any(kind in bound.trained.kinds for bound in bounds))
     union = Trained(kinds, True, "batch")
     width = max(len(bound.task.labels) for bound in bounds)
-    model, slots, constants = None, (), ()
+    model = None
+    slots: tuple[Slot, ...] = ()
+    constants: tuple[keras.Variable, ...] = ()
     vectors = {}
     for bound in bounds:
         wide = _with_slots(bound, union)
