@@ -108,8 +108,9 @@ def convert(answer: Callable, inputs: dict[str, tuple], variables: Sequence[kera
 def with_manifest(contents: bytes, manifest: dict) -> bytes:
     """Returns the contents of a LiteRT file with a description behind the net."""
     file = io.BytesIO(contents)
-    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    with zipfile.ZipFile(file, "a") as archive:
+        # Without the time of day: what is exported again is the same file.
+        archive.writestr(zipfile.ZipInfo(MANIFEST), json.dumps(manifest, indent=2) + "\n", zipfile.ZIP_DEFLATED)
     return file.getvalue()
 
 

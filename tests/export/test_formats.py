@@ -163,6 +163,15 @@ def test_a_litert_set_says_what_stands_where_and_which_net_a_vector_belongs_to(t
     np.testing.assert_array_equal(kernel, tasks[1].patch_variables["depthwise/depthwise_kernel"])
 
 
+def test_a_task_that_fits_the_slots_of_a_litert_set_is_added_without_a_new_net(tasks, tmp_path):
+    export("litert_set", tasks[:2], tmp_path / "first")
+    export("litert_set", tasks, tmp_path / "second")
+    for file in ("net.tflite", "digits.safetensors", "two words.safetensors"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+    export("litert_set", tasks[1:], tmp_path / "narrower")  # Without digits, whose head was the widest.
+    assert (tmp_path / "narrower" / "net.tflite").read_bytes() != (tmp_path / "first" / "net.tflite").read_bytes()
+
+
 @pytest.fixture(scope="module")
 def mobilenets():
     """Three tasks on MobileNetV2 1.0 at 96 px, with uneven values."""
