@@ -1,6 +1,7 @@
 """Batch normalisation with a task's own scale, bias and statistics."""
 
 import keras
+from keras import ops
 
 from model_patch.errors import unknown
 from model_patch.layers.patched import Patched, patches
@@ -49,7 +50,36 @@ class PatchedBatchNormalization(Patched, keras.layers.BatchNormalization):
         return bool(training) and self.trainable and self.statistics == "batch" and "moving_mean" in self.own
 
     def call(self, inputs, training=None, mask=None):
-        return super().call(inputs, training=self.normalises_by_batch(training), mask=mask)
+        by_batch = self.normalises_by_batch(training)
+        # In inference the layer computes what the trunk's does, to the last bit.
+        if training and mask is None and self._can_be_fused(inputs, by_batch):
+            return self._fused(inputs, by_batch)
+        return super().call(inputs, training=by_batch, mask=mask)
+
+    def _can_be_fused(self, inputs, by_batch: bool) -> bool:
+        is_images = len(inputs.shape) == 4 and self.axis in (-1, 3)
+        alone = not by_batch or not (self.synchronized or self.renorm)
+        return keras.backend.backend() == "tensorflow" and is_images and alone
+
+    def _fused(self, inputs, by_batch: bool):
+        """Computes `call` as one operation of TensorFlow's: Keras composes it of many, which take a fifth more time."""
+        import tensorflow as tf
+
+        x = ops.cast(inputs, "float32")
+        channels = x.shape[-1]
+        gamma = ops.convert_to_tensor(self.gamma) if self.scale else tf.ones(channels)
+        beta = ops.convert_to_tensor(self.beta) if self.center else tf.zeros(channels)
+        statistics = {} if by_batch else {"mean": self.moving_mean, "variance": self.moving_variance}
+        statistics = {name: ops.convert_to_tensor(variable) for name, variable in statistics.items()}
+        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            x, gamma, beta, epsilon=self.epsilon, is_training=by_batch, **statistics
+        )
+        if by_batch:
+            # Keras keeps the variance of the batch itself, the operation gives the estimate of the variance behind it.
+            count = tf.cast(tf.size(x) // channels, "float32")
+            for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance * (count - 1) / count)):
+                moving.assign(moving * self.momentum + new * (1.0 - self.momentum))
+        return ops.cast(y, self.compute_dtype)
 
     def get_config(self):
         return {**super().get_config(), "statistics": self.statistics}
