@@ -27,7 +27,7 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
     The signature `serving_default` takes `images`, as a task's own file does (see `model_patch.export.litert_file`), and `vector`,
     float32 `(values,)`, of the task that is asked. It returns `logits` and `probabilities`, float32 `(batch, classes)`,
     as wide as the largest head: where a task has fewer classes, the further logits are minus infinity and their
-    probabilities 0. Nothing is kept between calls, so that threads and tasks cannot get into each other's way.
+    probabilities 0. Nothing is kept between calls: an answer depends on what is handed in alone.
 
     `net.tflite` holds `model_patch.json`: the images it takes, the length of a vector, and its `slots`, which say what stands
     where in it. A task's file holds the one tensor `vector`, and in its metadata, under `model_patch`, the task with its
