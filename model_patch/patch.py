@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,17 @@ from model_patch.files import write_bytes
 from model_patch.kinds import Trained
 from model_patch.tasks import Task
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 has a checksum of the values alone; it is read, too."""
+
 METADATA_KEY = "model_patch"
 DTYPES = ("float32", "float16")
+
+MAX_IMAGE_SIZE = 2**14
+"""Pixels. A file that asks for more would only fill the memory of who believes it."""
+
+_CHECKSUM = ', "checksum": "{}"}}'
+"""End of the manifest's text; what comes before it is summed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +83,10 @@ class Patch:
             "task": self.task.to_json(),
             "metrics": self.metrics,
             "versions": self.versions,
-            "checksum": _checksum(tensors),
         }
-        return safetensors.numpy.save(tensors, {METADATA_KEY: json.dumps(manifest)})
+        text = json.dumps(manifest).removesuffix("}")
+        text += _CHECKSUM.format(_checksum(text, sorted(tensors.items())))
+        return safetensors.numpy.save(tensors, {METADATA_KEY: text})
 
     def save(self, path: str | Path, dtype: str = "float32"):
         """Writes the patch file, whole or not at all. Arguments and errors as `to_bytes` and `write_bytes`."""
@@ -84,52 +94,82 @@ class Patch:
 
     @classmethod
     def load(cls, path: str | Path) -> "Patch":
-        """Reads a patch file. Nothing in it is executed.
+        """Reads a patch file. Nothing in it is executed, and nothing is believed that its checksum does not cover.
 
         Raises:
             PatchError: the file is missing, damaged, or not a patch, or its values are not finite.
         """
+        if Path(path).exists() and not Path(path).is_file():
+            raise PatchError(f"the patch {path} cannot be read: it is not a file")
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                manifest = json.loads((file.metadata() or {})[METADATA_KEY])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        except OSError as error:
-            raise PatchError(f"the patch {path} cannot be read: {error}") from None
-        except safetensors.SafetensorError as error:
-            raise PatchError(f"{path} is damaged, or is not a patch file ({error}): copy or train it again") from None
-        except (KeyError, ValueError):
-            raise PatchError(
-                f"{path} is a safetensors file but not a patch: it has no {METADATA_KEY} manifest"
-            ) from None
-        return cls._from_parts(path, manifest, tensors)
-
-    @classmethod
-    def _from_parts(cls, path, manifest, tensors) -> "Patch":
-        try:
-            if manifest["format_version"] != FORMAT_VERSION:
-                raise PatchError(
-                    f"{path} has format version {manifest['format_version']!r}: this version of model_patch reads "
-                    f"{FORMAT_VERSION}; install a newer one"
-                )
-            if manifest["checksum"] != _checksum(tensors):
-                raise PatchError(f"{path} is damaged: its values do not match its checksum; copy or train it again")
-            patch = cls(
-                _unpack(tensors),
-                Task.from_json(manifest["task"]),
-                Trained.parse(manifest["train"], manifest["norm_statistics"]),
-                str(manifest["trunk"]),
-                str(manifest["fingerprint"]),
-                dict(manifest["metrics"]),
-                dict(manifest["versions"]),
-            )
+                return cls._from_file(path, file)
         except PatchError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise PatchError(f"the manifest of {path} is not one that model_patch wrote ({error!r})") from None
-        for key, value in patch.values.items():
+        except OSError as error:
+            raise PatchError(f"the patch {path} cannot be read: {error}") from None
+        except Exception as error:  # Whatever a parser raises while it reads the file, it is about the file.
+            raise PatchError(f"{path} is damaged, or is not a patch file ({error}): copy or train it again") from None
+
+    @classmethod
+    def _from_file(cls, path, file) -> "Patch":
+        text = (file.metadata() or {}).get(METADATA_KEY)
+        if text is None:
+            raise PatchError(f"{path} is a safetensors file but not a patch: it has no {METADATA_KEY} manifest")
+        try:
+            manifest = json.loads(text)
+            version = manifest["format_version"]
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise _not_ours(path, error) from None
+        if version not in (1, FORMAT_VERSION):
+            raise PatchError(
+                f"{path} has format version {version!r}: this version of model_patch reads 1 and {FORMAT_VERSION}; "
+                "install a newer one"
+            )
+        summed = "" if version == 1 else text.removesuffix(_CHECKSUM.format(manifest.get("checksum")))
+        # One tensor after the other, so that no more than the values and one of them are in memory at a time.
+        values: dict[str, np.ndarray] = {}
+        tensors = ((key, file.get_tensor(key)) for key in sorted(file.keys()))
+        checksum = _checksum(summed, _taken_into(values, tensors))
+        if manifest.get("checksum") != checksum:
+            raise PatchError(f"{path} is damaged: its contents do not match its checksum; copy or train it again")
+        try:
+            patch = _from_manifest(manifest, values)
+        except Exception as error:  # Every type of task reads its own fields.
+            raise _not_ours(path, error) from None
+        for key, value in values.items():
             if not np.isfinite(value).all():
                 raise PatchError(f"{path} holds NaN or infinity in {key}: train it again")
         return patch
+
+
+def _from_manifest(manifest: dict, values: dict[str, np.ndarray]) -> Patch:
+    """Returns a patch of a manifest that was read, which may hold anything; raises any exception where it does."""
+    task = manifest["task"]
+    texts = [manifest["trunk"], manifest["fingerprint"], manifest["train"], task["name"], *task["labels"]]
+    size = task["preprocessing"]["image_size"]
+    if not (
+        isinstance(task["labels"], list)
+        and all(isinstance(each, str) for each in [*texts, *manifest["versions"].values()])
+        and all(type(each) in (int, float) for each in manifest["metrics"].values())
+        and type(size) is int
+        and 0 < size <= MAX_IMAGE_SIZE
+    ):
+        raise TypeError("a field is of another type, or out of range")
+    trained = Trained.parse(manifest["train"], manifest["norm_statistics"])
+    return Patch(
+        values,
+        Task.from_json(task),
+        trained,
+        manifest["trunk"],
+        manifest["fingerprint"],
+        manifest["metrics"],
+        manifest["versions"],
+    )
+
+
+def _not_ours(path, error: Exception) -> PatchError:
+    return PatchError(f"the manifest of {path} is not one that model_patch wrote ({error!r})")
 
 
 def _as_dtype(value: np.ndarray, dtype: str) -> np.ndarray:
@@ -153,9 +193,10 @@ def _pack(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _unpack(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    values = {}
-    for key, stacked in tensors.items():
+def _taken_into(values: dict[str, np.ndarray], tensors: Iterable[tuple[str, np.ndarray]]):
+    """Yields the tensors, and puts what is packed in each into the values, float32."""
+    for key, stacked in tensors:
+        yield key, stacked
         layer, slash, names = key.rpartition("/")
         if stacked.dtype not in DTYPES:
             raise ValueError(f"{key} is {stacked.dtype}")
@@ -163,12 +204,12 @@ def _unpack(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             if layer + slash + name in values:
                 raise ValueError(f"{layer + slash + name} stands twice")
             values[layer + slash + name] = value.astype("float32")
-    return values
 
 
-def _checksum(tensors: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(tensors):
-        digest.update(f"{key} {tensors[key].dtype} {tensors[key].shape}\n".encode())
-        digest.update(np.ascontiguousarray(tensors[key]).tobytes())
+def _checksum(text: str, tensors: Iterable[tuple[str, np.ndarray]]) -> str:
+    """Returns the SHA-256 (hex) of the text, and of key, dtype, shape and bytes of each tensor, which come in sorted order."""
+    digest = hashlib.sha256(text.encode())
+    for key, tensor in tensors:
+        digest.update(f"{key} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensor).data)
     return digest.hexdigest()
