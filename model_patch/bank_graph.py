@@ -106,7 +106,7 @@ class BankGraph:
             patches: tensors of the same shapes as the model is to take.
         """
 
-        def call(layer, *args, mask=None, **kwargs):
+        def call(layer, *args, extra=None, mask=None, **kwargs):
             return layer(*args, **kwargs)  # Keras hands batch norms a mask of None, which nothing else takes.
 
         reshape = (lambda shape: tuple(shape[i] for i in TO_HWBC) if len(shape) == 4 else shape) if self.hwbc else None

@@ -1,6 +1,7 @@
 """Join: one model of K tasks, whose images run through the shared layers as one batch."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 
@@ -9,8 +10,8 @@ import keras
 from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError, mismatches, unknown
 from model_patch.kinds import Trained
-from model_patch.layers.joined import Merge, Split, join_layers
-from model_patch.rewrite import rewrite, walk
+from model_patch.layers.joined import Apart, Concatenate, Merge, Part, Split, join_layers
+from model_patch.rewrite import functional, rewrite, walk
 from model_patch.tasks import CLASSIFICATION, Task
 from model_patch.trunk import Trunk
 
@@ -234,5 +235,73 @@ def _joined_features(trunk: Trunk, tasks: Sequence[BoundTask], merge: list, trai
         own = [each[path] for each in layers]
         return own[0] if all(each is own[0] for each in own) else join_layers(own, layer.name)
 
-    model = rewrite(trunk.model, replace, extra=merge)
+    few = len(tasks) <= MOST_APART and _is_large(trunk.model.input.shape) and not _ends_large(trunk.model)
+    model = rewrite(trunk.model, replace, _ApartWhileLarge(len(tasks)) if few else None, extra=merge)
     return keras.Model(model.input, tasks[0].task.features(model), name="shared_trunk")
+
+
+APART_SIZE = 12
+"""Maps of more pixels than this squared are computed task by task; measured, see docs/multitask.md."""
+
+MOST_APART = 8
+"""With more tasks than this, all are merged from the start: otherwise the graph would grow with each of them."""
+
+
+class _Apart(tuple):
+    """The K tensors of a batch that is not merged, `(batch of the task, ...)` each; no structure to Keras, but one thing."""
+
+    __slots__ = ()
+
+
+class _ApartWhileLarge:
+    """How the layers of a joined graph are called: task by task while maps are large, merged from then on.
+
+    A large map keeps a processor busy by itself, and merging would only copy it; the small ones behind it are what is
+    computed faster together.
+    """
+
+    def __init__(self, num_tasks: int):
+        self._num_tasks = num_tasks
+        self._parts: dict[int, _Apart] = {}
+
+    def __call__(self, layer: keras.Operation, *args, extra, **kwargs):
+        joined = getattr(layer, "takes_extra", False)
+        tensors = args[:-1] if joined else args
+        if not self._stays_apart(layer, tensors):
+            return layer(*keras.tree.map_structure(_merged, args), **kwargs)
+        parts = [
+            keras.tree.map_structure(lambda x, k=k: self._part(x, extra)[k], tensors) for k in range(self._num_tasks)
+        ]
+        if joined:
+            outputs = _Apart(Apart(layer.layers, name=layer.name)([one for (one,) in parts]))
+        else:
+            outputs = _Apart(layer(*each, **kwargs) for each in parts)
+        return outputs if _is_large(outputs[0].shape) else _merged(outputs)
+
+    def _stays_apart(self, layer: keras.Operation, tensors) -> bool:
+        shared_statistics = isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        if isinstance(layer, keras.Model) or shared_statistics:
+            return False
+        shapes = [(x[0] if isinstance(x, _Apart) else x).shape for x in keras.tree.flatten(tensors)]
+        return all(_is_large(shape) for shape in shapes)
+
+    def _part(self, x, extra) -> _Apart:
+        if isinstance(x, _Apart):
+            return x
+        if id(x) not in self._parts:
+            self._parts[id(x)] = _Apart(Part()(x, extra))
+        return self._parts[id(x)]
+
+
+def _merged(x):
+    return Concatenate()(list(x)) if isinstance(x, _Apart) else x
+
+
+def _is_large(shape: Sequence[int | None]) -> bool:
+    return len(shape) == 4 and math.prod(size or 0 for size in shape[1:3]) > APART_SIZE**2
+
+
+def _ends_large(model: keras.Model) -> bool:
+    """Whether the output of a graph, or of one nested in it, is a large map, which then has to be merged anyway."""
+    nested = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    return _is_large(model.output.shape) or any(_ends_large(functional(each)) for each in nested)

@@ -115,7 +115,8 @@ def rewrite(
     Args:
         model: a functional or sequential model; left as it is.
         replace: called once per layer with its path and the layer.
-        call: `call(layer, *args, **kwargs)`, how a layer is applied to its inputs; plain application by default.
+        call: `call(layer, *args, **kwargs)`, how a layer is applied to its inputs; plain application by default. With
+            `extra`, it gets the tensors of the graph it is in as `extra`, too.
         prefix: the path of `model` inside an outer one, ending in `/`; empty for the outermost.
         extra: what the new graph takes besides the model's own input, as symbolic tensors of that shape and dtype. A
             layer with the attribute `takes_extra` is called with the list of them as its second argument: joined and
@@ -152,7 +153,9 @@ def rewrite(
             args = ([*args, *extra],)
         elif getattr(layer, "takes_extra", False):
             args = (*args, extra)
-        return call(layer, *args, **kwargs) if call else layer(*args, **kwargs)
+        if call is None:
+            return layer(*args, **kwargs)
+        return call(layer, *args, **({"extra": extra} if extra else {}), **kwargs)
 
     inputs = None
     if extra or reshape:

@@ -46,6 +46,62 @@ class Split(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
+class Part(Split):
+    """`Split` as a layer of a joined graph, in which batches are among what is handed to every joined layer."""
+
+    takes_extra = True
+
+    def call(self, inputs, merge):
+        return split(inputs, merge[1:])
+
+    def compute_output_shape(self, inputs_shape, merge_shape):
+        return super().compute_output_shape(inputs_shape, merge_shape[1:])
+
+
+@keras.saving.register_keras_serializable(package="model_patch")
+class Concatenate(keras.layers.Layer):
+    """Puts K tensors `(batch of the task, ...)` behind one another, to `(sum of the batches, ...)`."""
+
+    def call(self, inputs):
+        return ops.concatenate(inputs, axis=0)
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor((None, *inputs[0].shape[1:]), inputs[0].dtype)
+
+
+@keras.saving.register_keras_serializable(package="model_patch")
+class Apart(keras.layers.Layer):
+    """K layers of one kind, one per task, each for the batch of its task, which stay apart.
+
+    Args:
+        layers: the K layers; the objects themselves are used.
+
+    Input: a list of K tensors `(batch of the task, ...)`, or of K lists of such. Returns: a list of K tensors.
+    """
+
+    def __init__(self, layers: Sequence[keras.Layer], **kwargs):
+        super().__init__(**kwargs)
+        self.layers = list(layers)
+
+    def build(self, inputs_shape):
+        self.built = True
+
+    def call(self, inputs, training=None):
+        options = {"training": training} if any(layer._call_has_training_arg for layer in self.layers) else {}
+        return [layer(part, **options) for layer, part in zip(self.layers, inputs, strict=True)]
+
+    def compute_output_spec(self, inputs, training=None):
+        return [layer.compute_output_spec(part) for layer, part in zip(self.layers, inputs, strict=True)]
+
+    def get_config(self):
+        return super().get_config() | {"layers": [keras.saving.serialize_keras_object(layer) for layer in self.layers]}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config | {"layers": [keras.saving.deserialize_keras_object(layer) for layer in config["layers"]]})
+
+
+@keras.saving.register_keras_serializable(package="model_patch")
 class Joined(keras.layers.Layer):
     """K layers of one kind, one per task, each for its task's part of a merged batch.
 
