@@ -26,11 +26,16 @@ TORCH_DEVIATION = np.array([0.229, 0.224, 0.225], "float32")
 """ImageNet's mean and standard deviation, red, green, blue, in 0..1."""
 
 
-def decode(contents):
+EXIF_BYTES = 2**17
+"""How far into a JPEG file the note on its orientation is looked for."""
+
+
+def decode(contents, upright: bool = True):
     """Decodes one encoded image.
 
     Args:
         contents: scalar string tensor: JPEG, PNG, BMP or GIF (its first frame).
+        upright: turn a JPEG as its EXIF orientation says. Not where boxes are given in the pixels as they are stored.
 
     Returns:
         uint8 tensor `(height, width, 3)` in 0..255.
@@ -41,7 +46,52 @@ def decode(contents):
     import tensorflow as tf
 
     image = tf.io.decode_image(contents, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, (None, None, 3))
+    image = tf.ensure_shape(image, (None, None, 3))
+    if not upright:
+        return image
+    orientation = _orientation(contents)
+    return tf.ensure_shape(tf.cond(orientation > 1, lambda: _turn(image, orientation), lambda: image), (None, None, 3))
+
+
+def _orientation(contents):
+    """Returns the EXIF orientation of a JPEG file, int32 scalar in 1..8; 1, upright, where there is none (EXIF 2.3, 4.6.4)."""
+    import tensorflow as tf
+
+    is_jpeg = tf.equal(tf.strings.substr(contents, 0, 2), b"\xff\xd8")
+    start = tf.strings.substr(contents, 0, tf.where(is_jpeg, EXIF_BYTES, 0))
+    # Zeros behind the end: a note that is cut off or points anywhere reads as none.
+    head = tf.cast(tf.io.decode_raw(tf.strings.join([start, bytes(32)]), tf.uint8), tf.int32)
+    last = tf.size(head) - 1
+
+    def number(at, size: int, little):
+        at = tf.convert_to_tensor(at)
+        read = [tf.gather(head, tf.clip_by_value(at + i, 0, last)) for i in range(size)]
+        forward = sum(byte * 256**i for i, byte in enumerate(read))
+        backward = sum(byte * 256**i for i, byte in enumerate(reversed(read)))
+        return tf.where(little, forward, backward)
+
+    mark = [head[i : last - 31 + i] == byte for i, byte in enumerate(b"Exif\0\0")]
+    found = tf.reshape(tf.where(tf.reduce_all(mark, axis=0)), [-1])
+    tiff = tf.cast(tf.reduce_min(tf.concat([found, [2**20]], axis=0)), tf.int32) + 6
+    little = number(tiff, 1, True) == ord("I")
+    directory = tiff + tf.clip_by_value(number(tiff + 4, 4, little), 0, EXIF_BYTES)
+    entries = directory + 2 + 12 * tf.range(number(directory, 2, little))
+    values = tf.boolean_mask(number(entries + 8, 2, little), number(entries, 2, little) == 0x0112)
+    orientation = tf.concat([values, [1]], axis=0)[0]
+    return tf.where((orientation >= 1) & (orientation <= 8), orientation, 1)
+
+
+def _turn(image, orientation):
+    """Returns an image as it is meant to be seen: transposed from 5 on, then mirrored."""
+    import tensorflow as tf
+
+    def flipped_if(orientations, image, axis: int):
+        chosen = tf.reduce_any(tf.equal(orientation, orientations))
+        return tf.cond(chosen, lambda: tf.reverse(image, [axis]), lambda: image)
+
+    image = tf.cond(orientation >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+    image = tf.ensure_shape(image, (None, None, 3))
+    return flipped_if((3, 4, 7, 8), flipped_if((2, 3, 6, 7), image, 1), 0)
 
 
 def decode_file(path: str):

@@ -1,7 +1,10 @@
+import io
+
 import keras
 import numpy as np
 import pytest
-from PIL import Image
+import tensorflow as tf
+from PIL import Image, ImageOps
 
 from model_patch import ModelPatchError, Preprocessing
 from model_patch.preprocessing import decode, decode_file
@@ -40,3 +43,27 @@ def test_what_is_no_image_is_refused_by_name(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(ModelPatchError, match="text.png is not a readable image"):
         decode_file(str(tmp_path / "text.png"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_a_photograph_is_turned_as_its_exif_says(orientation, big_endian):
+    exif = Image.Exif()
+    exif.endian = ">" if big_endian else "<"
+    exif[0x010F], exif[0x0112] = "a camera", orientation
+    pixels = np.zeros((16, 32, 3), "uint8")
+    pixels[:8, :16], pixels[8:, :16] = (250, 30, 30), (30, 30, 250)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file)))
+    given = decode(tf.constant(file.getvalue())).numpy()
+    assert given.shape == expected.shape and np.abs(given.astype(int) - expected).max() <= 4
+    assert np.array_equal(tf.function(decode)(tf.constant(file.getvalue())), given)
+    assert decode(tf.constant(file.getvalue()), upright=False).shape == (16, 32, 3)
+
+
+@pytest.mark.parametrize("note", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
+def test_a_damaged_exif_turns_nothing(note):
+    file = io.BytesIO()
+    Image.new("RGB", (32, 16)).save(file, "JPEG", exif=note)
+    assert decode(tf.constant(file.getvalue())).shape == (16, 32, 3)

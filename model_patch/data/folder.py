@@ -100,7 +100,8 @@ def _layout(root: Path) -> tuple[Path, Path | None]:
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    # `Path.is_dir` says no to a link that leads to itself, where `DirEntry.is_dir` raises.
+    return sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
 
 
 def _labels(folder: Path) -> tuple[str, ...]:

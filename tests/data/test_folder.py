@@ -197,3 +197,23 @@ def test_folders_that_are_no_data_are_refused(tmp_path):
         open_data(f"folder:{tmp_path}")
     with pytest.raises(ModelPatchError, match=r"0\.png is a file"):
         open_data(f"folder:{tmp_path / 'red' / '0.png'}")
+
+
+def test_photographs_stand_upright_names_may_be_long_or_strange_and_links_that_lead_nowhere_are_no_classes(tmp_path):
+    make_classes(tmp_path, number=3)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "red" / "inner").symlink_to(tmp_path / "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    names = ["über 日本 🐈.jpg", "x" * 250 + ".jpg"]
+    for name in names:
+        Image.new("RGB", (20, 10), COLOURS["red"]).save(tmp_path / "red" / name, exif=exif)
+    Image.new("RGB", (20_000, 2), COLOURS["red"]).save(tmp_path / "red" / "wide.png")
+    Image.new("RGB", (1, 1), COLOURS["red"]).save(tmp_path / "red" / "one.png")
+    Image.new("CMYK", (5, 5), (0, 255, 255, 0)).save(tmp_path / "red" / "cmyk.jpg")
+    Image.new("RGB", (5, 5), COLOURS["red"]).save(tmp_path / "red" / "a_png.jpg", "PNG")
+    data = open_data(f"folder:{tmp_path}")
+    assert data.labels == ("blue", "green", "red") and data.notes == ()
+    shapes = [image.shape for split in (data.train, data.test) for image, _ in split.dataset().as_numpy_iterator()]
+    assert len(shapes) == 9 + 6 and shapes.count((20, 10, 3)) == 2
+    assert {(2, 20_000, 3), (1, 1, 3)} <= set(shapes)

@@ -139,7 +139,7 @@ def _split(paths: dict, held: dict) -> DetectionSplit:
     def load(path):
         import tensorflow as tf
 
-        return decode(tf.io.read_file(path))
+        return decode(tf.io.read_file(path), upright=False)  # As the boxes were drawn.
 
     files = [str(paths[key]) for key in keys]
     return ragged_split(files, [each.reshape(-1, 4) for each in boxes], classes, crowds, load, sum(map(len, files)))

@@ -86,4 +86,4 @@ def _split(builder, name: str) -> DetectionSplit:
         return examples.map(parts).take(number)
 
     stored_bytes = info.dataset_size * num_images // info.splits.total_num_examples
-    return DetectionSplit(num_images, stored, decode, stored_bytes)
+    return DetectionSplit(num_images, stored, lambda one: decode(one, upright=False), stored_bytes)
