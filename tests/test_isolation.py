@@ -1,0 +1,50 @@
+"""A task that is trained or added changes nothing of the trunk and of the tasks before it, to the last bit."""
+
+import keras
+import numpy as np
+import pytest
+
+from model_patch import Preprocessing, Task, Trunk, bind
+from model_patch.kinds import Trained
+from tests.conftest import SIZE, same, small_net, snapshot, train_steps
+
+OPTIMIZERS = {
+    "momentum": lambda: keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True),
+    "weight decay": lambda: keras.optimizers.AdamW(0.05, weight_decay=0.1),
+    "decay in adam": lambda: keras.optimizers.Adam(0.05, weight_decay=0.1),
+    "average": lambda: keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=1),
+}
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """Tasks on one trunk that were trained before, and that all tests leave as they are."""
+    trunk = Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
+    images = np.random.default_rng(1).uniform(-1, 1, (12, SIZE, SIZE, 3)).astype("float32")
+    kept = []
+    for i, train in enumerate(("scale_bias+last", "depthwise+last", "full")):
+        task = Task(f"task {i}", ("circle", "square", "star"), trunk.preprocessing)
+        kept.append(bind(trunk, task, train, seed=i))
+        train_steps(kept[-1], images, np.arange(12) % 3)
+    return kept
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("train", ["last", "scale_bias+last", "depthwise+last", "statistics+last", "bias", "full"])
+def test_another_task_leaves_trunk_and_patches_as_they_were(kept, task, images, labels, train, optimizer):
+    trunk = kept[0].trunk
+    before = [snapshot(bound.patch_variables | bound.head_variables) for bound in kept]
+    files = [bound.patch().to_bytes() for bound in kept]
+    trunk_before, answers = snapshot(trunk.variables()), [bound.model.predict_on_batch(images) for bound in kept]
+
+    added = bind(trunk, task, Trained.parse(train, "batch"), seed=7)
+    start = snapshot(added.patch_variables | added.head_variables)
+    added.model.compile(OPTIMIZERS[optimizer](), task.loss(), jit_compile=False)
+    added.model.fit(images, labels, batch_size=6, epochs=1, verbose=0)
+
+    assert not same(start, snapshot(added.patch_variables | added.head_variables)), "the new task did learn"
+    assert same(trunk_before, snapshot(trunk.variables()))
+    for bound, values, file, answer in zip(kept, before, files, answers, strict=True):
+        assert same(values, snapshot(bound.patch_variables | bound.head_variables))
+        assert bound.patch().to_bytes() == file
+        assert bound.model.predict_on_batch(images).tobytes() == answer.tobytes()
