@@ -3,6 +3,7 @@
     python scripts/export.py --trunk=bundled --patches=runs/digits/patches/scale_bias+last-seed0.safetensors \
         --output=runs/digits/saved_model
     python scripts/export.py --trunk=bundled --patches=A,B,C --format=signatures --output=one_saved_model
+    python scripts/export.py --trunk=bundled --patches=A,B,C --format=bank --output=bank
     python scripts/export.py --trunk=bundled --patches=A,B,C --format=litert --quantize=dynamic --output=litert
     python scripts/export.py --trunk=bundled --patches=A,B,C --format=litert_set --output=litert_set
 
@@ -21,7 +22,7 @@ from model_patch import cli
 _TRUNK = flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
 _PATCHES = flags.DEFINE_list("patches", None, "Patch files, joined by commas.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist.", required=True)
-_FORMAT = flags.DEFINE_string("format", "saved_model", "saved_model | signatures | litert | litert_set")
+_FORMAT = flags.DEFINE_string("format", "saved_model", "saved_model | signatures | bank | litert | litert_set")
 _QUANTIZE = flags.DEFINE_string("quantize", "none", "none | dynamic: kernels as int8, for the LiteRT formats.")
 _CHECK = flags.DEFINE_bool("check", True, "Ask what was written, without this package, and compare.")
 _DATA = flags.DEFINE_string("data", None, "Compare also on the test images of this data: digits | folder:PATH | ...")

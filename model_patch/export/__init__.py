@@ -44,6 +44,7 @@ class Format:
 FORMATS = {
     "saved_model": Format("a SavedModel per task", "model_patch.export.saved_model"),
     "signatures": Format("one SavedModel, the trunk once, a signature per task", "model_patch.export.signatures"),
+    "bank": Format("one SavedModel of images and task names, tasks mixed in a batch", "model_patch.export.bank"),
     "litert": Format("a .tflite file per task, batch norm folded", "model_patch.export.litert_file", True),
     "litert_set": Format(
         "one .tflite file, the trunk once, and a vector per task", "model_patch.export.litert_set", True

@@ -7,9 +7,8 @@ import numpy as np
 
 from model_patch.bank import Bank
 from model_patch.bind import BoundTask
-from model_patch.export import plain_call
-from model_patch.export.alone import call_alone
 from model_patch.export.saved_model import require_classification, require_tensorflow
+from model_patch.export.signatures import ask_by_name
 from model_patch.files import new_folder
 from model_patch.kinds import KINDS
 from model_patch.preprocessing import decode
@@ -50,11 +49,13 @@ def export(tasks: Sequence[BoundTask], folder: Path):
     _save(bank, folder)
 
 
-def answers(folder: Path, bound: BoundTask, tasks: Sequence[BoundTask], images: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns what the bank answers for one of the tasks, its own classes only."""
-    given = call_alone(plain_call.__file__, folder, images, "serving_default", bound.task.name)
-    own = len(bound.task.labels)
-    return {name: value[:, :own] if value.ndim == 2 else value for name, value in given.items()}
+def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Returns what the bank answers for each task, its own classes only, see `model_patch.export.Format`."""
+    own = (
+        {key: each[:, : len(bound.task.labels)] if each.ndim == 2 else each for key, each in given.items()}
+        for bound, given in zip(tasks, ask_by_name(folder, tasks, images[0]), strict=True)
+    )
+    return list(own)
 
 
 def _save(bank: Bank, folder: Path):

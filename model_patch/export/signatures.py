@@ -60,9 +60,14 @@ def export(tasks: Sequence[BoundTask], folder: Path):
 
 
 def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Returns what each task's signature answers, see `model_patch.export.Format`. They are asked in one process."""
+    """Returns what each task's signature answers, see `model_patch.export.Format`."""
+    return ask_by_name(folder, tasks, images[0])
+
+
+def ask_by_name(folder: Path, tasks: Sequence[BoundTask], images: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Asks one SavedModel about the same images for each task, in one process; returns the answers in the tasks' order."""
     names = [bound.task.name for bound in tasks]
-    given = call_alone(plain_call.__file__, folder, images[0], *names)
+    given = call_alone(plain_call.__file__, folder, images, *names)
     return [
         {key.removeprefix(f"{name}/"): each for key, each in given.items() if key.startswith(f"{name}/")}
         for name in names

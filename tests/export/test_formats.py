@@ -89,7 +89,7 @@ def test_a_detector_is_exported_as_a_saved_model(trunk, tmp_path):
 def test_what_cannot_be_asked_for_is_refused(trunk, task, tmp_path):
     bound = bind(trunk, task)
     refused = {
-        "unknown format 'onnx': expected one of litert, litert_set": ("onnx", [bound], "none"),
+        "unknown format 'onnx': expected one of bank, litert, litert_set": ("onnx", [bound], "none"),
         "unknown quantize 'int4': expected one of dynamic, none": ("litert", [bound], "int4"),
         "--format=signatures is not quantized.*take litert, litert_set": ("signatures", [bound], "dynamic"),
         "there is no task to export": ("litert", [], "none"),
@@ -119,6 +119,25 @@ def test_signatures_take_images_and_files_and_give_labels(tasks, pixels, tmp_pat
         np.testing.assert_allclose(encoded["logits"], expected, atol=1e-5)
         labels = (tmp_path / "out" / "assets" / f"{bound.task.name}.labels.txt").read_text()
         assert tuple(labels.split()) == bound.task.labels
+
+
+def test_an_exported_bank_takes_mixed_batches_and_refuses_names_it_does_not_know(tasks, pixels, tmp_path):
+    export("bank", tasks, tmp_path / "out")
+    signatures = tf.saved_model.load(tmp_path / "out").signatures
+    whole = pixels.astype("uint8").astype("float32")
+    names = [bound.task.name for bound in tasks]
+    by_images = signatures["serving_default"](images=whole, tasks=tf.constant(names))
+    files = tf.constant([tf.io.encode_png(image.astype("uint8")).numpy() for image in pixels])
+    by_files = signatures["encoded"](contents=files, tasks=tf.constant(names))
+    for answers in (by_images, by_files):
+        for k, bound in enumerate(tasks):
+            own = len(bound.task.labels)
+            expected = in_memory(bound, whole)[k]
+            np.testing.assert_allclose(answers["logits"][k, :own], expected, atol=1e-5)
+            assert np.isneginf(answers["logits"][k, own:]).all() and not answers["probabilities"][k, own:].numpy().any()
+            assert answers["label"][k].numpy().decode() == bound.task.labels[expected.argmax()]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the bank has no task of the name.*digitz"):
+        signatures["serving_default"](images=whole, tasks=tf.constant([*names[:2], "digitz"]))
 
 
 @pytest.mark.parametrize("mode", MODES)
