@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -44,8 +45,9 @@ POINTWISE = (
 ELEMENTWISE = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Relu", "Relu6", "Sigmoid"}
 """Names of bare operations of Keras of which that is true, too."""
 
-ValueOf = Callable[[str, str], np.ndarray | None]
-"""Given a layer's path and a variable's name, returns a task's value: its own, else the trunk's; None if neither has one."""
+ValueOf = Callable[[str, str], Any]
+"""Given a layer's path and a variable's name, returns a task's value, an array: its own, else the trunk's; None if neither
+has one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,15 +149,15 @@ class BankGraph:
 
     def _depthwise(self, path: str, layer) -> Banked:
         """Returns a depthwise or separable convolution with a kernel per example, and with it the batch norm behind it."""
-        follower = self._next.get(path)
+        follower = self._next.get(path, "")
         norm = self._layers.get(follower)
         merges = isinstance(norm, keras.layers.BatchNormalization) and layer.activation is keras.activations.linear
         activation = layer.activation
         if merges:
-            self._new[follower] = keras.layers.Identity(name=norm.name)
+            self._new[follower] = keras.layers.Identity(name=follower.rpartition("/")[2])
             activation = self._activation_after(follower)
 
-        def scale_and_bias(value_of: ValueOf) -> list[np.ndarray]:
+        def scale_and_bias(value_of: ValueOf) -> list:
             scale, bias = _scale_and_bias(path, value_of)
             if not merges:
                 return [scale, bias]
@@ -164,7 +166,7 @@ class BankGraph:
 
         own_kernel, channels = "depthwise" in self._kinds, _channels_of_depthwise(layer)
 
-        def taps(value_of: ValueOf, scale) -> list[np.ndarray]:
+        def taps(value_of: ValueOf, scale) -> list:
             kernel = value_of(path, "depthwise_kernel")
             return [*(kernel.reshape(-1, channels) * scale)] if own_kernel else [scale]
 
@@ -195,16 +197,18 @@ class BankGraph:
 
     def _activation_after(self, path: str) -> Callable | None:
         """Returns the elementwise activation that alone follows a layer, and takes it out of its place in the graph."""
-        follower = self._next.get(path)
+        follower = self._next.get(path, "")
         layer = self._layers.get(follower)
         if not isinstance(layer, keras.layers.ReLU | keras.layers.Activation):
             return None
+        if getattr(layer, "activation", None) in (keras.activations.softmax, keras.activations.log_softmax):
+            return None  # These look at all channels of an example, and here examples stand beside one another.
         self._new[follower] = keras.layers.Identity(name=layer.name)
         return layer
 
     def _same_padding(self, path: str, layer) -> str:
         """Returns the convolution's padding; takes out zeros padded before it where `same` stands for them."""
-        before = next((p for p, after in self._next.items() if after == path), None)
+        before = next((p for p, after in self._next.items() if after == path), "")
         pad = self._layers.get(before)
         if layer.padding != "valid" or not isinstance(pad, keras.layers.ZeroPadding2D):
             return layer.padding
@@ -241,7 +245,7 @@ class BankGraph:
         return BatchFirst(layer, name=layer.name)
 
 
-def _norm(path: str, layer: keras.layers.BatchNormalization, value_of: ValueOf) -> list[np.ndarray]:
+def _norm(path: str, layer: keras.layers.BatchNormalization, value_of: ValueOf) -> list:
     """Returns the scale and bias that a batch norm comes to in inference."""
     variance, mean = (value_of(path, f"moving_{name}").astype("float64") for name in ("variance", "mean"))
     scale, bias = _scale_and_bias(path, value_of)
@@ -249,7 +253,7 @@ def _norm(path: str, layer: keras.layers.BatchNormalization, value_of: ValueOf) 
     return [scale, bias - mean * scale]
 
 
-def _scale_and_bias(path: str, value_of: ValueOf) -> list[np.ndarray]:
+def _scale_and_bias(path: str, value_of: ValueOf) -> list:
     """Returns gamma, and the bias that it makes of beta and of a convolution's own bias; 1 and 0 where there are none."""
     gamma, beta, bias = (value_of(path, name) for name in ("gamma", "beta", "bias"))
     scale = np.float64(1.0) if gamma is None else gamma.astype("float64")

@@ -238,7 +238,7 @@ def _bank(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answer
     for i in range(num_tasks):
         bank.add(patches[i])
     names = np.array([f"task{i}" for i in range(num_tasks)])
-    return lambda images, tasks: np.asarray(bank(images, names[tasks]))
+    return lambda images, tasks: np.asarray(bank(images, list(names[tasks])))
 
 
 def _folded(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answer:
