@@ -2,7 +2,8 @@
 
 Command: `python scripts/multitask.py --workdir=runs/multitask`
 The paper's rows: `nothing`, independent nets; `trunk`, a private patch and head per task; `trunk+patch`, private heads
-only. Data come with packages; nothing is downloaded. Figures: not run yet.
+only. Data come with packages; nothing is downloaded. Figures of a like run:
+docs/multitask.md.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,8 @@
 
 The paper's experiment is a detector of COCO whose trunk, with 98 % of its parameters reused, classifies ImageNet. Offline:
 `python scripts/detect.py train --workdir=runs/detect`, then
-`python scripts/ssd_to_classification.py --detector=runs/detect --data=mnist --workdir=runs/ssd_to_mnist`. Not run yet at this
-setting.
+`python scripts/ssd_to_classification.py --detector=runs/detect --data=mnist --workdir=runs/ssd_to_mnist`. Figures are in
+docs/detection.md.
 """
 
 import runpy

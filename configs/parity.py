@@ -1,0 +1,25 @@
+"""Parity: clothes, handwritten digits of two sources, trained at once from the bundled trunk, against three nets of their own.
+
+Command: `python scripts/multitask.py --config=configs/parity.py --workdir=runs/parity`
+Data: Debian's package dataset-fashion-mnist; the others come with packages. At most 4,000 images of each to train on and 4,000
+to test on. Figures: docs/multitask.md.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+MULTITASK = runpy.run_path(str(Path(__file__).with_name("multitask.py")))
+
+
+def get_config() -> ConfigDict:
+    """Returns the defaults of `scripts/multitask.py` for parity."""
+    config = MULTITASK["get_config"]()
+    config.data = ("idx:/usr/share/datasets/fashion-mnist", "mnist", "digits")
+    config.task_names = ("fashion", "mnist", "digits")
+    config.max_train_images = 4000
+    config.max_test_images = 4000
+    config.epochs = 8
+    config.seeds = (0, 1, 2)
+    return config
