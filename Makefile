@@ -13,8 +13,9 @@ $(STAMP): setup.py
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[cpu,tfds,test]'
 	touch $@
 
+# A process per core, four at most: most of the time goes into tracing graphs, which one core does. A file stays in one process.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 # The core alone, on JAX instead of TensorFlow: layers, rewriting, binding, joining.
 test-jax: install

@@ -46,6 +46,6 @@ setup(
         "tfds": ["tensorflow-datasets", "importlib_resources"],  # The second it imports, but does not require.
         "detection": ["pycocotools"],
         "litert": ["ai-edge-litert"],  # Runs .tflite files; tensorflow writes them.
-        "test": ["ai-edge-litert", "hypothesis", "mlxtend", "mypy", "pycocotools", "pytest", "ruff"],
+        "test": ["ai-edge-litert", "hypothesis", "mlxtend", "mypy", "pycocotools", "pytest", "pytest-xdist", "ruff"],
     },
 )

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.mixes = ("identical", "uniform", "skewed", "distinct")
     config.batch_sizes = (1, 16, 64)
     config.forms = ("separate", "switch", "sub-batches", "bank", "folded")
+    config.memory_of = config.forms  # Forms whose memory is measured, each in a process of its own.
     config.max_separate = (
         64  # Beyond so many tasks no separate models are made: each is compiled, and holds all weights.
     )

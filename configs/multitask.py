@@ -2,7 +2,7 @@
 
 Command: `python scripts/multitask.py --workdir=runs/multitask`
 The paper's rows: `nothing`, independent nets; `trunk`, a private patch and head per task; `trunk+patch`, private heads
-only. Data come with packages; nothing is downloaded. Figures of a like run:
+only. Data come with packages; nothing is downloaded. Figures, of configs/parity.py:
 docs/multitask.md.
 """
 

@@ -9,9 +9,11 @@ Form | What answers
 `folded` | a folded net of one task, all images at once, as if they were all of that task: the bound
 """
 
+import concurrent.futures
 import dataclasses
 import itertools
 import logging
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -53,7 +55,7 @@ def run(config: ConfigDict, workdir: str | Path):
 
     Args:
         config: see `configs/benchmark.py`; `trunk`, `image_size`, `kinds`, `classes`, `tasks`, `mixes`, `batch_sizes`,
-            `forms`, `max_separate`, `rounds`, `seconds`.
+            `forms`, `memory_of`, `max_separate`, `rounds`, `seconds`.
         workdir: folder for the files.
 
     Raises:
@@ -83,6 +85,7 @@ def run(config: ConfigDict, workdir: str | Path):
     }
     for num_tasks in config.tasks:
         answers = _forms(trunk, config, num_tasks, results)
+        results["memory"] += [_memory(config, form, num_tasks) for form in answers if form in config.memory_of]
         for mix, batch in itertools.product(config.mixes if num_tasks > 1 else ("identical",), config.batch_sizes):
             results["rows"] += _cell(answers, mix, batch, num_tasks, trunk, config)
             _logger.info("%d tasks, %s, batch %d: done", num_tasks, mix, batch)
@@ -132,7 +135,7 @@ def mixed(mix: str, batch: int, num_tasks: int, random: np.random.Generator) -> 
 
 
 def _forms(trunk: Trunk, config, num_tasks: int, results: dict) -> dict[str, Answer]:
-    """Makes the forms for some number of tasks, and notes the memory that each took."""
+    """Makes the forms for some number of tasks, and notes those that are not."""
     bound = bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
     patches = _Patches(bound, config)
     made: dict[str, Answer] = {}
@@ -141,14 +144,28 @@ def _forms(trunk: Trunk, config, num_tasks: int, results: dict) -> dict[str, Ans
             reason = f"a model is compiled for each task: not run beyond {config.max_separate} tasks (max_separate)"
             results["not_run"].append({"tasks": num_tasks, "form": form, "reason": reason})
             continue
-        before, start = resident_bytes(), time.perf_counter()
         made[form] = _MAKE[form](bound, patches, num_tasks, config)
-        size = trunk.preprocessing.image_size
-        made[form](np.zeros((min(2, num_tasks), size, size, 3), "float32"), np.arange(min(2, num_tasks)))
-        memory = {"bytes": resident_bytes() - before, "seconds_to_make": round(time.perf_counter() - start, 2)}
-        results["memory"].append({"tasks": num_tasks, "form": form} | memory)
-        _logger.info("%d tasks, %s: made in %.1f s", num_tasks, form, memory["seconds_to_make"])
+        _logger.info("%d tasks, %s: made", num_tasks, form)
     return made
+
+
+def _memory(config: ConfigDict, form: str, num_tasks: int) -> dict:
+    """Returns the memory that one form takes and how long it takes to make, in a process of its own: freed memory is not reused."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_measure_memory, config.to_dict(), form, num_tasks).result()
+
+
+def _measure_memory(fields: dict, form: str, num_tasks: int) -> dict:
+    config = ConfigDict(fields)
+    trunk = open_trunk(config.trunk, config.image_size)
+    bound = bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
+    before, start = resident_bytes(), time.perf_counter()
+    answer = _MAKE[form](bound, _Patches(bound, config), num_tasks, config)
+    seconds = time.perf_counter() - start
+    size, batch = trunk.preprocessing.image_size, max(config.batch_sizes)
+    answer(np.zeros((batch, size, size, 3), "float32"), np.arange(batch) % num_tasks)
+    taken = resident_bytes() - before
+    return {"tasks": num_tasks, "form": form, "bytes": taken, "seconds_to_make": round(seconds, 2)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +330,7 @@ def _report(results: dict, folder: Path):
         markdown(*table(lambda row: f"{row['p50_ms']:.1f}, {row['p99_ms']:.1f}")),
         "## Switching to another task",
         markdown(["how", "ms"], switching),
-        "## Making",
+        "## Memory with one batch of the largest size, and time to make",
         markdown(["tasks", "form", "MiB", "seconds"], memory),
     ]
     write_bytes(folder / "serving.md", "\n\n".join(part for part in parts if part).encode())

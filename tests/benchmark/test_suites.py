@@ -28,6 +28,7 @@ def config(tmp_path):
 
 
 def test_serving(config, tmp_path):
+    config.memory_of = ("bank",)  # One of five: each is a process of its own.
     suite("serving").run(config, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "serving.json").read_text())
     cells = collections.Counter((row["tasks"], row["form"]) for row in results["rows"])
@@ -37,6 +38,8 @@ def test_serving(config, tmp_path):
     assert [each["form"] for each in results["not_run"]] == ["separate"]
     assert all(row["p99_ms"] >= row["p50_ms"] > 0 for row in results["rows"])
     assert len(results["switching_ms"]) == 5
+    assert [(each["tasks"], each["form"]) for each in results["memory"]] == [(1, "bank"), (3, "bank")]
+    assert all(each["bytes"] > 0 for each in results["memory"])
     assert "not run beyond 1 tasks" in (tmp_path / "out" / "serving.md").read_text()
     assert (tmp_path / "out" / "serving.png").read_bytes().startswith(b"\x89PNG")
 
