@@ -4,6 +4,7 @@ Reference implementation of Mudrakarta, Sandler, Zhmoginov and Howard, "K for th
 Multi-task and Transfer Learning", ICLR 2019.
 """
 
+from model_patch.bank import Bank
 from model_patch.bind import BoundTask, bind, bind_patch
 from model_patch.errors import ModelPatchError, PatchError
 from model_patch.fold import Folded, fold
@@ -14,6 +15,7 @@ from model_patch.tasks import Task
 from model_patch.trunk import Trunk
 
 __all__ = [
+    "Bank",
     "BoundTask",
     "Folded",
     "JoinedTasks",
