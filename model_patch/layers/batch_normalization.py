@@ -51,34 +51,31 @@ class PatchedBatchNormalization(Patched, keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         by_batch = self.normalises_by_batch(training)
-        # In inference the layer computes what the trunk's does, to the last bit.
-        if training and mask is None and self._can_be_fused(inputs, by_batch):
-            return self._fused(inputs, by_batch)
+        if by_batch and mask is None and self._can_be_fused(inputs):
+            return self._fused(inputs)
         return super().call(inputs, training=by_batch, mask=mask)
 
-    def _can_be_fused(self, inputs, by_batch: bool) -> bool:
+    def _can_be_fused(self, inputs) -> bool:
         is_images = len(inputs.shape) == 4 and self.axis in (-1, 3)
-        alone = not by_batch or not (self.synchronized or self.renorm)
-        return keras.backend.backend() == "tensorflow" and is_images and alone
+        return keras.backend.backend() == "tensorflow" and is_images and not (self.synchronized or self.renorm)
 
-    def _fused(self, inputs, by_batch: bool):
-        """Computes `call` as one operation of TensorFlow's: Keras composes it of many, which take a fifth more time."""
+    def _fused(self, inputs):
+        """Computes a training step by the batch as one operation of TensorFlow's; Keras composes it of many.
+
+        That makes the step of a whole net a third faster on CPUs. With frozen statistics Keras' form is the faster one: four
+        steps of 8 images (MobileNetV2 1.0, 96 px, two cores) take 183 ms, and as this operation 290 ms.
+        """
         import tensorflow as tf
 
         x = ops.cast(inputs, "float32")
         channels = x.shape[-1]
         gamma = ops.convert_to_tensor(self.gamma) if self.scale else tf.ones(channels)
         beta = ops.convert_to_tensor(self.beta) if self.center else tf.zeros(channels)
-        statistics = {} if by_batch else {"mean": self.moving_mean, "variance": self.moving_variance}
-        statistics = {name: ops.convert_to_tensor(variable) for name, variable in statistics.items()}
-        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            x, gamma, beta, epsilon=self.epsilon, is_training=by_batch, **statistics
-        )
-        if by_batch:
-            # Keras keeps the variance of the batch itself, the operation gives the estimate of the variance behind it.
-            count = tf.cast(tf.size(x) // channels, "float32")
-            for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance * (count - 1) / count)):
-                moving.assign(moving * self.momentum + new * (1.0 - self.momentum))
+        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=self.epsilon)
+        # Keras keeps the variance of the batch itself, the operation gives the estimate of the variance behind it.
+        count = tf.cast(tf.size(x) // channels, "float32")
+        for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance * (count - 1) / count)):
+            moving.assign(moving * self.momentum + new * (1.0 - self.momentum))
         return ops.cast(y, self.compute_dtype)
 
     def get_config(self):
