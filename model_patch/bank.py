@@ -11,7 +11,7 @@ from keras import ops
 
 from model_patch.bank_graph import BankGraph, ValueOf
 from model_patch.bind import BoundTask, bind
-from model_patch.errors import ModelPatchError, PatchError, mismatches, unknown
+from model_patch.errors import ModelPatchError, unknown
 from model_patch.kinds import Trained
 from model_patch.layers.banked import BankedHead, PatchTable
 from model_patch.patch import Patch
@@ -162,14 +162,7 @@ class Bank:
             self._expected[patch.trained] = self._expect(patch)
         expected, fingerprint = self._expected[patch.trained]
         head = {f"{HEAD}.kernel": (self._compiled.channels, len(task.labels)), f"{HEAD}.bias": (len(task.labels),)}
-        mismatched = mismatches(expected | head, {key: value.shape for key, value in patch.values.items()})
-        if mismatched:
-            raise PatchError(f"the patch {task.name!r} does not fit the trunk {self.trunk.name}: {mismatched}")
-        if patch.fingerprint != fingerprint:
-            raise PatchError(
-                f"the patch {task.name!r} belongs to another trunk: it was made on {patch.trunk} with the fingerprint "
-                f"{patch.fingerprint[:12]}, and {self.trunk.name} has {fingerprint[:12]}"
-            )
+        patch.require_fit(self.trunk.name, patch.trained, expected | head, fingerprint)
 
     def _expect(self, patch: Patch) -> tuple[dict[str, tuple], str]:
         """Returns the shapes that a patch of such kinds has, and its fingerprint; checks that the bank has room for them."""

@@ -6,7 +6,7 @@ import importlib.metadata
 import keras
 import numpy as np
 
-from model_patch.errors import ModelPatchError, PatchError, mismatches
+from model_patch.errors import ModelPatchError, PatchError
 from model_patch.kinds import Trained, owned
 from model_patch.layers import patch_layer, variables
 from model_patch.patch import Patch
@@ -99,18 +99,7 @@ class BoundTask:
         """
         owned = self.patch_variables | self.head_variables
         shapes = {key: tuple(variable.shape) for key, variable in owned.items()}
-        mismatched = mismatches(shapes, {key: value.shape for key, value in patch.values.items()})
-        if mismatched:
-            raise PatchError(
-                f"the patch {patch.task.name!r} ({patch.trained}, made on {patch.trunk}) does not fit {self.trained} on the "
-                f"trunk {self.trunk.name}: {mismatched}"
-            )
-        fingerprint = self.trunk.fingerprint(self._frozen_keys())
-        if patch.fingerprint != fingerprint:
-            raise PatchError(
-                f"the patch {patch.task.name!r} belongs to another trunk: it was made on {patch.trunk} with the fingerprint "
-                f"{patch.fingerprint[:12]}, and {self.trunk.name} has {fingerprint[:12]}; open the trunk it was made on"
-            )
+        patch.require_fit(self.trunk.name, self.trained, shapes, self.trunk.fingerprint(self._frozen_keys()))
         for key, variable in owned.items():
             variable.assign(patch.values[key])
 

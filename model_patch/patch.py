@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from model_patch.errors import ModelPatchError, PatchError
+from model_patch.errors import ModelPatchError, PatchError, mismatches
 from model_patch.files import write_bytes
 from model_patch.kinds import Trained
 from model_patch.tasks import Task
@@ -57,6 +57,30 @@ class Patch:
     def slots(self) -> dict[str, np.ndarray]:
         """Returns the values that replace variables of the trunk, by key."""
         return {key: value for key, value in self.values.items() if "/" in key}
+
+    def require_fit(self, trunk: str, trained: Trained, shapes: dict[str, tuple], fingerprint: str):
+        """Checks that the patch belongs to a trunk.
+
+        Args:
+            trunk: its name.
+            trained: what was trained, where the patch is to go.
+            shapes: of all the values that a patch of such kinds, labels and head has there, by key.
+            fingerprint: `Trunk.fingerprint` of what it leaves frozen.
+
+        Raises:
+            PatchError: keys, shapes or the fingerprint are others.
+        """
+        mismatched = mismatches(shapes, {key: value.shape for key, value in self.values.items()})
+        if mismatched:
+            raise PatchError(
+                f"the patch {self.task.name!r} ({self.trained}, made on {self.trunk}) does not fit {trained} on the "
+                f"trunk {trunk}: {mismatched}"
+            )
+        if self.fingerprint != fingerprint:
+            raise PatchError(
+                f"the patch {self.task.name!r} belongs to another trunk: it was made on {self.trunk} with the fingerprint "
+                f"{self.fingerprint[:12]}, and {trunk} has {fingerprint[:12]}; open the trunk it was made on"
+            )
 
     def to_bytes(self, dtype: str = "float32") -> bytes:
         """Returns the file's contents.
