@@ -26,7 +26,7 @@ class Bank:
     """Many tasks on one trunk, each example of a batch answered by its own task, in inference.
 
     Tasks are added and removed while other threads ask: an answer comes from a patch as a whole, the old or the new one. As
-    long as `capacity` suffices nothing is compiled again. One task more doubles it, with a new model.
+    long as a row of `capacity` is free nothing is compiled again. Where none is, it is doubled, with a new model.
 
     Attributes:
         trunk: shared by all tasks, as it is.
@@ -92,12 +92,13 @@ class Bank:
 
         Args:
             patch: a patch of this trunk, or a bound task with the values it has now.
-            replace: whether a task of the same name is replaced; whoever asks meanwhile is answered by the old one.
+            replace: whether a task of the same name is replaced; whoever asks meanwhile is answered by the old one, which
+                is why this takes a free row, too.
 
         Raises:
             PatchError: the patch does not belong to the trunk.
             ModelPatchError: the name is taken, the task is no classification or has too many classes, or the patch holds
-                values that the kinds of this bank leave to the trunk.
+                values that the kinds of this bank leave to the trunk, or that give no finite scale.
         """
         patch = patch.patch() if isinstance(patch, BoundTask) else patch
         name = patch.task.name
@@ -107,11 +108,11 @@ class Bank:
                     f"the bank holds a task named {name!r} already: remove it, or add with replace=True"
                 )
             self._check(patch)
+            vectors = self._compiled.vectors(self._value_of(patch))
             if self._rows.full:
                 self._grow()
             row = self._rows.take()
-            head = (patch.values[f"{HEAD}.{name}"] for name in ("kernel", "bias"))
-            self._compiled.write(row, self._value_of(patch), *head)
+            self._compiled.write(row, vectors, patch.values[f"{HEAD}.kernel"], patch.values[f"{HEAD}.bias"])
             # From here on it can be asked for: its row is written as a whole.
             self._tasks[name] = patch.task
             self._rows.publish(name, row)
@@ -277,9 +278,13 @@ class _Compiled:
         self.model = keras.Model([images, rows], self._head(features, rows), name="bank")
         self.run = _compiled(self.model)
 
-    def write(self, row: int, value_of: ValueOf, kernel: np.ndarray, bias: np.ndarray):
+    def vectors(self, value_of: ValueOf) -> list[list[np.ndarray]]:
+        """Returns what the banked layers read for one task."""
+        return [slot.vectors(value_of) for slot in self._slots]
+
+    def write(self, row: int, vectors: Sequence[Sequence], kernel: np.ndarray, bias: np.ndarray):
         """Writes one task into a row: its vectors, and its head `(channels, its classes)` and `(its classes,)`."""
-        self._table.write(row, [slot.vectors(value_of) for slot in self._slots])
+        self._table.write(row, vectors)
         self._head.write(row, kernel, bias)
 
     def grown(self, larger: "_Compiled") -> "_Compiled":

@@ -9,6 +9,7 @@ import numpy as np
 
 from model_patch.errors import ModelPatchError
 from model_patch.kinds import NORMS, owned
+from model_patch.layers.affine import scale_and_bias
 from model_patch.layers.banked import (
     FROM_HWBC,
     TO_HWBC,
@@ -157,7 +158,7 @@ class BankGraph:
             self._new[follower] = keras.layers.Identity(name=follower.rpartition("/")[2])
             activation = self._activation_after(follower)
 
-        def scale_and_bias(value_of: ValueOf) -> list:
+        def outer(value_of: ValueOf) -> list:
             scale, bias = _scale_and_bias(path, value_of)
             if not merges:
                 return [scale, bias]
@@ -187,13 +188,13 @@ class BankGraph:
         if not separable:
 
             def vectors(value_of):
-                scale, bias = scale_and_bias(value_of)
+                scale, bias = outer(value_of)
                 return [bias, *taps(value_of, scale)]
 
             return self._note(depthwise, vectors, *paths)
         pointwise = BankedAffine(layer.filters, _pointwise(layer), activation, self.hwbc, name="pointwise")
         both = BankedSeparable(depthwise, pointwise, name=layer.name)
-        return self._note(both, lambda value_of: [0.0, *taps(value_of, 1.0), *scale_and_bias(value_of)], *paths)
+        return self._note(both, lambda value_of: [0.0, *taps(value_of, 1.0), *outer(value_of)], *paths)
 
     def _activation_after(self, path: str) -> Callable | None:
         """Returns the elementwise activation that alone follows a layer, and takes it out of its place in the graph."""
@@ -247,14 +248,15 @@ class BankGraph:
 
 def _norm(path: str, layer: keras.layers.BatchNormalization, value_of: ValueOf) -> list:
     """Returns the scale and bias that a batch norm comes to in inference."""
-    variance, mean = (value_of(path, f"moving_{name}").astype("float64") for name in ("variance", "mean"))
-    scale, bias = _scale_and_bias(path, value_of)
-    scale = scale / np.sqrt(variance + layer.epsilon)
-    return [scale, bias - mean * scale]
+    values = {name: value_of(path, name) for name in ("gamma", "beta", "moving_mean", "moving_variance")}
+    return [*scale_and_bias(path, {name: v for name, v in values.items() if v is not None}, layer.epsilon)]
 
 
 def _scale_and_bias(path: str, value_of: ValueOf) -> list:
-    """Returns gamma, and the bias that it makes of beta and of a convolution's own bias; 1 and 0 where there are none."""
+    """Returns the scale and bias of another layer: gamma, and what it makes of a convolution's own bias, with beta.
+
+    1 and 0 where there are none.
+    """
     gamma, beta, bias = (value_of(path, name) for name in ("gamma", "beta", "bias"))
     scale = np.float64(1.0) if gamma is None else gamma.astype("float64")
     shift = np.float64(0.0) if beta is None else beta

@@ -11,7 +11,7 @@ from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
 from model_patch.kinds import NORMS
 from model_patch.layers import Patched
-from model_patch.layers.affine import Affine
+from model_patch.layers.affine import Affine, scale_and_bias
 from model_patch.layers.scaled import Scaled
 from model_patch.rewrite import functional, rewrite
 
@@ -267,21 +267,6 @@ def _plain_class(layer: keras.Layer) -> type[keras.Layer]:
     return next(base for base in type(layer).__mro__ if not issubclass(base, Patched))
 
 
-def scale_and_bias(path: str, norm: keras.Layer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a batch norm as `y = scale * x + bias`, float64 `(channels,)` each.
-
-    Raises:
-        ModelPatchError: its values give no finite numbers, as with a negative variance.
-    """
-    values = _values(norm)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        scale = values.get("gamma", 1.0) / np.sqrt(values["moving_variance"] + norm.epsilon)
-        bias = values.get("beta", 0.0) - values["moving_mean"] * scale
-    if not (np.isfinite(scale).all() and np.isfinite(bias).all()):
-        raise ModelPatchError(f"the batch norm {path!r} cannot be folded: its values give infinity or no number")
-    return scale, bias
-
-
 def _values(layer: keras.Layer) -> dict[str, np.ndarray]:
     return {v.name: np.asarray(keras.ops.convert_to_numpy(v), "float64") for v in layer.weights}
 
@@ -315,7 +300,7 @@ def _affine(path: str, norm: keras.Layer) -> Affine:
     axis = norm.axis if isinstance(norm.axis, int) else norm.axis[0]
     layer = Affine(axis, name=norm.name, dtype=norm.dtype_policy, trainable=False)
     layer.build_from_config(norm.get_build_config())
-    layer.set_weights(scale_and_bias(path, norm))
+    layer.set_weights(scale_and_bias(path, _values(norm), norm.epsilon))
     return layer
 
 
@@ -325,7 +310,7 @@ def _folded(layer: keras.Layer, folds: list[Fold]) -> keras.Layer:
     values = {"bias": 0.0} | _values(layer)
     for each in folds:
         turn = _norm_first if each.before else _norm_last
-        turn(layer, values, *scale_and_bias(each.path, each.norm))
+        turn(layer, values, *scale_and_bias(each.path, _values(each.norm), each.norm.epsilon))
     copy = _copied(layer, type(layer), use_bias=True)
     copy.set_weights([np.broadcast_to(values[v.name], v.shape) for v in copy.weights])
     return copy

@@ -1,7 +1,32 @@
 """What is left of batch normalisation in inference: a scale and a bias per channel."""
 
+from collections.abc import Mapping
+
 import keras
+import numpy as np
 from keras import ops
+
+from model_patch.errors import ModelPatchError
+
+
+def scale_and_bias(path: str, values: Mapping[str, np.ndarray], epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns batch normalisation in inference as `y = scale * x + bias`, float64 `(channels,)` each.
+
+    Args:
+        path: of the layer, for the error.
+        values: `moving_mean` and `moving_variance`, and `gamma` and `beta` where it has them.
+        epsilon: the layer's.
+
+    Raises:
+        ModelPatchError: the values give no finite numbers, as with a negative variance.
+    """
+    exact = {name: np.asarray(value, "float64") for name, value in values.items()}
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        scale = exact.get("gamma", 1.0) / np.sqrt(exact["moving_variance"] + epsilon)
+        bias = exact.get("beta", 0.0) - exact["moving_mean"] * scale
+    if not (np.isfinite(scale).all() and np.isfinite(bias).all()):
+        raise ModelPatchError(f"the batch norm {path!r} cannot be folded: its values give infinity or no number")
+    return scale, bias
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
