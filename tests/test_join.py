@@ -384,8 +384,11 @@ def test_the_readmes_example_runs_as_it_stands(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     images = {name: rng.normal(size=(n, 32, 32, 3)).astype("float32") for name, n in (("pets", 2), ("colours", 3))}
     batches = (images, {"pets": np.array([0, 1]), "colours": np.array([2, 0, 1])})
-    made = {"datasets": tf.data.Dataset.from_tensors(batches)}
+    made = {"datasets": tf.data.Dataset.from_tensors(batches), "images": images["pets"]}
     exec(small, made)
+    np.testing.assert_allclose(
+        np.array(made["logits"])[:, :2], made["again"].model(images["pets"]), rtol=1e-4, atol=1e-5
+    )
     again = bind_patch(made["trunk"], Patch.load(tmp_path / "colours.safetensors"))
     logits = made["joined"].model(images)["colours"]
     np.testing.assert_allclose(again.model(images["colours"]), logits, rtol=1e-4, atol=1e-5)
