@@ -69,32 +69,24 @@ class Concatenate(keras.layers.Layer):
         return keras.KerasTensor((None, *inputs[0].shape[1:]), inputs[0].dtype)
 
 
-@keras.saving.register_keras_serializable(package="model_patch")
-class Apart(keras.layers.Layer):
-    """K layers of one kind, one per task, each for the batch of its task, which stay apart.
+class PerTask(keras.layers.Layer):
+    """Base of layers that are made of K layers of one kind, one per task.
 
     Args:
-        layers: the K layers; the objects themselves are used.
-
-    Input: a list of K tensors `(batch of the task, ...)`, or of K lists of such. Returns: a list of K tensors.
+        layers: the K layers; the objects themselves are used, and may belong to other models, too.
     """
 
     def __init__(self, layers: Sequence[keras.Layer], **kwargs):
         super().__init__(**kwargs)
         self.layers = list(layers)
 
-    def build(self, inputs_shape):
-        self.built = True
-
-    def call(self, inputs, training=None):
+    def each(self, parts, training: bool | None) -> list:
+        """Calls every layer with its task's part."""
         options = {"training": training} if any(layer._call_has_training_arg for layer in self.layers) else {}
-        return [layer(part, **options) for layer, part in zip(self.layers, inputs, strict=True)]
-
-    def compute_output_spec(self, inputs, training=None):
-        return [layer.compute_output_spec(part) for layer, part in zip(self.layers, inputs, strict=True)]
+        return [layer(part, **options) for layer, part in zip(self.layers, parts, strict=True)]
 
     def get_config(self):
-        return super().get_config() | {"layers": [keras.saving.serialize_keras_object(layer) for layer in self.layers]}
+        return {**super().get_config(), "layers": [keras.saving.serialize_keras_object(layer) for layer in self.layers]}
 
     @classmethod
     def from_config(cls, config):
@@ -102,15 +94,32 @@ class Apart(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
-class Joined(keras.layers.Layer):
-    """K layers of one kind, one per task, each for its task's part of a merged batch.
+class Apart(PerTask):
+    """K layers, each for the batch of its task, which stay apart.
+
+    Arguments as `PerTask`. Input: a list of K tensors `(batch of the task, ...)`, or of K lists of such. Returns: a list of
+    K tensors.
+    """
+
+    def build(self, inputs_shape):
+        self.built = True
+
+    def call(self, inputs, training=None):
+        return self.each(inputs, training)
+
+    def compute_output_spec(self, inputs, training=None):
+        return [layer.compute_output_spec(part) for layer, part in zip(self.layers, inputs, strict=True)]
+
+
+@keras.saving.register_keras_serializable(package="model_patch")
+class Joined(PerTask):
+    """K layers, each for its task's part of a merged batch.
 
         y = concat(layers[0](x_0), ..., layers[K-1](x_{K-1})),   x = concat(x_0, ..., x_{K-1})
 
     What a layer learns, and the statistics that it keeps, depend on its own task's images alone.
 
-    Args:
-        layers: the K layers; the objects themselves are used, and may belong to other models, too.
+    Arguments as `PerTask`.
 
     Call arguments:
         inputs: tensor `(sum of the batches, ...)`, or a list of such.
@@ -122,10 +131,6 @@ class Joined(keras.layers.Layer):
 
     takes_extra = True
 
-    def __init__(self, layers: Sequence[keras.Layer], **kwargs):
-        super().__init__(**kwargs)
-        self.layers = list(layers)
-
     def build(self, inputs_shape, merge_shape):
         for layer in self.layers:
             if not layer.built:
@@ -136,21 +141,10 @@ class Joined(keras.layers.Layer):
         _, *batches = merge
         parts = zip(*(split(each, batches) for each in keras.tree.flatten(inputs)), strict=True)
         one = not isinstance(inputs, list | tuple)
-        options = {"training": training} if any(layer._call_has_training_arg for layer in self.layers) else {}
-        outputs = [
-            layer(part[0] if one else list(part), **options) for layer, part in zip(self.layers, parts, strict=True)
-        ]
-        return ops.concatenate(outputs, axis=0)
+        return ops.concatenate(self.each((part[0] if one else list(part) for part in parts), training), axis=0)
 
     def compute_output_shape(self, inputs_shape, merge_shape):
         return (None, *self.layers[0].compute_output_shape(inputs_shape)[1:])
-
-    def get_config(self):
-        return {**super().get_config(), "layers": [keras.saving.serialize_keras_object(layer) for layer in self.layers]}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config | {"layers": [keras.saving.deserialize_keras_object(layer) for layer in config["layers"]]})
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
