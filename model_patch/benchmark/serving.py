@@ -98,16 +98,13 @@ def _cell(answers: dict[str, Answer], mix: str, batch: int, num_tasks: int, trun
     size = trunk.preprocessing.image_size
     random = np.random.default_rng(0)
     images = random.uniform(-1, 1, (batch, size, size, 3)).astype("float32")
-    who = itertools.cycle([mixed(mix, batch, num_tasks, random) for _ in range(8)])
-    # All forms get the same tasks in the same round.
-    round_of = dict.fromkeys(answers, 0)
-    chosen = [next(who) for _ in range(8)]
+    batches = [mixed(mix, batch, num_tasks, random) for _ in range(8)]
 
-    def call(name: str):
-        answers[name](images, chosen[round_of[name] % len(chosen)])
-        round_of[name] += 1
+    def in_turn(answer: Answer) -> Callable[[], object]:
+        chosen = itertools.cycle(batches)  # Each form its own: all get the same tasks in the same round.
+        return lambda: answer(images, next(chosen))
 
-    calls = {name: (lambda name=name: call(name)) for name in answers}
+    calls = {name: in_turn(answer) for name, answer in answers.items()}
     seconds = interleaved(calls, config.rounds, 2, config.seconds)
     return [
         {
