@@ -1,7 +1,8 @@
 """Multi-task at our scale: digits, mnist and textures at once from the bundled trunk, three ways of sharing, three seeds.
 
 Command: `python scripts/multitask.py --config=configs/small/multitask.py --workdir=runs/small/multitask`. Stands for the paper's
-ImageNet and Places365 together. About 480 steps of 96 images. Results: docs/results.md.
+ImageNet and Places365 together. About 480 steps of 96 images. Not run yet in full;
+`scripts/reproduce.py` writes docs/results.md.
 """
 
 import runpy

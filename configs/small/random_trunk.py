@@ -2,7 +2,8 @@
 
 Command: `python scripts/transfer.py --config=configs/small/random_trunk.py:mnist --workdir=runs/small/random-mnist`; `:fashion` needs
 Debian's package dataset-fashion-mnist and takes 6,000 of its images. About 700 and 560 steps, three seeds. Statistics are
-those of the task's batches: the trunk has none. Results: docs/results.md.
+those of the task's batches: the trunk has none. Not run yet in full;
+`scripts/reproduce.py` writes docs/results.md.
 """
 
 import runpy
