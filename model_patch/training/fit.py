@@ -164,8 +164,9 @@ def _features_and_head(bound: BoundTask, images, batch_size: int, num_images: in
     import tensorflow as tf
 
     forward = strategies.predictor(bound.features) if strategies.current() else bound.features.predict_on_batch
+    # As arrays: under another backend than TensorFlow, Keras takes none of its tensors.
     outputs = [
-        (forward(x), y)
+        (np.asarray(forward(x.numpy())), y)
         for x, y in tqdm(images, "features", math.ceil(num_images / batch_size), unit="batch", delay=2, leave=False)
     ]
     features, labels = (np.concatenate(part) for part in zip(*outputs, strict=True))
