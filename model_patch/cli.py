@@ -23,24 +23,30 @@ CONFIG = "config"
 """Name of the flag that `define_config` defines."""
 
 
-def run(main: Callable[[], None]):
-    """Runs a script: parses its flags, refuses stray arguments, and prints this package's errors as one sentence."""
+def run(main: Callable[[], None], *, resumes: bool = False):
+    """Runs a script: parses its flags, refuses stray arguments, and prints this package's errors as one sentence.
+
+    Args:
+        main: called without arguments.
+        resumes: whether the same command goes on where an interrupt ended it; said then.
+    """
 
     def call(arguments: list[str]):
         if arguments:
             _fail(f"unexpected argument {arguments[0]!r}: values are given as --flag=value")
         main()
 
-    _run(call)
+    _run(call, resumes)
 
 
-def run_commands(commands: dict[str, Callable[..., None]]):
+def run_commands(commands: dict[str, Callable[..., None]], *, resumes: bool = False):
     """Runs a script of several commands: `script.py COMMAND ARGUMENT... --flag=value`.
 
     Args:
         commands: a function per command. Its signature says what the command takes: positional parameters are the
             arguments, keyword-only ones flags that the script defines; those without a default must be given. One
             called `config` takes the value of `--config`.
+        resumes: as for `run`.
 
     As in `run`, what cannot be used is one sentence: an unknown command, arguments too few or too many, a flag that is
     missing or that belongs to another command.
@@ -60,7 +66,7 @@ def run_commands(commands: dict[str, Callable[..., None]]):
             _fail(f"{name} expects {_usage(signature)}: {given} is given")
         commands[name](*arguments, **options)
 
-    _run(call)
+    _run(call, resumes)
 
 
 def _options(command: str, signature: inspect.Signature) -> dict[str, object]:
@@ -89,7 +95,7 @@ def _usage(signature: inspect.Signature) -> str:
     return " ".join(words)
 
 
-def _run(call: Callable[[list[str]], None]):
+def _run(call: Callable[[list[str]], None], resumes: bool):
     """Parses the flags and calls with what is left, this package's errors as one sentence."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -103,7 +109,9 @@ def _run(call: Callable[[list[str]], None]):
         except ModelPatchError as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            _fail("interrupted: rows that are finished are kept; the same command goes on", 130)
+            # Only scripts with a workdir of rows go on; what the others wrote so far is whole, but they begin anew.
+            goes_on = "rows that are finished are kept; the same command goes on"
+            _fail(f"interrupted: {goes_on if resumes else 'the same command begins anew'}", 130)
 
     def parse(argv):
         try:

@@ -108,4 +108,4 @@ def export(detector, *, output, trunk=None):
 
 
 if __name__ == "__main__":
-    cli.run_commands({"train": train, "evaluate": evaluate, "predict": predict, "export": export})
+    cli.run_commands({"train": train, "evaluate": evaluate, "predict": predict, "export": export}, resumes=True)
