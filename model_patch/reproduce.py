@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from model_patch.expressivity import FIGURE, errors_table
 from model_patch.files import read_json, write_bytes, write_json
 from model_patch.report import comparison, joint, rates
 from model_patch.report.claims import Verdict, evaluate
+from model_patch.report.machine import machine
 from model_patch.report.table import markdown, print_table
 from model_patch.training.workdir import Workdir
 
@@ -180,7 +180,7 @@ def _run(experiment: Experiment, suite: str, workdir: Path, flags: Sequence[str]
         _logger.warning("%s ended with status %d", experiment.name, ended)
         return False
     seconds = time.perf_counter() - start
-    write_json(finished, {"command": command, "seconds": seconds, "hardware": hardware()})
+    write_json(finished, {"command": command, "seconds": seconds, "hardware": _hardware()})
     return True
 
 
@@ -189,24 +189,12 @@ def _path() -> str:
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
-def hardware() -> str:
-    """Returns what computes, in words: processor, cores, memory, and accelerators where TensorFlow sees any."""
-    import tensorflow as tf
-
-    model = platform.processor() or platform.machine()
-    cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    parts = [f"{os.cpu_count()} cores of {model}"]
-    if meminfo.exists():
-        parts.append(f"{int(meminfo.read_text().split()[1]) / 2**20:.0f} GiB memory")
-    devices = [
-        tf.config.experimental.get_device_details(device).get("device_name", device.device_type)
-        for device in tf.config.list_physical_devices()
-        if device.device_type != "CPU"
-    ]
-    return ", ".join(parts + (devices or ["no accelerator"]))
+def _hardware() -> str:
+    """Returns what computes, in words."""
+    of = machine()
+    memory = f", {of['memory_gib']} GiB memory" if "memory_gib" in of else ""
+    accelerators = "no accelerator" if of["accelerators"] == "none" else of["accelerators"]
+    return f"{of['cores']} cores of {of['cpu']}{memory}, {accelerators}"
 
 
 def write_page(suite: str, workdir: Path, output: Path) -> list[Verdict]:

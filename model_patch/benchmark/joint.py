@@ -8,11 +8,12 @@ import keras
 import numpy as np
 from ml_collections import ConfigDict
 
-from model_patch.benchmark.timing import interleaved, machine
+from model_patch.benchmark.timing import interleaved
 from model_patch.bind import bind
 from model_patch.files import write_bytes, write_json
 from model_patch.join import join
 from model_patch.kinds import Trained
+from model_patch.report.machine import machine
 from model_patch.report.table import markdown, print_table
 from model_patch.tasks import Task
 from model_patch.training.workdir import versions

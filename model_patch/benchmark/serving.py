@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from model_patch.bank import Bank
-from model_patch.benchmark.timing import interleaved, machine, resident_bytes
+from model_patch.benchmark.timing import interleaved, resident_bytes
 from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.export.one_net import one_net
@@ -32,6 +32,7 @@ from model_patch.files import write_bytes, write_json
 from model_patch.fold import fold
 from model_patch.patch import Patch
 from model_patch.report.comparison import save_figure
+from model_patch.report.machine import machine
 from model_patch.report.table import markdown, print_table
 from model_patch.tasks import Task
 from model_patch.training.workdir import versions

@@ -1,7 +1,6 @@
 """Timing things against one another: interleaved, so that whatever else the machine does falls on all of them."""
 
 import os
-import platform
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -45,15 +44,3 @@ def resident_bytes() -> int:
     """Returns the memory that this process holds at present, in bytes (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def machine() -> dict[str, str | int | float]:
-    """Returns what the figures were taken on, and how busy it was before: 1-minute load per core; 0 is idle."""
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ":")
-    cores = len(os.sched_getaffinity(0))
-    return {
-        "cpu": cpu.partition(":")[2].strip(),
-        "cores": cores,
-        "system": platform.platform(),
-        "load_per_core": round(os.getloadavg()[0] / cores, 2),
-    }

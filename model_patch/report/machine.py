@@ -1,0 +1,35 @@
+"""What figures were taken on."""
+
+import os
+import platform
+from pathlib import Path
+
+
+def machine() -> dict[str, str | int | float]:
+    """Returns processor, cores, memory in GiB, accelerators, system, and how busy it is: 1-minute load per core; 0 is idle.
+
+    Where the system does not tell (/proc of Linux does), processor and memory are those of `platform`, or left out.
+    """
+    import tensorflow as tf
+
+    cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+    names = [line.partition(":")[2].strip() for line in _lines(cpuinfo) if line.startswith("model name")]
+    kilobytes = [int(line.split()[1]) for line in _lines(meminfo) if line.startswith("MemTotal")]
+    accelerators = [
+        tf.config.experimental.get_device_details(device).get("device_name", device.device_type)
+        for device in tf.config.list_physical_devices()
+        if device.device_type != "CPU"
+    ]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": cores,
+        **({"memory_gib": round(kilobytes[0] / 2**20)} if kilobytes else {}),
+        "accelerators": ", ".join(accelerators) or "none",
+        "system": platform.platform(),
+        "load_per_core": round(os.getloadavg()[0] / cores, 2),
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
