@@ -23,9 +23,10 @@ test-jax: install
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/test_bind.py tests/test_join.py tests/test_kinds.py \
 		tests/test_patch.py tests/test_rewrite.py tests/test_tasks.py tests/test_trunk.py
 
-# The long forms of docs/reliability.md: 20 random kills of each script, 10,000 damaged patch files.
+# The long forms of docs/reliability.md: 20 random kills of each script, 10,000 damaged patch files; and every net of Keras.
 soak: install
 	$(BIN)/python -m pytest tests/soak/soak_*.py
+	$(BIN)/python -m pytest -m soak tests
 
 demo: install
 	$(BIN)/python scripts/demo.py --workdir=$(WORKDIR)

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 """Where `scripts/` and `configs/` are."""
 
 PAGE = "results.md"
+FASHION = "/usr/share/datasets/fashion-mnist"
 FINISHED = "finished.json"
 """Beside the folder of an experiment: its command, and the seconds that it took in all."""
 
@@ -103,9 +104,9 @@ SUITES = {
             "transfer",
             "transfer",
             "small/random_trunk.py:fashion",
-            needs="/usr/share/datasets/fashion-mnist",
+            needs=FASHION,
         ),
-        Experiment("multitask", "Three tasks at once", "multitask", "multitask", "small/multitask.py"),
+        Experiment("multitask", "Three tasks at once", "multitask", "multitask", "parity.py", needs=FASHION),
         Experiment(
             "resolutions",
             "Three resolutions at once: accuracy against resolution",

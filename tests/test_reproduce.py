@@ -19,7 +19,8 @@ def test_every_configuration_can_be_built(name):
     config = runpy.run_path(str(ROOT / "configs" / path))["get_config"](*([argument] if argument else []))
     assert len(config.seeds) == 3
     if experiment.needs:
-        config.data = "tfds:fashion_mnist"  # A dry run knows it also where the images are not installed.
+        known = "tfds:fashion_mnist"  # To a dry run, also where the images are not installed.
+        config.data = (known, *config.data[1:]) if experiment.sort == "multitask" else known
     assert "trunk" in config.get("share", ["trunk"]) and "scale_bias+last" in config.train
     config.update({"share": ("trunk",)} if "share" in config else {"train": ("scale_bias+last",)})
     rows = (dry_run_multitask if experiment.sort == "multitask" else dry_run_transfer)(config, step=False)
