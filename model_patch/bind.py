@@ -13,6 +13,7 @@ from model_patch.patch import Patch
 from model_patch.rewrite import rewrite, walk
 from model_patch.tasks import HEAD, Task
 from model_patch.trunk import Trunk
+from model_patch.tune import TunedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +171,8 @@ def bind(
     rewritten = rewrite(trunk.model, replace)
     features = keras.Model(rewritten.input, task.features(rewritten), name=rewritten.name)
     head = head_of.head if head_of else task.head(seed)
-    model = keras.Model(features.input, head(features.output), name=features.name)
+    make = TunedModel if trained.norm_statistics == "frozen" else keras.Model
+    model = make(features.input, head(features.output), name=features.name)
     head.trainable = trained.last
 
     trunk_layers = trunk.layers()

@@ -18,7 +18,7 @@ Replace = Callable[[str, keras.Layer], keras.Layer]
 
 
 def functional(model: keras.Model) -> keras.Model:
-    """Returns the model as a functional graph over the same layer objects.
+    """Returns the model as a functional graph over the same layer objects, without what a subclass adds to it.
 
     Raises:
         ModelPatchError: the model is subclassed, or a sequential model that was never built.
@@ -32,7 +32,8 @@ def functional(model: keras.Model) -> keras.Model:
             f"the model {model.name!r} is a subclassed {type(model).__name__} without a layer graph: expected a "
             "functional or sequential model, so rebuild it as keras.Model(inputs, outputs)"
         )
-    return model
+    graph = keras.Model(model.input, model.output, name=model.name)
+    return model if type(model) is type(graph) else graph
 
 
 def walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
