@@ -13,7 +13,7 @@ from model_patch.kinds import NORMS
 from model_patch.layers import Patched
 from model_patch.layers.affine import Affine, scale_and_bias
 from model_patch.layers.scaled import Scaled
-from model_patch.rewrite import functional, rewrite
+from model_patch.rewrite import Graph, functional, rewrite
 
 TOLERANCE = 1e-4
 """Largest difference of logits that counts as rounding, in parts of the largest logit where that is above 1."""
@@ -166,7 +166,7 @@ def fold_graph(bound: BoundTask, apart: Collection[str] = ()) -> tuple[keras.Mod
 
 def _plan(model: keras.Model, prefix: str, apart: Collection[str], plan: Plan):
     """Decides for every norm of a graph, and of those nested in it, by the rule of `fold`."""
-    graph = _Graph(model)
+    graph = Graph(model)
     for layer in model.layers:
         path = prefix + layer.name
         if isinstance(layer, keras.Model):
@@ -186,24 +186,7 @@ def _plan(model: keras.Model, prefix: str, apart: Collection[str], plan: Plan):
                 plan.into[prefix + each.layer.name].append(each)
 
 
-class _Graph:
-    """One graph's nodes: who made a tensor, who reads it, how often a layer is used."""
-
-    def __init__(self, model: keras.Model):
-        nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
-        self.nodes = collections.defaultdict(list)
-        self.maker: dict[int, keras.Operation] = {}
-        self.readers = collections.defaultdict(list)
-        for node in nodes:
-            self.nodes[id(node.operation)].append(node)
-            self.maker |= {id(tensor): node.operation for tensor in node.output_tensors}
-            for tensor in node.input_tensors:
-                self.readers[id(tensor)].append(node.operation)
-        for tensor in model.outputs:
-            self.readers[id(tensor)].append(None)  # Whoever calls the net.
-
-
-def _kept(layer: keras.Layer, graph: _Graph) -> str:
+def _kept(layer: keras.Layer, graph: Graph) -> str:
     """Says why a norm, or a layer with norms inside, stays as it is; empty for all others."""
     inner = [each.name for each in layer._flatten_layers(include_self=False) if isinstance(each, NORMS)]
     if inner:
@@ -219,7 +202,7 @@ def _kept(layer: keras.Layer, graph: _Graph) -> str:
     return ""
 
 
-def _target(norm: keras.Layer, path: str, graph: _Graph) -> list[Fold] | str:
+def _target(norm: keras.Layer, path: str, graph: Graph) -> list[Fold] | str:
     """Returns where a batch norm goes, or the reason why nowhere."""
     if len(graph.nodes[id(norm)]) > 1:
         return "it is used more than once"
@@ -239,7 +222,7 @@ def _target(norm: keras.Layer, path: str, graph: _Graph) -> list[Fold] | str:
     return reason
 
 
-def _not_linear(layer, norm: keras.Layer, graph: _Graph, between: keras.KerasTensor) -> str:
+def _not_linear(layer, norm: keras.Layer, graph: Graph, between: keras.KerasTensor) -> str:
     """Says why a norm cannot go into a layer, the tensor `between` them; empty where it can."""
     if not isinstance(layer, keras.Layer) or _plain_class(layer) not in _LINEAR:
         return f"it is next to {'an output' if layer is None else layer.name}, not to a convolution alone"

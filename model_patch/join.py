@@ -14,6 +14,7 @@ from model_patch.layers.joined import Apart, Concatenate, Merge, Part, Split, jo
 from model_patch.rewrite import functional, rewrite, walk
 from model_patch.tasks import CLASSIFICATION, Task
 from model_patch.trunk import Trunk
+from model_patch.tune import TunedModel
 
 SHARE = {
     "nothing": "each task has a net of its own, head and all: independent nets",
@@ -139,7 +140,8 @@ def join(
     by_size: dict[int, list[BoundTask]] = {}
     for bound in bounds:
         by_size.setdefault(bound.task.preprocessing.image_size, []).append(bound)
-    groups = tuple(_group(trunks[size], group, train_trunk) for size, group in by_size.items())
+    make = TunedModel if trained.norm_statistics == "frozen" else keras.Model
+    groups = tuple(_group(make, trunks[size], group, train_trunk) for size, group in by_size.items())
     by_name = {bound.task.name: bound for bound in bounds}
     return JoinedTasks(_joined_model(groups), groups, by_name, trunks, share, train_trunk)
 
@@ -210,7 +212,7 @@ def _joined_model(groups: Sequence[keras.Model]) -> keras.Model:
     return keras.Model(images, logits, name="joined")
 
 
-def _group(trunk: Trunk, tasks: Sequence[BoundTask], train_trunk: bool) -> keras.Model:
+def _group(make: type[keras.Model], trunk: Trunk, tasks: Sequence[BoundTask], train_trunk: bool) -> keras.Model:
     """Returns the joined model of tasks that have the image size of this trunk."""
     images = {bound.task.name: keras.Input(bound.model.input.shape[1:], name=bound.task.name) for bound in tasks}
     batches = list(images.values())
@@ -221,7 +223,7 @@ def _group(trunk: Trunk, tasks: Sequence[BoundTask], train_trunk: bool) -> keras
         # Each head in a model of its own: as Keras layers, all of them are named "head".
         inputs = keras.Input(part.shape[1:])
         logits[tasks[k].task.name] = keras.Model(inputs, tasks[k].head(inputs), name=f"head_{k}")(part)
-    return keras.Model(images, logits, name=f"joined_{trunk.preprocessing.image_size}px")
+    return make(images, logits, name=f"joined_{trunk.preprocessing.image_size}px")
 
 
 def _joined_features(trunk: Trunk, tasks: Sequence[BoundTask], merge: list, train_trunk: bool) -> keras.Model:

@@ -69,6 +69,42 @@ def nodes(model: keras.Model) -> list:
     return [node for same_depth in model._nodes_by_depth.values() for node in same_depth if not node.is_input]
 
 
+class Graph:
+    """The nodes of the outermost graph of a model: who makes a tensor, who reads it, how often a layer is used.
+
+    Attributes:
+        nodes: the uses of an operation, by its id.
+        maker: by the id of a tensor, the operation that gives it; inputs of the graph are given by their input layers.
+        readers: by the id of a tensor, the operations that take it, and None where it is an output of the graph.
+    """
+
+    def __init__(self, model: keras.Model):
+        self.nodes = collections.defaultdict(list)
+        self.maker: dict[int, keras.Operation] = {}
+        self.readers = collections.defaultdict(list)
+        for same_depth in model._nodes_by_depth.values():
+            for node in same_depth:
+                self.nodes[id(node.operation)].append(node)
+                self.maker |= {id(tensor): node.operation for tensor in node.output_tensors}
+                for tensor in node.input_tensors:
+                    self.readers[id(tensor)].append(node.operation)
+        for tensor in model.outputs:
+            self.readers[id(tensor)].append(None)
+
+    def outputs(self, layer: keras.Operation) -> list[keras.KerasTensor]:
+        """Returns what all uses of a layer give."""
+        return [tensor for node in self.nodes[id(layer)] for tensor in node.output_tensors]
+
+    def follower(self, layer: keras.Operation) -> keras.Operation | None:
+        """Returns the layer that alone takes all that a layer gives, and takes nothing else, where there is one."""
+        given = [id(tensor) for tensor in self.outputs(layer)]
+        readers = [reader for tensor in given for reader in self.readers[tensor]]
+        if len(readers) != len(given) or any(each is None or each is not readers[0] for each in readers):
+            return None
+        taken = [id(tensor) for node in self.nodes[id(readers[0])] for tensor in node.input_tensors]
+        return readers[0] if sorted(taken) == sorted(given) else None
+
+
 def followers(model: keras.Model, prefix: str = "") -> dict[str, str]:
     """Returns, by path, the layer that alone takes a layer's output and takes nothing else, where there is one.
 
@@ -152,7 +188,7 @@ def rewrite(
     def apply(layer: keras.Operation, *args, **kwargs):
         if extra and id(layer) in rebuilt:
             args = ([*args, *extra],)
-        elif getattr(layer, "takes_extra", False):
+        elif extra and getattr(layer, "takes_extra", False):
             args = (*args, extra)
         if call is None:
             return layer(*args, **kwargs)

@@ -4,13 +4,14 @@ Batch norm with frozen statistics is an affine map of each channel, and the kern
 can do what `fold` does for good: a third of the time and half of the memory go (docs/speed.md).
 """
 
-from collections.abc import Iterator
+from typing import Any
 
 import keras
 
 from model_patch.layers import PatchedBatchNormalization
 from model_patch.layers.conv_norm import ConvNorm, activation_of
-from model_patch.rewrite import followers, rewrite, walk
+from model_patch.layers.joined import Apart
+from model_patch.rewrite import Graph, functional, rewrite
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
@@ -43,14 +44,12 @@ def tuned_graph(model: keras.Model) -> keras.Model:
     """Returns a functional model that computes as `model` does in training, over the same variables.
 
     Args:
-        model: functional; stays as it is.
+        model: functional; stays as it is. Models inside it are tuned, too, and so are joined tasks where each has a
+            convolution's output for itself.
     """
     fused: dict[str, keras.Layer] = {}
     gone: set[str] = set()
-    for convolution, norm, activation in _chains(model):
-        layers = dict(walk(model))
-        fused[norm] = ConvNorm(layers[convolution], layers[norm], activation and activation_of(layers[activation]))
-        gone |= {convolution, activation or convolution}
+    _plan(functional(model), "", fused, gone)
     passed: set[int] = set()
 
     def replace(path: str, layer: keras.Layer) -> keras.Layer:
@@ -68,13 +67,22 @@ def tuned_graph(model: keras.Model) -> keras.Model:
     return rewrite(model, replace, apply)
 
 
-def _chains(model: keras.Model) -> Iterator[tuple[str, str, str | None]]:
-    """Yields the paths of convolution, norm and activation, if there is one, that can be computed as one."""
-    layers, after = dict(walk(model)), followers(model)
-    for path, norm in after.items():
-        if _is_frozen_convolution(layers[path]) and _is_affine(layers[norm]):
-            activation = after.get(norm)
-            yield path, norm, activation if activation and activation_of(layers[activation]) else None
+def _plan(model: keras.Model, prefix: str, fused: dict[str, keras.Layer], gone: set[str]):
+    """Adds to `fused`, by path, what takes the place of a norm, and to `gone` the layers that are in it then."""
+    graph = Graph(model)
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            _plan(functional(layer), f"{prefix}{layer.name}/", fused, gone)
+            continue
+        norm: Any = graph.follower(layer) if _is_frozen_convolution(layer) else None
+        norms = norm.layers if isinstance(norm, Apart) else [norm]
+        if not all(map(_is_affine, norms)):
+            continue
+        activation: Any = graph.follower(norm)
+        kind = activation_of(activation)
+        gone |= {prefix + each.name for each in ((layer, activation) if kind else (layer,))}
+        parts = [ConvNorm(layer, each, kind) for each in norms]
+        fused[prefix + norm.name] = Apart(parts, name=norm.name) if isinstance(norm, Apart) else parts[0]
 
 
 def _is_frozen_convolution(layer: keras.Layer) -> bool:
@@ -90,13 +98,15 @@ def _is_frozen_convolution(layer: keras.Layer) -> bool:
     )
 
 
-def _is_affine(layer: keras.Layer) -> bool:
-    """Whether a layer is a batch norm that in training computes with its moving statistics."""
+def _is_affine(layer: Any) -> bool:
+    """Whether it is a batch norm that in training computes with its moving statistics."""
     if isinstance(layer, PatchedBatchNormalization):
-        frozen = not layer.normalises_by_batch(training=True)
-    else:
-        frozen = type(layer) is keras.layers.BatchNormalization and not layer.trainable
-    return frozen and layer.axis in (-1, 3) and _is_float32(layer)
+        return not layer.normalises_by_batch(training=True) and _is_of_images(layer)
+    return type(layer) is keras.layers.BatchNormalization and not layer.trainable and _is_of_images(layer)
+
+
+def _is_of_images(norm: keras.layers.BatchNormalization) -> bool:
+    return norm.axis in (-1, 3) and _is_float32(norm)
 
 
 def _is_float32(layer: keras.Layer) -> bool:

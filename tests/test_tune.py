@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model_patch import Preprocessing, Trunk, bind
+from model_patch import Preprocessing, Task, Trunk, bind, join
 from model_patch.kinds import Trained
 from model_patch.layers.conv_norm import ConvNorm
 from model_patch.tune import TunedModel, tuned_graph
@@ -14,11 +14,11 @@ from tests.conftest import random_norms, train_steps
 FROZEN = Trained.parse("scale_bias+last", "frozen")
 
 
-def odd_net() -> Trunk:
+def odd_net(size: int = 23) -> Trunk:
     """Every convolution that can be one with its norm, in sizes that are different primes."""
     keras.utils.set_random_seed(1)
     layers = keras.layers
-    image = keras.Input((23, 23, 3))
+    image = keras.Input((size, size, 3))
     x = layers.Conv2D(5, (3, 2), strides=2, padding="same", name="biased")(image)
     x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
     x = layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False)(x)
@@ -28,7 +28,7 @@ def odd_net() -> Trunk:
     x = layers.Activation("swish")(layers.BatchNormalization()(layers.Conv2D(7, 1)(x)))
     model = keras.Model(image, layers.GlobalAveragePooling2D()(x), name="odd")
     random_norms(model)
-    return Trunk(model, "odd", Preprocessing(23, "tf"))
+    return Trunk(model, "odd", Preprocessing(size, "tf"))
 
 
 def gradients(model, variables, images):
@@ -100,6 +100,19 @@ def test_fit_runs_the_training_graph_and_learns_what_the_layers_would(trunk, tas
     for key, variable in bound.patch_variables.items():
         np.testing.assert_allclose(variable, other.patch_variables[key], rtol=1e-4, atol=1e-5, err_msg=key)
     np.testing.assert_allclose(bound.model(images), other.model(images), rtol=1e-3, atol=1e-4)
+
+
+def test_joined_tasks_are_tuned_where_each_has_a_map_for_itself():
+    trunk = odd_net(29)
+    tasks = [Task(name, ("a", "b"), trunk.preprocessing) for name in ("one", "two", "three")]
+    joined = join(trunk, tasks, FROZEN, train_trunk=False)
+    batches = {task.name: images_for(trunk)[: 5 - k] for k, task in enumerate(tasks)}
+    plain = keras.Model(joined.model.input, joined.model.output)
+    outputs, expected = joined.model(batches, training=True), plain(batches, training=True)
+    for name in batches:
+        np.testing.assert_allclose(outputs[name], expected[name], rtol=1e-4, atol=1e-5)
+    fused = [layer for layer in joined.model._tuned._flatten_layers() if isinstance(layer, ConvNorm)]
+    assert len({id(layer.convolution) for layer in fused}) == 4 and len(fused) == 12
 
 
 def test_a_tuned_model_is_saved_and_loaded_as_others(trunk, task, images, labels, tmp_path):

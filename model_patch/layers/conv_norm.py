@@ -11,11 +11,11 @@ The output then tells the normalised input with a relative error of at most some
 _NONE, _RELU, _RELU6 = None, "relu", "relu6"
 
 
-def activation_of(layer: keras.Layer) -> str | None:
-    """Returns which activation a layer is, `relu` or `relu6`; None for all others."""
+def activation_of(layer: keras.Operation | None) -> str | None:
+    """Returns which activation it is, `relu` or `relu6`; None for all others."""
     if isinstance(layer, keras.layers.ReLU) and not layer.negative_slope and not layer.threshold:
         return {None: _RELU, 6: _RELU6}.get(layer.max_value)
-    if type(layer) is keras.layers.Activation:
+    if isinstance(layer, keras.layers.Activation):
         return {keras.activations.relu: _RELU, keras.activations.relu6: _RELU6}.get(layer.activation)
     return None
 
