@@ -1,7 +1,8 @@
 """What `scripts/benchmark.py` times: MobileNetV2 1.0 at 96 px, unless told otherwise.
 
-Commands: `python scripts/benchmark.py --suite=serving --workdir=runs/serving`, and `--suite=joint` likewise. Figures, and
-the machine they were taken on, are in docs/serving.md and docs/multitask.md. Weights are random: they do not matter to time.
+Commands: `python scripts/benchmark.py --suite=serving --workdir=runs/serving`, and `--suite=joint`, `--suite=training` likewise.
+Figures, and the machine they were taken on, are in docs/serving.md, docs/multitask.md and docs/speed.md. Weights are random: they
+do not matter to time.
 """
 
 from ml_collections import ConfigDict
@@ -29,4 +30,15 @@ def get_config() -> ConfigDict:
     config.joint_tasks = 4
     config.joint_images_per_task = 8
     config.joint_seconds = 30.0  # For each setting.
+    # training
+    config.training_trunks = ("keras:MobileNetV2?weights=none", "keras:InceptionV3?weights=none")
+    config.training_sizes = (96, 224)
+    config.training_batches = (8, 32)
+    config.training_forms = (
+        *("last", "last, cached", "features", "bias+last", "scale_bias+last", "scale_bias+last, batch"),
+        *("depthwise+last", "full", "keras full", "keras scale_bias+last, batch", "keras last"),
+        *("torch full", "torch scale_bias+last, batch", "torch scale_bias+last, frozen", "torch last"),
+    )
+    config.training_memory_of = ("last", "scale_bias+last", "scale_bias+last, batch", "depthwise+last", "keras full")
+    config.training_seconds = 60.0  # For each net, image size and batch size; three rounds there always are.
     return config

@@ -5,6 +5,7 @@ import importlib
 SUITES = {
     "serving": "model_patch.benchmark.serving",
     "joint": "model_patch.benchmark.joint",
+    "training": "model_patch.benchmark.training",
 }
 """Modules by the name of their suite. Each has a function `run(config, workdir)`."""
 

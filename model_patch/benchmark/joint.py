@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from ml_collections import ConfigDict
 
+from model_patch.benchmark.page import write_page
 from model_patch.benchmark.timing import interleaved
 from model_patch.bind import bind
-from model_patch.files import write_bytes, write_json
 from model_patch.join import join
 from model_patch.kinds import Trained
 from model_patch.report.machine import machine
@@ -46,7 +46,6 @@ def run(config: ConfigDict, workdir: str | Path):
         "versions": versions(),
         "rows": [_setting(config, name, *setting) for name, setting in SETTINGS.items()],
     }
-    write_json(Path(workdir) / "joint.json", results)
     header = ["training", "joint step (ms)", f"{config.joint_tasks} single steps (ms)", "ratio", "spread", "rounds"]
     body = [
         [
@@ -61,9 +60,8 @@ def run(config: ConfigDict, workdir: str | Path):
     ]
     title = f"{config.trunk} at {config.image_size} px, {config.joint_tasks} x {config.joint_images_per_task} images"
     print_table(title, header, body)
-    about = ", ".join(f"{k} {v}" for k, v in (results["machine"] | results["versions"]).items())
     note = "`ratio`: median over rounds; `spread`: its quartiles."
-    write_bytes(Path(workdir) / "joint.md", f"# {title}\n\n{about}\n\n{markdown(header, body)}\n{note}\n".encode())
+    write_page(Path(workdir), "joint", title, results, [markdown(header, body), note])
 
 
 def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) -> dict:

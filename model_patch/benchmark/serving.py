@@ -23,15 +23,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from model_patch.bank import Bank
+from model_patch.benchmark.page import write_page
 from model_patch.benchmark.timing import interleaved, resident_bytes
 from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.export.one_net import one_net
 from model_patch.export.saved_model import export_saved_model
-from model_patch.files import write_bytes, write_json
+from model_patch.files import write_json
 from model_patch.fold import fold
 from model_patch.patch import Patch
-from model_patch.report.comparison import save_figure
 from model_patch.report.machine import machine
 from model_patch.report.table import markdown, print_table
 from model_patch.tasks import Task
@@ -317,11 +317,8 @@ def _report(results: dict, folder: Path):
         [str(row["tasks"]), row["form"], f"{row['bytes'] / 2**20:.0f}", f"{row['seconds_to_make']:.1f}"]
         for row in results["memory"]
     ]
-    about = ", ".join(f"{k} {v}" for k, v in (results["machine"] | results["versions"]).items())
     left_out = "".join(f"`{row['form']}`, {row['tasks']} tasks: {row['reason']}.\n" for row in results["not_run"])
     parts = [
-        f"# {title}",
-        about,
         left_out,
         markdown(*table(lambda row: f"{row['images_per_second']:.0f}")),
         "## Milliseconds per batch: median, 99th percentile",
@@ -331,8 +328,7 @@ def _report(results: dict, folder: Path):
         "## Memory with one batch of the largest size, and time to make",
         markdown(["tasks", "form", "MiB", "seconds"], memory),
     ]
-    write_bytes(folder / "serving.md", "\n\n".join(part for part in parts if part).encode())
-    save_figure(_plot(rows, forms, title), folder / "serving.png")
+    write_page(folder, "serving", title, results, parts, _plot(rows, forms, title))
 
 
 def _ratio(by_form: dict[str, dict]) -> str:

@@ -44,3 +44,14 @@ def resident_bytes() -> int:
     """Returns the memory that this process holds at present, in bytes (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def forget_peak():
+    """Lets `peak_bytes` begin anew, at the memory that is held at present (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """Returns the most memory that this process held since it began, or since `forget_peak`, in bytes (Linux)."""
+    (line,) = [each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM:")]
+    return 1024 * int(line.split()[1])

@@ -51,6 +51,22 @@ def test_joint(config, tmp_path, monkeypatch):
     assert row["ratio_p25"] <= row["ratio"] <= row["ratio_p75"]
 
 
+def test_training(config, tmp_path):
+    config.training_trunks, config.training_sizes, config.training_batches = (config.trunk,), (32,), (3,)
+    config.training_forms = ("last", "last, cached", "features", "scale_bias+last", "full", "keras full", "torch full")
+    config.training_memory_of = ("scale_bias+last",)
+    suite("training").run(config, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "training.json").read_text())
+    rows = {row["form"]: row for row in results["rows"]}
+    assert list(rows) == list(config.training_forms[:-1])
+    assert [each["form"] for each in results["not_run"]] == ["torch full"]  # torchvision does not have this net.
+    assert rows["keras full"]["ratio"] == 1
+    assert all(row["ms_p25"] <= row["ms"] <= row["ms_p75"] for row in rows.values())
+    assert [form for form, row in rows.items() if row.get("peak_bytes", 0) > 0] == ["scale_bias+last"]
+    assert "`torch full`" in (tmp_path / "out" / "training.md").read_text()
+    assert (tmp_path / "out" / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [("forms", ("pank",), "unknown form 'pank'"), ("mixes", ("x",), "unknown mix 'x'"), ("tasks", (0,), "tasks is 0")],
