@@ -34,14 +34,15 @@ def small_net(seed: int = 0, size: int = SIZE) -> keras.Model:
     return model
 
 
-def random_norms(model: keras.Model, seed: int = 0):
-    """Gives every batch norm scales, biases and statistics as uneven as a trained net's."""
+def random_norms(model: keras.Model, seed: int = 0, scale: float = 1.0):
+    """Gives every batch norm scales, `scale` on average, biases and statistics as uneven as a trained net's."""
     rng = np.random.default_rng(seed)
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             for variable in layer.weights:
                 low, high = (0.5, 1.5) if variable.name in ("gamma", "moving_variance") else (-0.3, 0.3)
-                variable.assign(rng.uniform(low, high, variable.shape))
+                factor = scale if variable.name == "gamma" else 1.0
+                variable.assign(factor * rng.uniform(low, high, variable.shape))
 
 
 @pytest.fixture
