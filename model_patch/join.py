@@ -284,12 +284,14 @@ class _ApartWhileLarge:
         shared_statistics = isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         if isinstance(layer, keras.Model) or shared_statistics:
             return False
-        shapes = [(x[0] if isinstance(x, _Apart) else x).shape for x in keras.tree.flatten(tensors)]
-        return all(_is_large(shape) for shape in shapes)
+        firsts = [x[0] if isinstance(x, _Apart) else x for x in keras.tree.flatten(tensors)]
+        return all(_is_large(x.shape) for x in firsts if isinstance(x, keras.KerasTensor))
 
     def _part(self, x, extra) -> _Apart:
         if isinstance(x, _Apart):
             return x
+        if not isinstance(x, keras.KerasTensor):
+            return _Apart([x] * self._num_tasks)  # A number that a bare operation takes, as in `x * 0.5`.
         if id(x) not in self._parts:
             self._parts[id(x)] = _Apart(Part()(x, extra))
         return self._parts[id(x)]

@@ -1,4 +1,4 @@
-"""Trunks of every source fold and run in LiteRT."""
+"""Trunks of every source join, answer in a bank, fold and run in LiteRT."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
+from model_patch import Bank, ModelPatchError, Preprocessing, Task, Trunk, bind, join
 from model_patch.export import check, export
 from model_patch.fold import fold
 from model_patch.trunks import open_trunk
@@ -36,6 +36,11 @@ def slim(scope, net, size):
     return make
 
 
+def hub(folder):
+    net = SlimNet("MobilenetV2", slim_nets.mobilenet_v2(0.35), 64, scale=lambda images: images)
+    return open_trunk(f"hub:{write_module(folder / 'module', net, 64)}")
+
+
 def subclassed(folder):
     net = Net()
     net(np.zeros((1, SIZE, SIZE, 3), "float32"))
@@ -51,13 +56,26 @@ def subclassed(folder):
         (file_of_keras_2, 0),
         (slim("MobilenetV1", slim_nets.mobilenet_v1(0.25), 75), 0),
         (slim("MobilenetV3", slim_nets.mobilenet_v3_small(), 64), 0),
+        (hub, 0),
         (subclassed, 3),
     ],
-    ids=["bundled", "file", "slim V1", "slim V3", "subclassed"],
+    ids=["bundled", "file", "slim V1", "slim V3", "hub", "subclassed"],
 )
-def test_a_task_folds_and_runs_in_litert(make, kept, tmp_path):
+def test_tasks_learn_together_answer_in_a_bank_fold_and_run_in_litert(make, kept, tmp_path):
     trunk = make(tmp_path)
-    bound = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing))
+    tasks = [Task(name, ("a", "b"), trunk.preprocessing) for name in ("one", "two")]
+    joined = join(trunk, tasks, train_trunk=False)
+    joined.model.compile("adam", loss=joined.losses(), run_eagerly=True)  # Tracing takes longer than the step.
+    images = np.random.default_rng(0).uniform(-1, 1, (2, *trunk.model.input.shape[1:])).astype("float32")
+    joined.model.train_on_batch(dict.fromkeys(joined.tasks, images), {name: np.array([0, 1]) for name in joined.tasks})
+
+    bank = Bank(trunk, "scale_bias", capacity=2, classes=2)
+    for bound in joined.tasks.values():
+        bank.add(bound)
+    expected = [joined.tasks[name].model(images)[i] for i, name in enumerate(("two", "one"))]
+    np.testing.assert_allclose(bank(images, ["two", "one"]), expected, atol=1e-4, rtol=1e-4)
+
+    bound = joined.tasks["two"]
     folded = fold(bound)
     assert len(folded.left) == kept
     assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.model._flatten_layers())
