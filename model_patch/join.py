@@ -10,7 +10,7 @@ import keras
 from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError, mismatches, unknown
 from model_patch.kinds import Trained
-from model_patch.layers.joined import Apart, Concatenate, Merge, Part, Split, join_layers
+from model_patch.layers.joined import Apart, Merge, MergeParts, Part, Split, join_layers
 from model_patch.rewrite import functional, rewrite, walk
 from model_patch.tasks import CLASSIFICATION, Task
 from model_patch.trunk import Trunk
@@ -298,7 +298,7 @@ class _ApartWhileLarge:
 
 
 def _merged(x):
-    return Concatenate()(list(x)) if isinstance(x, _Apart) else x
+    return MergeParts()(list(x)) if isinstance(x, _Apart) else x
 
 
 def _is_large(shape: Sequence[int | None]) -> bool:

@@ -59,8 +59,11 @@ class Part(Split):
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
-class Concatenate(keras.layers.Layer):
-    """Puts K tensors `(batch of the task, ...)` behind one another, to `(sum of the batches, ...)`."""
+class MergeParts(keras.layers.Layer):
+    """Puts K tensors `(batch of the task, ...)` behind one another, to `(sum of the batches, ...)`.
+
+    Keras names layers after their class, and nets have layers named `concatenate` themselves.
+    """
 
     def call(self, inputs):
         return ops.concatenate(inputs, axis=0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model_patch import Bank, Patch, Task, bind, bind_patch
+from model_patch import Bank, Patch, Task, bind, bind_patch, join
 from model_patch.export import check, export
 from model_patch.export.saved_model import export_saved_model
 from model_patch.fold import fold
@@ -162,7 +162,7 @@ def test_patches_have_the_parameters_of_the_architecture(name):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in SMALLEST else pytest.mark.soak) for name in COUNTS]
 )
-def test_a_task_is_learnt_saved_loaded_exported_and_banked(name, tmp_path):
+def test_a_task_is_learnt_saved_loaded_exported_banked_and_joined(name, tmp_path):
     size = SIZES.get(name, 32)
     trunk = open_trunk(f"keras:{name}?weights=none", size)
     random_norms(trunk.model, scale=SCALES.get(name, 1.0))
@@ -199,14 +199,23 @@ def test_a_task_is_learnt_saved_loaded_exported_and_banked(name, tmp_path):
     assert (len(norms) - len(folded.left), affine, len(folded.left) - affine) == FOLDED[name]
     assert folded.left.keys() <= set(norms)  # How far the answers may differ is checked by fold itself.
 
-    other = bind(trunk, Task("three", ("a", "b", "c"), trunk.preprocessing), f"{kinds}+last")
+    wider = Task("three", ("a", "b", "c"), trunk.preprocessing)
+    other = bind(trunk, wider, f"{kinds}+last")
     bank = Bank(trunk, kinds, capacity=2, classes=3)
-    for task in (bound, other):
-        bank.add(task)
-    banked = np.array(bank(images, ["three", "two"]))
-    for row, expected in zip(banked, (other.model(images)[0], answers[1]), strict=True):
-        tolerance = 1e-4 * max(1.0, np.abs(expected).max())
-        np.testing.assert_allclose(row[: len(expected)], expected, atol=tolerance, rtol=0)
+    for each in (bound, other):
+        bank.add(each)
+    for row, expected in zip(bank(images, ["three", "two"]), (other.model(images)[0], answers[1]), strict=True):
+        assert_near(row[: len(expected)], expected)
+
+    joined = join(trunk, [task, wider], f"{kinds}+last", train_trunk=False)
+    logits = joined.model({"two": images, "three": images[:1]})
+    assert_near(logits["two"], joined.tasks["two"].model(images))
+    assert_near(logits["three"], joined.tasks["three"].model(images[:1]))
+
+
+def assert_near(logits, expected):
+    """Differences grow with the logits."""
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * max(1.0, np.abs(expected).max()), rtol=0)
 
 
 @pytest.mark.slow
