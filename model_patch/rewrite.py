@@ -111,27 +111,19 @@ def followers(model: keras.Model, prefix: str = "") -> dict[str, str]:
     Layers that are used more than once neither follow nor are followed, and nor do layers of two different graphs.
     """
     model = functional(model)
-    uses: dict[int, list] = {}
-    for node in nodes(model):
-        for tensor in node.arguments.keras_tensors:
-            uses.setdefault(id(tensor), []).append(node)
-    for tensor in model.outputs:
-        uses.setdefault(id(tensor), []).append(None)
-    times = collections.Counter(id(node.operation) for node in nodes(model))
+    graph = Graph(model)
 
-    def follows(node) -> bool:
-        once = node is not None and times[id(node.operation)] == 1 and len(node.arguments.keras_tensors) == 1
-        return once and isinstance(node.operation, keras.Layer) and not isinstance(node.operation, keras.Model)
+    def is_plain(layer: keras.Operation) -> bool:
+        once = len(graph.nodes[id(layer)]) == 1
+        return once and isinstance(layer, keras.Layer) and not isinstance(layer, keras.Model)
 
     found: dict[str, str] = {}
-    for node in nodes(model):
-        layer = node.operation
+    for layer in model.layers:
+        follower = graph.follower(layer)
         if isinstance(layer, keras.Model):
-            found |= followers(layer, prefix + layer.name + "/")
-        elif isinstance(layer, keras.Layer) and times[id(layer)] == 1 and len(node.output_tensors) == 1:
-            users = uses.get(id(node.output_tensors[0]), [])
-            if len(users) == 1 and follows(users[0]):
-                found[prefix + layer.name] = prefix + users[0].operation.name
+            found |= followers(layer, f"{prefix}{layer.name}/")
+        elif follower is not None and is_plain(layer) and is_plain(follower):
+            found[prefix + layer.name] = prefix + follower.name
     return found
 
 
