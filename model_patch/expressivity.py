@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.files import write_bytes
 from model_patch.report.comparison import save_figure
+from model_patch.report.sample import Sample
 from model_patch.report.table import markdown, print_table
 from model_patch.training.workdir import Workdir, versions
 
@@ -133,8 +134,10 @@ def errors_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     names, widths = (list(dict.fromkeys(row[field] for row in rows)) for field in ("function", "width"))
     cells = []
     for name in names:
-        errors = [[r["error"] for r in rows if (r["function"], r["width"]) == (name, width)] for width in widths]
-        cells.append([name, *(f"{np.mean(each):.3f} ({max(each) - min(each):.3f})" for each in errors)])
+        errors = [
+            Sample(tuple(r["error"] for r in rows if (r["function"], r["width"]) == (name, width))) for width in widths
+        ]
+        cells.append([name, *map(str, errors)])
     return ["function", *(f"{width} units" for width in widths)], cells
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from model_patch.report.rates import best_rate, by_rate
+from model_patch.report.sample import Sample
 
 COMPARABLE = 0.05
 """Accuracies that differ by at most this, in 0..1, are called comparable."""
@@ -31,30 +32,6 @@ class Verdict:
     where: str
     holds: bool
     numbers: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """Accuracies of one row over its seeds, in 0..1."""
-
-    accuracies: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Their mean."""
-        return float(np.mean(self.accuracies))
-
-    @property
-    def spread(self) -> float:
-        """Best less worst."""
-        return max(self.accuracies) - min(self.accuracies)
-
-    def above(self, other: "Sample", least: float = 0.0) -> bool:
-        """Whether the mean is higher than another's by more than either spread, and by at least `least`."""
-        return self.mean - other.mean > max(self.spread, other.spread, least)
-
-    def __str__(self):
-        return f"{self.mean:.4f} ({self.spread:.4f})"
 
 
 Results = Mapping[str, dict]
@@ -133,9 +110,9 @@ def _rates(results: Results):
             rate = best[train]
             if train in ("full", "last") or rate not in grouped["full"]:
                 continue
-            full, at_its_best = (Sample(tuple(grouped["full"][each])) for each in (rate, best["full"]))
+            full, at_its_best = (grouped["full"][each] for each in (rate, best["full"]))
             numbers = (
-                f"best rate of `{train}` {rate:g}, {Sample(tuple(rates[rate]))}; of `full` {best['full']:g}, {at_its_best}; "
+                f"best rate of `{train}` {rate:g}, {rates[rate]}; of `full` {best['full']:g}, {at_its_best}; "
                 f"`full` at {rate:g}: {full}"
             )
             holds = rate > best["full"] and at_its_best.above(full)
@@ -157,13 +134,17 @@ def _statistics(results: Results):
 
 
 def _multitask(results: Results):
-    claim = "tasks that share the trunk and have patches of their own are within 1 point of independent nets"
+    claim = "a task that shares the trunk and has a patch of its own is within 1 point of its independent net"
     for name, rows in _of(results, "multitask"):
-        samples = by_share(rows)
-        if {"trunk", "nothing"} <= samples.keys():
-            numbers = f"mean of the tasks: `trunk` {samples['trunk']}, `nothing` {samples['nothing']}"
-            yield Verdict(claim, name, samples["trunk"].mean >= samples["nothing"].mean - POINT, numbers)
-        yield from _pair("patches of their own are better than shared ones", name, samples, "trunk", "trunk+patch")
+        for task in dict.fromkeys(row["task"] for row in rows):
+            samples = by_train(rows, task=task)
+            if {"trunk", "nothing"} <= samples.keys():
+                numbers = f"`trunk` {samples['trunk']}, `nothing` {samples['nothing']}"
+                yield Verdict(
+                    claim, f"{name}, {task}", samples["trunk"].mean >= samples["nothing"].mean - POINT, numbers
+                )
+        claim_of_all = "patches of their own are better than shared ones by more than the spread, in the tasks' mean"
+        yield from _pair(claim_of_all, name, by_share(rows), "trunk", "trunk+patch")
 
 
 def _resolutions(results: Results):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from model_patch.files import write_bytes
+from model_patch.report.sample import Sample
 from model_patch.report.table import markdown, print_table
 
 HEADER = ("train", "trained values", "of all", "patch file", "test accuracy", "spread", "seeds", "seconds")
@@ -15,22 +16,19 @@ def summarise(rows: list[dict]) -> list[dict]:
     """Averages the rows of `results.json` over seeds.
 
     Returns:
-        One object per value of `train`, in order of first appearance: the row's counts, `test_accuracy` (mean over
-        seeds, 0..1), `spread` (largest less smallest), `seeds` (how many) and `train_seconds` (mean).
+        One object per value of `train`, in order of first appearance: the row's counts, `accuracy` (a `Sample`, in 0..1),
+        and `train_seconds` (mean).
     """
     grouped = defaultdict(list)
     for row in rows:
         grouped[row["train"]].append(row)
     summary = []
     for train, group in grouped.items():
-        accuracies = [row["test_accuracy"] for row in group]
         summary.append(
             {
                 "train": train,
                 **{key: group[0][key] for key in ("trained_parameters", "trained_fraction", "patch_bytes")},
-                "test_accuracy": float(np.mean(accuracies)),
-                "spread": max(accuracies) - min(accuracies),
-                "seeds": len(group),
+                "accuracy": Sample(tuple(row["test_accuracy"] for row in group)),
                 "train_seconds": float(np.mean([row["train_seconds"] for row in group])),
             }
         )
@@ -45,9 +43,9 @@ def table_rows(summary: list[dict]) -> list[list[str]]:
             f"{row['trained_parameters']:,}",
             f"{100 * row['trained_fraction']:.1f} %",
             f"{row['patch_bytes'] / 1000:,.0f} kB",
-            f"{row['test_accuracy']:.4f}",
-            f"{row['spread']:.4f}",
-            str(row["seeds"]),
+            f"{row['accuracy'].mean:.4f}",
+            f"{row['accuracy'].spread:.4f}",
+            str(len(row["accuracy"].values)),
             f"{row['train_seconds']:.1f}",
         ]
         for row in summary
@@ -61,8 +59,8 @@ def plot(summary: list[dict], title: str):
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for row in summary:
-        x, y = max(row["trained_parameters"], 1), row["test_accuracy"]
-        axes.errorbar(x, y, yerr=row["spread"] / 2, fmt="o", capsize=3, color="tab:blue")
+        x, y = max(row["trained_parameters"], 1), row["accuracy"].mean
+        axes.errorbar(x, y, yerr=[[bar] for bar in row["accuracy"].bars], fmt="o", capsize=3, color="tab:blue")
         axes.annotate(row["train"], (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     axes.margins(x=0.2, y=0.15)

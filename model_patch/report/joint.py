@@ -7,6 +7,7 @@ import numpy as np
 
 from model_patch.files import write_bytes
 from model_patch.report.comparison import save_figure
+from model_patch.report.sample import Sample
 from model_patch.report.table import markdown, print_table
 
 INDEPENDENT = "nothing"
@@ -20,9 +21,9 @@ def summarise(rows: list[dict]) -> list[dict]:
     """Averages the rows of `results.json` over seeds.
 
     Returns:
-        One object per value of `share`, in order of first appearance: `tasks`, by name the `test_accuracy` (mean over
-        seeds, 0..1), `spread` (largest less smallest) and `image_size`; `mean`, the mean of the tasks' accuracies, and
-        its `spread`; `total_parameters`, `trained_parameters`, `seeds` (how many) and `train_seconds` (mean).
+        One object per value of `share`, in order of first appearance: `tasks`, by name the `accuracy` (a `Sample`, in 0..1)
+        and `image_size`; `mean`, the `Sample` of the tasks' mean accuracies; `total_parameters`, `trained_parameters` and
+        `train_seconds` (mean).
     """
     shares = defaultdict(list)
     for row in rows:
@@ -33,19 +34,16 @@ def summarise(rows: list[dict]) -> list[dict]:
         for row in group:
             by_task[row["task"], row["image_size"]].append(row["test_accuracy"])
             by_seed[row["seed"]].append(row["test_accuracy"])
-        means = [float(np.mean(accuracies)) for accuracies in by_seed.values()]
         summary.append(
             {
                 "share": share,
                 "tasks": {
-                    task: {"test_accuracy": float(np.mean(each)), "spread": max(each) - min(each), "image_size": size}
+                    task: {"accuracy": Sample(tuple(each)), "image_size": size}
                     for (task, size), each in by_task.items()
                 },
-                "mean": float(np.mean(means)),
-                "spread": max(means) - min(means),
+                "mean": Sample(tuple(float(np.mean(accuracies)) for accuracies in by_seed.values())),
                 "total_parameters": group[0]["total_parameters"],
                 "trained_parameters": group[0]["trained_parameters"],
-                "seeds": len(by_seed),
                 "train_seconds": float(np.mean([row["train_seconds"] for row in group])),
             }
         )
@@ -60,13 +58,13 @@ def table(summary: list[dict]) -> tuple[list[str], list[list[str]]]:
     return header, [
         [
             row["share"],
-            *(f"{row['tasks'][task]['test_accuracy']:.4f}" for task in tasks),
-            f"{row['mean']:.4f}",
-            f"{row['spread']:.4f}",
+            *(f"{row['tasks'][task]['accuracy'].mean:.4f}" for task in tasks),
+            f"{row['mean'].mean:.4f}",
+            f"{row['mean'].spread:.4f}",
             f"{row['total_parameters']:,}",
             f"{100 * row['total_parameters'] / separate:.1f} %" if separate else "",
             f"{row['trained_parameters']:,}",
-            str(row["seeds"]),
+            str(len(row["mean"].values)),
             f"{row['train_seconds']:.1f}",
         ]
         for row in summary
@@ -85,18 +83,19 @@ def plot(summary: list[dict], title: str, resolutions: bool):
     names = list(summary[0]["tasks"])
     for i, row in enumerate(summary):
         tasks = list(row["tasks"].values())
-        accuracies, spreads = [t["test_accuracy"] for t in tasks], [t["spread"] / 2 for t in tasks]
+        means = [task["accuracy"].mean for task in tasks]
+        bars = list(zip(*(task["accuracy"].bars for task in tasks), strict=True))
         label = f"{row['share']}: {row['total_parameters'] / 1e6:.2f} M values"
         if resolutions:
             sizes = [task["image_size"] for task in tasks]
-            axes.errorbar(sizes, accuracies, yerr=spreads, fmt="o-", capsize=3, label=label)
+            axes.errorbar(sizes, means, yerr=bars, fmt="o-", capsize=3, label=label)
             continue
         places = np.arange(len(names)) + WIDTH * ((i + 0.5) / len(summary) - 0.5)
-        axes.bar(places, accuracies, WIDTH / len(summary), yerr=spreads, capsize=3, label=label)
+        axes.bar(places, means, WIDTH / len(summary), yerr=bars, capsize=3, label=label)
     if resolutions:
         axes.set(xlabel="image size in pixels", xticks=[task["image_size"] for task in summary[0]["tasks"].values()])
     else:
-        lowest = min(task["test_accuracy"] - task["spread"] for row in summary for task in row["tasks"].values())
+        lowest = min(min(task["accuracy"].values) for row in summary for task in row["tasks"].values())
         axes.set(xticks=range(len(names)), xticklabels=names, ylim=(max(0.0, lowest - 0.1), None))
     axes.set(ylabel="test accuracy", title=title)
     axes.grid(alpha=0.3, axis="y")

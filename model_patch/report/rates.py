@@ -3,19 +3,21 @@
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
-
 from model_patch.files import write_bytes
 from model_patch.report.comparison import save_figure
+from model_patch.report.sample import Sample
 from model_patch.report.table import markdown, print_table
 
 
-def by_rate(rows: list[dict]) -> dict[str, dict[float, list[float]]]:
-    """Returns the test accuracies of every seed, by what was trained and by learning rate."""
+def by_rate(rows: list[dict]) -> dict[str, dict[float, Sample]]:
+    """Returns the test accuracies over the seeds, by what was trained and by learning rate."""
     grouped: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         grouped[row["train"]][row["learning_rate"]].append(row["test_accuracy"])
-    return {train: dict(sorted(rates.items())) for train, rates in grouped.items()}
+    return {
+        train: {rate: Sample(tuple(accuracies)) for rate, accuracies in sorted(rates.items())}
+        for train, rates in grouped.items()
+    }
 
 
 def rates_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
@@ -23,15 +25,14 @@ def rates_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     grouped = by_rate(rows)
     rates = sorted({rate for each in grouped.values() for rate in each})
     cells = [
-        [train, *(_cell(each[rate]) if rate in each else "" for rate in rates), f"{best_rate(each):g}"]
-        for train, each in grouped.items()
+        [train, *(str(each.get(rate, "")) for rate in rates), f"{best_rate(each):g}"] for train, each in grouped.items()
     ]
     return ["train", *(f"{rate:g}" for rate in rates), "best rate"], cells
 
 
-def best_rate(accuracies: dict[float, list[float]]) -> float:
+def best_rate(accuracies: dict[float, Sample]) -> float:
     """Returns the learning rate with the best mean accuracy; of two equal ones the lower."""
-    return max(accuracies, key=lambda rate: (np.mean(accuracies[rate]), -rate))
+    return max(accuracies, key=lambda rate: (accuracies[rate].mean, -rate))
 
 
 def plot_rates(rows: list[dict], title: str):
@@ -41,9 +42,8 @@ def plot_rates(rows: list[dict], title: str):
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for train, each in by_rate(rows).items():
-        means = [np.mean(accuracies) for accuracies in each.values()]
-        bars = [[mean - min(a) for mean, a in zip(means, each.values(), strict=True)]]
-        bars.append([max(a) - mean for mean, a in zip(means, each.values(), strict=True)])
+        means = [accuracies.mean for accuracies in each.values()]
+        bars = list(zip(*(accuracies.bars for accuracies in each.values()), strict=True))
         axes.errorbar(list(each), means, yerr=bars, fmt="o-", capsize=3, label=train)
     axes.set_xscale("log")
     axes.set(xlabel="learning rate", ylabel="test accuracy", title=title)
@@ -61,7 +61,3 @@ def write_rates_report(results: dict, folder: Path):
     text = f"# {title}\n\n{markdown(header, rows)}\nMean over seeds; in brackets best less worst seed. {versions}.\n"
     write_bytes(folder / "results.md", text.encode())
     save_figure(plot_rates(results["rows"], title), folder / "accuracy_vs_learning_rate.png")
-
-
-def _cell(accuracies: list[float]) -> str:
-    return f"{np.mean(accuracies):.4f} ({max(accuracies) - min(accuracies):.4f})"
