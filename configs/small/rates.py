@@ -1,4 +1,4 @@
-"""Learning rates at our scale: digits on the bundled trunk, three ways to train at five rates, 160 steps, three seeds.
+"""Learning rates at our scale: digits on the bundled trunk, four ways to train at four rates, 120 steps, three seeds.
 
 Command: `python scripts/transfer.py --config=configs/small/rates.py --workdir=runs/small/rates`. Stands for the paper's figure of
 patches and learning rates; statistics are those of the task's batches, as there. Not run yet in full;
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config = TRANSFER["get_config"]()
     config.train = ("last", "scale_bias+last", "depthwise+last", "full")
     config.norm_statistics = "batch"
-    config.learning_rates = (0.001, 0.003, 0.01, 0.03, 0.1)
-    config.epochs = 8
+    config.learning_rates = (0.003, 0.01, 0.03, 0.1)
+    config.epochs = 6
     config.seeds = (0, 1, 2)
     return config
