@@ -4,7 +4,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +18,8 @@ from model_patch.errors import ModelPatchError
 
 EXIT_STATUS = 2
 """Exit status of a script that was given something it cannot use."""
+
+flags.disclaim_key_flags()  # What is defined here belongs to the script that asked for it, and is in its --help.
 
 CONFIG = "config"
 """Name of the flag that `define_config` defines."""
@@ -188,6 +190,64 @@ def override(config: ConfigDict, **values) -> ConfigDict:
     """Returns the config with those values that are not None, the flags that were given, in place of its own."""
     config.update({name: value for name, value in values.items() if value is not None})
     return config
+
+
+class Fields:
+    """The flags of a script that set fields of its config, each by the field's name.
+
+    Every method defines flags, from a name to what `--help` says of it; none has a default of its own.
+    """
+
+    def __init__(self) -> None:
+        self._flags: list[tuple[flags.FlagHolder, Callable]] = []
+
+    def strings(self, **said: str):
+        """Defines flags whose values are text."""
+        self._define(flags.DEFINE_string, said)
+
+    def integers(self, **said: str):
+        """Defines flags whose values are integers."""
+        self._define(flags.DEFINE_integer, said)
+
+    def numbers(self, **said: str):
+        """Defines flags whose values are numbers."""
+        self._define(flags.DEFINE_float, said)
+
+    def switches(self, **said: str):
+        """Defines flags that are given as `--name` or `--noname`."""
+        self._define(flags.DEFINE_bool, said)
+
+    def choice(self, values: Sequence[str], **said: str):
+        """Defines flags whose values are one of `values`."""
+        self._define(lambda name, default, text: flags.DEFINE_enum(name, default, list(values), text), said)
+
+    def lists(self, **said: str):
+        """Defines flags whose values are texts, joined by commas."""
+        self._define(flags.DEFINE_list, said, lambda name, texts: tuple(texts))
+
+    def integer_lists(self, **said: str):
+        """Defines flags whose values are integers, joined by commas."""
+        self._define(flags.DEFINE_list, said, integers)
+
+    def number_lists(self, **said: str):
+        """Defines flags whose values are numbers, joined by commas."""
+        self._define(flags.DEFINE_list, said, numbers)
+
+    def over(self, config: ConfigDict, **values) -> ConfigDict:
+        """Returns the config with what the flags say in place of its own.
+
+        Args:
+            config: has all the fields.
+            **values: more of them, as for `override`.
+
+        Raises:
+            ModelPatchError: an element of a list is not what the list is of.
+        """
+        given = {holder.name: of(holder.name, holder.value) for holder, of in self._flags if holder.value is not None}
+        return override(config, **given, **values)
+
+    def _define(self, define: Callable[..., flags.FlagHolder], said: dict[str, str], of=lambda name, value: value):
+        self._flags += [(define(name, None, text), of) for name, text in said.items()]
 
 
 def integers(flag: str, texts: list[str]) -> tuple[int, ...]:

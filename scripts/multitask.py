@@ -21,89 +21,58 @@ are missing. Flags override the config; what is not a flag can be set with --con
 
 from pathlib import Path
 
-from absl import flags
-
 from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "multitask.py")
 _WORKDIR, _DRY_RUN = cli.define_outputs()
-_TRUNK = flags.DEFINE_string(
-    "trunk",
-    None,
-    "bundled | keras:NAME[?alpha=0.35&weights=imagenet] | file:PATH[#layer] | hub:HANDLE | slim:CHECKPOINT | kerashub:PRESET",
+_FIELDS = cli.Fields()
+_FIELDS.strings(
+    trunk="bundled | keras:NAME[?alpha=0.35&weights=imagenet] | file:PATH[#layer] | hub:HANDLE | slim:CHECKPOINT | "
+    "kerashub:PRESET",
+    train="What of a task is learnt: kinds and last joined by +.",
+    head_from="Patch file whose head all tasks take and keep.",
+    optimizer="adam | adamw | rmsprop | sgd",
+    augmentation="none | auto | shift, flip, crop, colour joined by +",
 )
-_DATA = flags.DEFINE_list(
-    "data", None, "One per task: digits | mnist | faces | textures | folder:PATH | idx:PATH | tfds:NAME"
+_FIELDS.lists(
+    data="One per task: digits | mnist | faces | textures | folder:PATH | idx:PATH | tfds:NAME",
+    task_names="Names of the tasks; by default the data's.",
+    share="What the tasks share, a row each: nothing, trunk, trunk+patch.",
 )
-_TASK_NAMES = flags.DEFINE_list("task_names", None, "Names of the tasks; by default the data's.")
-_IMAGE_SIZES = flags.DEFINE_list("image_sizes", None, "Pixels, one per task; 0: the trunk's own.")
-_RESOLUTIONS = flags.DEFINE_list("resolutions", None, "Image sizes at which one data set is learnt, each a task.")
-_SHARE = flags.DEFINE_list("share", None, "What the tasks share, a row each: nothing, trunk, trunk+patch.")
-_TRAIN = flags.DEFINE_string("train", None, "What of a task is learnt: kinds and last joined by +.")
-_HEAD = flags.DEFINE_enum(
-    "head", None, ["auto", "own", "shared"], "A head per task, or one; auto: one for resolutions."
+_FIELDS.integer_lists(
+    image_sizes="Pixels, one per task; 0: the trunk's own.",
+    resolutions="Image sizes at which one data set is learnt, each a task.",
+    seeds="Seeds, a row of results each, for example 0,1,2.",
 )
-_HEAD_FROM = flags.DEFINE_string("head_from", None, "Patch file whose head all tasks take and keep.")
-_TRAIN_TRUNK = flags.DEFINE_bool("train_trunk", None, "Learn the trunk from all tasks, or leave it as it is.")
-_NORM_STATISTICS = flags.DEFINE_enum(
-    "norm_statistics",
-    None,
-    ["auto", "batch", "frozen"],
-    "Train with the tasks' own batch-norm statistics (batch), or with the trunk's (frozen).",
+_FIELDS.choice(("auto", "own", "shared"), head="A head per task, or one; auto: one for resolutions.")
+_FIELDS.choice(
+    ("auto", "batch", "frozen"),
+    norm_statistics="Train with the tasks' own batch-norm statistics (batch), or with the trunk's (frozen).",
 )
-_SAMPLER = flags.DEFINE_enum(
-    "sampler", None, ["uniform", "proportional", "annealed"], "Which share of a step's images each task has."
+_FIELDS.choice(("uniform", "proportional", "annealed"), sampler="Which share of a step's images each task has.")
+_FIELDS.switches(
+    train_trunk="Learn the trunk from all tasks, or leave it as it is.",
+    skip_bad_images="Leave out image files that cannot be read.",
 )
-_SAMPLER_POWER = flags.DEFINE_float("sampler_power", None, "Exponent of the data's sizes; if annealed, at the end.")
-_TASK_WEIGHTS = flags.DEFINE_list("task_weights", None, "What each task's mean loss counts; by default 1 each.")
-_EPOCHS = flags.DEFINE_integer("epochs", None, "Passes over as many images as all tasks have together.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images per task and step, on average.")
-_OPTIMIZER = flags.DEFINE_string("optimizer", None, "adam | adamw | rmsprop | sgd")
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "Highest learning rate; 0: by what is trained.")
-_AUGMENTATION = flags.DEFINE_string("augmentation", None, "none | auto | shift, flip, crop, colour joined by +")
-_VALIDATION_FRACTION = flags.DEFINE_float(
-    "validation_fraction", None, "Held out to choose the best epoch; 0: the last."
+_FIELDS.integers(
+    epochs="Passes over as many images as all tasks have together.",
+    batch_size="Images per task and step, on average.",
+    max_train_images="Use this many training images per task; 0: all.",
+    max_test_images="Use this many test images per task; 0: all.",
 )
-_MAX_TRAIN_IMAGES = flags.DEFINE_integer("max_train_images", None, "Use this many training images per task; 0: all.")
-_MAX_TEST_IMAGES = flags.DEFINE_integer("max_test_images", None, "Use this many test images per task; 0: all.")
-_SKIP_BAD_IMAGES = flags.DEFINE_bool("skip_bad_images", None, "Leave out image files that cannot be read.")
-_SEEDS = flags.DEFINE_list("seeds", None, "Seeds, a row of results each, for example 0,1,2.")
+_FIELDS.numbers(
+    sampler_power="Exponent of the data's sizes; if annealed, at the end.",
+    learning_rate="Highest learning rate; 0: by what is trained.",
+    validation_fraction="Held out to choose the best epoch; 0: the last.",
+)
+_FIELDS.number_lists(task_weights="What each task's mean loss counts; by default 1 each.")
 
 
 def main():
     """Flags to config, config to `multitask`."""
     from model_patch.training.multitask import multitask
 
-    def integers(flag: flags.FlagHolder):
-        return flag.value and cli.integers(flag.name, flag.value)
-
-    config = cli.override(
-        _CONFIG.value,
-        trunk=_TRUNK.value,
-        data=_DATA.value and tuple(_DATA.value),
-        task_names=_TASK_NAMES.value and tuple(_TASK_NAMES.value),
-        image_sizes=integers(_IMAGE_SIZES),
-        resolutions=integers(_RESOLUTIONS),
-        share=_SHARE.value and tuple(_SHARE.value),
-        train=_TRAIN.value,
-        head=_HEAD.value,
-        head_from=_HEAD_FROM.value,
-        train_trunk=_TRAIN_TRUNK.value,
-        norm_statistics=_NORM_STATISTICS.value,
-        sampler=_SAMPLER.value,
-        sampler_power=_SAMPLER_POWER.value,
-        task_weights=_TASK_WEIGHTS.value and cli.numbers("task_weights", _TASK_WEIGHTS.value),
-        epochs=_EPOCHS.value,
-        batch_size=_BATCH_SIZE.value,
-        optimizer=_OPTIMIZER.value,
-        learning_rate=_LEARNING_RATE.value,
-        augmentation=_AUGMENTATION.value,
-        validation_fraction=_VALIDATION_FRACTION.value,
-        max_train_images=_MAX_TRAIN_IMAGES.value,
-        max_test_images=_MAX_TEST_IMAGES.value,
-        skip_bad_images=_SKIP_BAD_IMAGES.value,
-        seeds=integers(_SEEDS),
-    )
+    config = _FIELDS.over(_CONFIG.value)
     if _DRY_RUN.value:
         from model_patch.dry_run import dry_run_multitask
 

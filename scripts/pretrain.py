@@ -5,21 +5,20 @@ python scripts/pretrain.py --workdir=runs/pretrain
 
 from pathlib import Path
 
-from absl import flags
-
 from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "pretrain_fashion_mnist.py")
 _WORKDIR, _DRY_RUN = cli.define_outputs()
 _DEVICES = cli.define_devices()
-_DATA = flags.DEFINE_string("data", None, "Images to train on, scheme:rest.")
+_FIELDS = cli.Fields()
+_FIELDS.strings(data="Images to train on, scheme:rest.")
 
 
 def main():
     """Flags to config, config to `pretrain`."""
     from model_patch.training.pretrain import pretrain
 
-    config = cli.override(_CONFIG.value, data=_DATA.value)
+    config = _FIELDS.over(_CONFIG.value)
     if _DRY_RUN.value:
         from model_patch.dry_run import dry_run_pretrain
 

@@ -19,11 +19,13 @@ _DETECTOR = flags.DEFINE_string(
     "detector", None, "Folder of a trained detector, or a trunk, scheme:rest; by default the config's trunk."
 )
 _DETECTOR_SEED = flags.DEFINE_integer("detector_seed", None, "Which detector of the folder; by default the first.")
-_DATA = flags.DEFINE_string("data", None, "digits | mnist | faces | textures | folder:PATH | idx:PATH | tfds:NAME")
-_TRAIN = flags.DEFINE_list("train", None, "What to train, a row each: kinds and last joined by +, or full.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Height and width in pixels; 0: the trunk's own.")
-_EPOCHS = flags.DEFINE_integer("epochs", None, "Passes over the training images.")
-_SEEDS = flags.DEFINE_list("seeds", None, "Seeds, a row of results each, for example 0,1,2.")
+_FIELDS = cli.Fields()
+_FIELDS.strings(data="digits | mnist | faces | textures | folder:PATH | idx:PATH | tfds:NAME")
+_FIELDS.lists(train="What to train, a row each: kinds and last joined by +, or full.")
+_FIELDS.integers(
+    image_size="Height and width in pixels; 0: the trunk's own.", epochs="Passes over the training images."
+)
+_FIELDS.integer_lists(seeds="Seeds, a row of results each, for example 0,1,2.")
 
 
 def main():
@@ -34,15 +36,8 @@ def main():
 
     if not (_DETECTOR.value or _CONFIG.value.trunk):
         raise ModelPatchError("no detector is given: expected --detector=FOLDER of one, or the spec of a trunk")
-    config = cli.override(
-        _CONFIG.value,
-        trunk=_DETECTOR.value and trunk_of(_DETECTOR.value, _DETECTOR_SEED.value),
-        data=_DATA.value,
-        train=_TRAIN.value and tuple(_TRAIN.value),
-        image_size=_IMAGE_SIZE.value,
-        epochs=_EPOCHS.value,
-        seeds=_SEEDS.value and cli.integers("seeds", _SEEDS.value),
-    )
+    trunk = _DETECTOR.value and trunk_of(_DETECTOR.value, _DETECTOR_SEED.value)
+    config = _FIELDS.over(_CONFIG.value, trunk=trunk)
     if _DRY_RUN.value:
         from model_patch.dry_run import dry_run_transfer
 
