@@ -10,36 +10,18 @@ import re
 from collections.abc import Callable, Mapping
 
 import keras
-import numpy as np
 
-from model_patch.errors import ModelPatchError, mismatches
-from model_patch.layers import variables
-from model_patch.preprocessing import TORCH_DEVIATION, TORCH_MEAN
 from model_patch.rewrite import rewrite, walk
-from model_patch.trunks.applications import build
-from model_patch.trunks.weights import refresh
+from model_patch.trunks.applications import SIZES, build
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of a net's variables by name, without the net's own scope."""
 
-Substitutions = tuple[tuple[str, str | Callable[[re.Match], str]], ...]
-"""Regular expressions and what replaces them, applied in this order."""
+Substitution = tuple[str, str | Callable[[re.Match], str]]
+"""A regular expression and what replaces it."""
 
 SLIM = {"kernel": "weights", "bias": "biases", "depthwise_kernel": "depthwise_weights"}
 """What slim calls a layer's variables, where it is not the name in this package."""
-
-NOT_PART_OF_A_NET = (
-    r"global_step|beta[12]_power",
-    r".*/(Momentum|RMSProp(_1)?|Adam(_1)?|ExponentialMovingAverage)",
-    r"FeatureExtractor/.*_Conv2d_\d_(1x1|3x3_s2)_\d+(_depthwise)?/.*",  # The layers of an SSD behind its trunk.
-    r"BoxPredictor_\d+/.*",
-    r"(.*/)?(Logits|AuxLogits|logits|Predictions|predictions)/.*",
-    r".*/head/dense/.*",
-)
-"""Variables of checkpoints that no trunk uses: of optimizers, of heads, of a detector's further layers."""
-
-AVERAGE = "/ExponentialMovingAverage"
-"""Behind the name of a variable: its average over training, with which these nets were evaluated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,95 +47,7 @@ class Architecture:
     bgr: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The variables of a net that was trained elsewhere.
-
-    Attributes:
-        values: arrays by full name.
-        architecture: what they are variables of.
-        prefix: what stands before every name of the net, ending in `/`.
-        where: what they were read from, for errors.
-    """
-
-    values: dict[str, np.ndarray]
-    architecture: Architecture
-    prefix: str
-    where: str
-
-    @property
-    def scope(self) -> str:
-        """The net's own scope, the last part of the prefix."""
-        return self.prefix.rstrip("/").rpartition("/")[2]
-
-    def image_size(self) -> int:
-        """Returns the height and width in pixels that the net was trained at."""
-        return self.architecture.image_size(self.scope)
-
-    def net(self, image_size: int) -> keras.Model:
-        """Returns the Keras net with these values: images in `architecture.mode` to features `(batch, channels)`.
-
-        Raises:
-            ModelPatchError: a variable is missing, not known, or of another shape than the net's; all are named.
-        """
-        inner = {name.removeprefix(self.prefix): value.shape for name, value in self.values.items()}
-        net = self.architecture.build(self.scope, inner, image_size)
-        constants = _constants(net)
-        ours = {}
-        scopes = self.architecture.scopes(net)
-        for path, layer in walk(net):
-            for key, variable in variables(path, layer).items():
-                if key not in constants:
-                    name = key.removeprefix(f"{path}/")
-                    ours[f"{self.prefix}{scopes[path]}/{self.architecture.names.get(name, name)}"] = variable
-                else:
-                    variable.assign(constants[key])
-        shapes = {name: tuple(variable.shape) for name, variable in ours.items()}
-        given = {name: value.shape for name, value in self.values.items() if name in ours or not _is_extra(name)}
-        mismatched = mismatches(shapes, given)
-        if mismatched:
-            raise ModelPatchError(f"the variables of {self.where} are not those of {self.scope}: {mismatched}")
-        for name, variable in ours.items():
-            variable.assign(self.values[name])
-        if self.architecture.bgr:
-            stem = next(variable for variable in ours.values() if variable.shape[-2] == 3)
-            stem.assign(keras.ops.flip(stem.value, axis=-2))
-        refresh(net)
-        return net
-
-
-def recognise(values: Mapping[str, np.ndarray], where: str) -> Source | None:
-    """Finds out which architecture variables belong to; None where no known one.
-
-    Args:
-        values: arrays by full name. Those that training averaged are replaced by their average.
-        where: what they were read from, for errors.
-    """
-    averaged = {name: values.get(name + AVERAGE, value) for name, value in values.items()}
-    for architecture in ARCHITECTURES:
-        pattern = re.compile(rf"(.*?/)?{architecture.scope}/")
-        prefixes = {match[0] for name in values if (match := pattern.match(name))}
-        if prefixes:
-            return Source(averaged, architecture, min(prefixes, key=len), where)
-    return None
-
-
-def _is_extra(name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in NOT_PART_OF_A_NET)
-
-
-def _constants(net: keras.Model) -> dict[str, np.ndarray | int]:
-    """Returns the values of what no training moves, by key: EfficientNet scales its images by itself."""
-    known: dict[str, np.ndarray | int] = {"mean": TORCH_MEAN, "variance": TORCH_DEVIATION**2, "count": 0}
-    return {
-        key: np.reshape(known[variable.name], variable.shape)
-        for path, layer in walk(net)
-        if isinstance(layer, keras.layers.Normalization)
-        for key, variable in variables(path, layer).items()
-    }
-
-
-def _by_name(*substitutions: tuple[str, str | Callable[[re.Match], str]]) -> Callable[[keras.Model], dict[str, str]]:
+def _by_name(*substitutions: Substitution) -> Callable[[keras.Model], dict[str, str]]:
     """Returns the function that makes a scope out of each layer's name, by substitutions in this order."""
 
     def scope(name: str) -> str:
@@ -258,7 +152,13 @@ def _resnet_v2(scope: str, shapes: Shapes, size: int) -> keras.Model:
 
 
 def _efficientnet(scope: str, shapes: Shapes, size: int) -> keras.Model:
-    return build(f"EfficientNet{scope[-2:].upper()}", size)
+    return build(_efficientnet_name(scope), size)
+
+
+def _efficientnet_name(scope: str) -> str:
+    """Returns what Keras calls a net: `efficientnet-b0` is EfficientNetB0, `efficientnetv2-s` EfficientNetV2S."""
+    family, _, size = scope.partition("-")
+    return f"EfficientNet{'V2' if family.endswith('v2') else ''}{size.upper()}"
 
 
 def _inception_scopes(net: keras.Model) -> dict[str, str]:
@@ -314,6 +214,7 @@ def _efficientnet_scopes(net: keras.Model) -> dict[str, str]:
             blocks.append(block)
         scope = f"blocks_{blocks.index(block)}"
         kinds = {"dwconv": "depthwise_conv2d", "se_reduce": "se/conv2d", "se_expand": "se/conv2d_1"}
+        kinds["dwconv2"] = kinds["dwconv"]  # Its name in EfficientNetV2.
         kind = kinds.get(part) or ("tpu_batch_normalization" if part.endswith("bn") else "conv2d")
         if part not in kinds:
             number = counts.get(f"{scope}/{kind}", 0)
@@ -373,10 +274,10 @@ ARCHITECTURES = [
     Architecture(r"resnet_v1_(50|101|152)", _resnet_v1, _resnet_scopes(1), mode="caffe", bgr=True),
     Architecture(r"resnet_v2_(50|101|152)", _resnet_v2, _resnet_scopes(2)),
     Architecture(
-        r"efficientnet-b[0-7]",
+        r"efficientnet(-b[0-7]|v2-(b[0-3]|[sml]))",
         _efficientnet,
         _efficientnet_scopes,
-        lambda scope: {"0": 224, "1": 240, "2": 260, "3": 300, "4": 380, "5": 456, "6": 528, "7": 600}[scope[-1]],
+        lambda scope: SIZES.get(_efficientnet_name(scope), 224),
         mode="none",  # As for MobileNetV3.
         names={},
     ),

@@ -13,9 +13,9 @@ from model_patch.errors import ModelPatchError
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
-from model_patch.trunks.architectures import Source, recognise
 from model_patch.trunks.modules import FILES, features_of, load_module, own_size
 from model_patch.trunks.reason import reason
+from model_patch.trunks.source import Source, recognise
 
 TOLERANCE = 1e-4
 """Largest difference between a module's features and those of the Keras net that stands for it, for features of size 1."""
@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 def open_hub(spec: Spec, image_size: int | None = None) -> Trunk:
     """Opens `hub:HANDLE[?image_size=PIXELS&preprocessing=MODE&as_is=true]`, a URL or a folder with a reusable SavedModel.
 
-    Where its variables are named as slim's (see `architectures`), they are put into the Keras net that they are of. All
+    Where its variables are named as in `architectures`, they are put into the Keras net that they are of. All
     of them must fit, and the net must give the module's own features for the same images; which scaling of pixels the
     module expects shows then, too. The trunk is an ordinary Keras net.
 
@@ -99,40 +99,42 @@ def resolve(handle: str) -> Path:
 def _mapped(spec: Spec, module, source: Source, wanted: int, mode: str) -> Trunk:
     """Returns the Keras net that a module is, after it gave the module's own features."""
     size_shown = own_size(module) or wanted or source.image_size()
-    net = source.net(size_shown)
-    shown = _mode(module, net, size_shown, f"the module {spec.rest}", source)
+    net, scales, shown = _same_net(module, source, size_shown)
     if mode and mode != shown:
         raise ModelPatchError(
             f"preprocessing={mode} in {spec.text!r} is not the module's, which is {shown}: leave it out"
         )
     size = wanted or size_shown
-    return Trunk(net if size == size_shown else source.net(size), spec.text, Preprocessing(size, shown))
+    return Trunk(net if size == size_shown else source.net(size, scales), spec.text, Preprocessing(size, shown))
 
 
-def _mode(module, net: keras.Model, size: int, where: str, source: Source) -> str:
-    """Returns the preprocessing with which the net does what the module does with images in [0, 1].
+def _same_net(module, source: Source, size: int) -> tuple[keras.Model, bool, str]:
+    """Returns the net that does what the module does with images in [0, 1], whether it scales pixels, and the preprocessing.
 
     Raises:
-        ModelPatchError: there is none, so that the net is not the module's.
+        ModelPatchError: there is none, so that the variables are not all of what the module computes with.
     """
     images = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3)).astype("float32")
     expected = features_of(module, images / 255)
     nearest = np.inf
-    modes = [source.architecture.mode, *(mode for mode in MODES if mode != source.architecture.mode)]
-    for mode in modes:
-        features = keras.ops.convert_to_numpy(net(Preprocessing(size, mode).scale(images), training=False))
-        if features.shape != expected.shape:
-            raise ModelPatchError(
-                f"{where} gives {expected.shape[1:]} where {source.scope} gives {features.shape[1:]} features: expected a "
-                "feature vector, not a classifier"
-            )
-        difference = np.abs(features - expected).max() / max(1.0, np.abs(expected).max())
-        if difference <= TOLERANCE:
-            return mode
-        nearest = min(nearest, difference)
+    usual = source.architecture.mode
+    # Nets of Keras that scale by themselves may do it otherwise than the module.
+    for scales in (True, False) if usual == "none" else (True,):
+        net = source.net(size, scales)
+        for mode in [usual, *(mode for mode in MODES if mode != usual)]:
+            features = keras.ops.convert_to_numpy(net(Preprocessing(size, mode).scale(images), training=False))
+            if features.shape != expected.shape:
+                raise ModelPatchError(
+                    f"{source.where} gives {expected.shape[1:]} where {source.scope} gives {features.shape[1:]} features: "
+                    "expected a feature vector, not a classifier"
+                )
+            difference = np.abs(features - expected).max() / max(1.0, np.abs(expected).max())
+            if difference <= TOLERANCE:
+                return net, scales, mode
+            nearest = min(nearest, difference)
     raise ModelPatchError(
-        f"{where} has the variables of {source.scope} but computes otherwise (its features differ by {nearest:.1g}): open it "
-        "with ?as_is=true"
+        f"{source.where} has the variables of {source.scope} but computes otherwise (its features differ by {nearest:.1g}): "
+        "open it with ?as_is=true"
     )
 
 

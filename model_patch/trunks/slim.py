@@ -8,8 +8,9 @@ from model_patch.errors import ModelPatchError
 from model_patch.preprocessing import Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
-from model_patch.trunks.architectures import ARCHITECTURES, recognise
+from model_patch.trunks.architectures import ARCHITECTURES
 from model_patch.trunks.reason import reason
+from model_patch.trunks.source import recognise
 
 
 def open_slim(spec: Spec, image_size: int | None = None) -> Trunk:

@@ -271,29 +271,51 @@ def resnet_50(version):
     return net
 
 
-def efficientnet_b0(m, x):
+def efficientnet_b0(version):
     swish = tf.nn.swish
+    # Factor of expansion, channels, kernel, stride of the first, how many; fused: one full convolution, and no gate.
+    if version == 1:
+        rows = [(1, 16, 3, 1, 1), (6, 24, 3, 2, 2), (6, 40, 5, 2, 2), (6, 80, 3, 2, 3), (6, 112, 5, 1, 3)]
+        rows += [(6, 192, 5, 2, 4), (6, 320, 3, 1, 1)]
+        fused = 0
+    else:
+        rows = [(1, 16, 3, 1, 1), (4, 32, 3, 2, 2), (4, 48, 3, 2, 2), (4, 96, 3, 2, 3), (6, 112, 3, 1, 5)]
+        rows += [(6, 192, 3, 2, 8)]
+        fused = 3
 
-    def convolved(x, scope, channels, kernel=1, stride=1, activation=swish):
+    def convolved(m, x, scope, channels, kernel=1, stride=1, activation=swish):
         kind = "conv2d" if channels else "depthwise_conv2d"
         x = m.weights(x, m.number(f"{scope}/{kind}"), channels, kernel, stride)
         return m.norm(x, m.number(f"{scope}/tpu_batch_normalization"), activation)
 
-    x = convolved(x, "stem", 32, 3, 2)
-    rows = [(1, 16, 3, 1, 1), (6, 24, 3, 2, 2), (6, 40, 5, 2, 2), (6, 80, 3, 2, 3), (6, 112, 5, 1, 3)]
-    rows += [(6, 192, 5, 2, 4), (6, 320, 3, 1, 1)]
-    number = 0
-    for factor, channels, kernel, first_stride, repeats in rows:
-        for i in range(repeats):
-            scope, before, stride = f"blocks_{number}", x, first_stride if i == 0 else 1
-            if factor > 1:
-                x = convolved(x, scope, x.shape[-1] * factor)
-            x = convolved(x, scope, None, kernel, stride)
-            gate = tf.reduce_mean(x, [1, 2], keepdims=True)
-            gate = swish(m.weights(gate, f"{scope}/se/conv2d", before.shape[-1] // 4, 1, biases=True))
-            x *= tf.sigmoid(m.weights(gate, f"{scope}/se/conv2d_1", x.shape[-1], 1, biases=True))
-            x = convolved(x, scope, channels, activation=None)
-            if stride == 1 and before.shape[-1] == channels:
-                x += before
-            number += 1
-    return tf.reduce_mean(convolved(x, "head", 1280), [1, 2])
+    def block(m, x, scope, factor, channels, kernel, stride):
+        before = x
+        if factor > 1:
+            x = convolved(m, x, scope, x.shape[-1] * factor)
+        x = convolved(m, x, scope, None, kernel, stride)
+        gate = tf.reduce_mean(x, [1, 2], keepdims=True)
+        gate = swish(m.weights(gate, f"{scope}/se/conv2d", before.shape[-1] // 4, 1, biases=True))
+        x *= tf.sigmoid(m.weights(gate, f"{scope}/se/conv2d_1", x.shape[-1], 1, biases=True))
+        return convolved(m, x, scope, channels, activation=None)
+
+    def fused_block(m, x, scope, factor, channels, kernel, stride):
+        if factor == 1:
+            return convolved(m, x, scope, channels, kernel, stride)
+        return convolved(
+            m, convolved(m, x, scope, x.shape[-1] * factor, kernel, stride), scope, channels, activation=None
+        )
+
+    def net(m, x):
+        x = convolved(m, x, "stem", 32, 3, 2)
+        number = 0
+        for stage, (factor, channels, kernel, first_stride, repeats) in enumerate(rows):
+            for i in range(repeats):
+                before, stride = x, first_stride if i == 0 else 1
+                make = fused_block if stage < fused else block
+                x = make(m, x, f"blocks_{number}", factor, channels, kernel, stride)
+                if stride == 1 and before.shape[-1] == channels:
+                    x += before
+                number += 1
+        return tf.reduce_mean(convolved(m, x, "head", 1280), [1, 2])
+
+    return net

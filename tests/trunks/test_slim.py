@@ -27,6 +27,24 @@ def values_of(net: SlimNet) -> dict:
     return {name: variable.numpy() for name, variable in net.by_name.items()}
 
 
+def as_detector(values: dict) -> dict:
+    """Returns a net's values as a checkpoint of the Object Detection API holds them, with some of an SSD's further layers."""
+    further = {
+        # Of SSD, SSDLite and FPN.
+        "FeatureExtractor/MobilenetV2/layer_19_2_Conv2d_2_3x3_s2_512/weights": (3, 3, 4, 4),
+        "FeatureExtractor/MobilenetV2/layer_19_2_Conv2d_2_3x3_s2_512/BatchNorm/gamma": (4,),
+        "FeatureExtractor/MobilenetV2/layer_19_1_Conv2d_2_1x1_256/weights": (1, 1, 4, 4),
+        "FeatureExtractor/MobilenetV2/layer_19_2_Conv2d_2_3x3_s2_512_depthwise/depthwise_weights": (3, 3, 4, 1),
+        "FeatureExtractor/MobilenetV2/fpn/bottom_up_Conv2d_14/weights": (3, 3, 4, 4),
+        "BoxPredictor_0/BoxEncodingPredictor/biases": (3,),
+        "BoxPredictor_0/ClassPredictor_depthwise/depthwise_weights": (3, 3, 4, 1),
+        "WeightSharedConvolutionalBoxPredictor/BoxPredictionTower/conv2d_0/weights": (3, 3, 4, 4),
+        "WeightSharedConvolutionalBoxPredictor_1/BoxPredictionTower/conv2d_0/BatchNorm/beta": (4,),
+    }
+    own = {f"FeatureExtractor/{name}": value for name, value in values.items()}
+    return own | {name: np.zeros(shape, "float32") for name, shape in further.items()}
+
+
 def assert_same_features(trunk, net, image_size, scaled):
     images = np.random.default_rng(0).uniform(0, 255, (2, image_size, image_size, 3)).astype("float32")
     expected = net.features(scaled(images), False).numpy()
@@ -60,7 +78,8 @@ def as_imagenet(images):
         ("InceptionV3", slim_nets.inception_v3, 75, to_one),
         ("resnet_v1_50", slim_nets.resnet_50(1), 64, less_mean),
         ("resnet_v2_50", slim_nets.resnet_50(2), 75, to_one),
-        ("efficientnet-b0", slim_nets.efficientnet_b0, 64, as_imagenet),
+        ("efficientnet-b0", slim_nets.efficientnet_b0(1), 64, as_imagenet),
+        ("efficientnetv2-b0", slim_nets.efficientnet_b0(2), 64, as_imagenet),
     ],
 )
 def test_features_are_those_of_slims_net(scope, net, size, scaled, tmp_path):
@@ -103,13 +122,7 @@ def test_what_belongs_to_optimizers_and_heads_is_passed_over_and_averages_are_ta
 
 
 def test_a_detectors_checkpoint_gives_its_trunk(small, tmp_path):
-    values = {f"FeatureExtractor/{name}": value for name, value in values_of(small).items()}
-    ssd = "FeatureExtractor/MobilenetV2/layer_19_2_Conv2d_2_3x3_s2_512/weights"
-    values |= {
-        ssd: np.zeros((3, 3, 4, 4), "float32"),
-        "BoxPredictor_0/BoxEncodingPredictor/biases": np.zeros(3, "float32"),
-    }
-    path = write_checkpoint(values, tmp_path / "model.ckpt")
+    path = write_checkpoint(as_detector(values_of(small)), tmp_path / "model.ckpt")
     assert_same_features(open_trunk(f"slim:{path}", 32), small, 32, to_one)
 
 
