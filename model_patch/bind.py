@@ -74,6 +74,16 @@ class BoundTask:
         shared = sum(_size(trunk[key]) for key in self._frozen_keys())
         return Counts(patch, head, kept, shared, sum(_size(v) for v in self.model.trainable_variables))
 
+    def reused_fraction(self) -> float:
+        """Returns the part of the trunk's values that the task computes with as they are, in 0..1.
+
+        With frozen statistics these are among them, though the patch holds a copy.
+        """
+        moving = self.trained.norm_statistics == "batch"
+        changed = {key for key, variable in self.patch_variables.items() if moving or variable.trainable}
+        replaced = sum(_size(variable) for key, variable in self.trunk.variables().items() if key in changed)
+        return 1.0 - replaced / self.trunk.num_parameters()
+
     def patch(self, metrics: dict[str, float] | None = None) -> Patch:
         """Returns the present values as a patch.
 

@@ -120,6 +120,23 @@ def test_counts_add_up_and_the_fraction_is_of_the_tasks_own_total(trunk, task):
     assert counts.trained_fraction == (56 + 51) / (counts.shared + 56 + 56 + 51)
 
 
+@pytest.mark.parametrize(
+    ("train", "statistics", "replaced"),
+    [
+        ("last", "frozen", 0),
+        # The scale that the second norm lacks is none of the trunk's values.
+        ("scale_bias+last", "frozen", 2 * (8 + 8 + 12) - 8),
+        ("scale_bias+last", "batch", 4 * (8 + 8 + 12) - 8),
+        ("depthwise+last", "frozen", 9 * (8 + 8)),
+        ("full", "auto", None),
+    ],
+)
+def test_what_a_task_reuses_of_the_trunk_is_what_it_leaves_as_it_is(trunk, task, train, statistics, replaced):
+    total = trunk.num_parameters()
+    reused = bind(trunk, task, Trained.parse(train, statistics)).reused_fraction()
+    assert reused == pytest.approx(1 - (total if replaced is None else replaced) / total, abs=1e-12)
+
+
 def test_dropout_in_the_trunk_is_on_for_patches_and_off_for_the_last_layer_alone(task, images):
     image = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.BatchNormalization(name="norm")(image)

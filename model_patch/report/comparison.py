@@ -28,6 +28,7 @@ def summarise(rows: list[dict]) -> list[dict]:
             {
                 "train": train,
                 **{key: group[0][key] for key in ("trained_parameters", "trained_fraction", "patch_bytes")},
+                "reused_fraction": group[0].get("reused_fraction"),  # Runs of earlier versions do not have it.
                 "accuracy": Sample(tuple(row["test_accuracy"] for row in group)),
                 "train_seconds": float(np.mean([row["train_seconds"] for row in group])),
             }
@@ -50,6 +51,14 @@ def table_rows(summary: list[dict]) -> list[list[str]]:
         ]
         for row in summary
     ]
+
+
+def reuse(summary: list[dict]) -> str:
+    """Says which part of the trunk's values each row leaves as they are; empty where the run did not note it."""
+    parts = [
+        f"{row['train']} {100 * row['reused_fraction']:.1f} %" for row in summary if row["reused_fraction"] is not None
+    ]
+    return f"Of the trunk's values stay as they are: {', '.join(parts)}." if parts else ""
 
 
 def plot(summary: list[dict], title: str):
@@ -84,7 +93,11 @@ def write_report(results: dict, folder: Path):
     title = f"{results['data']} on {results['trunk']} at {results['image_size']} px"
     rows = table_rows(summary)
     print_table(title, HEADER, rows)
+    reused = reuse(summary)
+    if reused:
+        print(reused)
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    text = f"# {title}\n\n{markdown(HEADER, rows)}\n`spread`: best less worst seed. {versions}.\n"
+    sentences = " ".join(filter(None, ["`spread`: best less worst seed.", reused, f"{versions}."]))
+    text = f"# {title}\n\n{markdown(HEADER, rows)}\n{sentences}\n"
     write_bytes(folder / "results.md", text.encode())
     save_figure(plot(summary, title), folder / "accuracy_vs_parameters.png")

@@ -40,7 +40,8 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
 
     Returns:
         What `results.json` holds: `trunk`, `data`, `image_size`, `versions` and a list of `rows` with `train`, `seed`,
-        `trained_parameters`, `trained_fraction` (0..1), `patch_bytes`, `test_accuracy` (0..1), `train_seconds`.
+        `trained_parameters`, `trained_fraction` (0..1), `reused_fraction` (of the trunk, 0..1), `patch_bytes`,
+        `test_accuracy` (0..1), `train_seconds`.
 
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
@@ -86,6 +87,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
                 "seed": seed,
                 "trained_parameters": counts.trained,
                 "trained_fraction": counts.trained_fraction,
+                "reused_fraction": bound.reused_fraction(),
                 "patch_bytes": path.stat().st_size,
                 "test_accuracy": metrics["accuracy"],
                 "train_seconds": seconds,

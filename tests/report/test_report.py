@@ -13,6 +13,7 @@ def row(train, seed, accuracy):
         "seed": seed,
         "trained_parameters": 1234,
         "trained_fraction": 0.034,
+        "reused_fraction": 0.9654,
         "patch_bytes": 56_000,
         "test_accuracy": accuracy,
         "train_seconds": 2.0 + seed,
@@ -37,9 +38,17 @@ def test_a_report_is_a_table_and_a_picture(results, tmp_path, capsys):
     text = (tmp_path / "results.md").read_text()
     assert "# digits on bundled at 48 px" in text
     assert "| scale_bias+last | 1,234 | 3.4 % | 56 kB | 0.8125 | 0.1250 | 2 | 2.5 |" in text
-    assert "scale_bias+last" in capsys.readouterr().out
+    sentence = "Of the trunk's values stay as they are: scale_bias+last 96.5 %, last 96.5 %."
+    assert sentence in text and sentence in capsys.readouterr().out
     with Image.open(tmp_path / "accuracy_vs_parameters.png") as picture:
         assert picture.format == "PNG" and len(np.unique(picture)) > 10
+
+
+def test_a_run_that_did_not_note_what_is_reused_is_reported_without(results, tmp_path):
+    for each in results["rows"]:
+        del each["reused_fraction"]
+    write_report(results, tmp_path)
+    assert "stay as they are" not in (tmp_path / "results.md").read_text()
 
 
 @pytest.mark.parametrize("columns", ["20", "80"])

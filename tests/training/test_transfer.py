@@ -9,7 +9,8 @@ from model_patch.training.transfer import patch_path, transfer
 from tests.conftest import small_net
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-ROW = {"train", "seed", "trained_parameters", "trained_fraction", "patch_bytes", "test_accuracy", "train_seconds"}
+ROW = {"train", "seed", "trained_parameters", "trained_fraction", "reused_fraction", "patch_bytes", "test_accuracy"}
+ROW |= {"train_seconds"}
 
 
 @pytest.fixture
