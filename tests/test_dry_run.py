@@ -92,6 +92,11 @@ def test_five_resolutions_have_a_patch_each_and_one_head():
     assert {(row.counts.patch, row.counts.head) for row in rows} == {(34_112, 1_281_000)}
 
 
+def test_a_detector_of_coco_at_the_papers_scale():
+    (row,) = dry_run_detector(config("detect_coco"), step=False)
+    assert (row.task, row.counts.patch, row.counts.statistics >= 34_112) == ("coco", 2_223_872, True)
+
+
 def test_one_step_is_trained_of_each_kind_of_run():
     small = {"trunk": "keras:MobileNetV2?alpha=0.35&weights=imagenet", "image_size": 48}
     rows = dry_run_transfer(config("transfer", train=("statistics", "scale_bias+last"), **small))

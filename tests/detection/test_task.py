@@ -17,14 +17,16 @@ from tests.conftest import train_steps as train_classifier
 from tests.detection.conftest import SIZE, train_steps
 
 
-def test_mobilenet_v2_is_tapped_where_ssdlite_taps_it():
-    net = keras.applications.MobileNetV2(alpha=0.35, weights=None, include_top=False, input_shape=(320, 320, 3))
-    trunk = Trunk(net, "test", Preprocessing(320, "tf"))
+@pytest.mark.parametrize(("size", "grids", "boxes"), [(300, (19, 10), 1917), (320, (20, 10), 2034)])
+def test_mobilenet_v2_is_tapped_where_ssdlite_taps_it(size, grids, boxes):
+    """The numbers of boxes are those of the Object Detection API's ssdlite_mobilenet_v2 at 300 and at 320 px."""
+    net = keras.applications.MobileNetV2(alpha=0.35, weights=None, include_top=False, input_shape=(size, size, 3))
+    trunk = Trunk(net, "test", Preprocessing(size, "tf"))
     assert feature_layers(trunk) == ("block_13_expand_relu", "out_relu")
     assert feature_layers(trunk, 3)[0] == "block_6_expand_relu"
     task = DetectionTask.on(trunk, "coco", [str(i) for i in range(80)], width=0.35)
-    assert task.default_boxes.grids == (20, 10, 5, 3, 2, 1) and task.extra_channels == (179, 90, 90, 45)
-    assert bind(trunk, task, "scale_bias+last").model.output.shape == (None, 2034, 4 + 81)
+    assert task.default_boxes.grids == (*grids, 5, 3, 2, 1) and task.extra_channels == (179, 90, 90, 45)
+    assert bind(trunk, task, "last").model.output.shape == (None, boxes, 4 + 81)
 
 
 def test_maps_end_at_one_cell_and_layers_can_be_named(trunk, task):

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model_patch import Patch, bind_patch
 from model_patch.export import plain_call
+from model_patch.trunks import open_trunk
 from tests.conftest import small_net
 from tests.scripts.run_script import error_of, run_script
+from tests.trunks import slim_nets
+from tests.trunks.slim_nets import SlimNet
+from tests.trunks.test_slim import as_detector, values_of, write_checkpoint
 
 DATA = "--data=scenes:digits?size=64&train=48&test=12&objects=2"
 SMALL = (
@@ -49,7 +54,8 @@ def test_it_is_measured_and_asked_about_files(work, tmp_path):
     assert measured == pytest.approx({name: row[name] for name in ("mAP", "mAP@50", "mAP@75")}, abs=1e-4)
     ran = run_script("detect", "predict", detector(work), f"{work}/image.png", f"--output={tmp_path}/out", "--score=0")
     assert ran.returncode == 0 and "image.png  " in ran.stdout and " ymin " in ran.stdout, ran.stderr[-2000:]
-    assert (tmp_path / "out" / "image.png").is_file()
+    with Image.open(tmp_path / "out" / "image.png") as picture:
+        assert picture.format == "PNG"
 
 
 def test_its_export_runs_in_plain_tensorflow(work, tmp_path):
@@ -76,6 +82,27 @@ def test_its_trunk_becomes_a_classifier(work, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert "/detect/trunks/seed0" in results["trunk"]
     assert [row["train"] for row in results["rows"]] == ["last", "scale_bias+last"]
+
+
+def test_the_trunk_of_a_detector_of_the_object_detection_api_becomes_a_classifier(tmp_path):
+    net = SlimNet("MobilenetV2", slim_nets.mobilenet_v2(0.35), 32)
+    checkpoint = write_checkpoint(as_detector(values_of(net)), tmp_path / "ssd" / "model.ckpt")
+    small = ("--epochs=1", "--image_size=32", "--config.max_train_images=64", "--config.max_test_images=32")
+    flags = (f"--detector=slim:{checkpoint}", "--data=digits", "--train=last,scale_bias+last", *small)
+    ran = run_script("ssd_to_classification", *flags, f"--workdir={tmp_path}/run")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert "Of the trunk's values stay as they are: last 100.0 %, scale_bias+last 96.6 %." in ran.stdout
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
+    assert [(row["train"], row["trained_parameters"]) for row in rows] == [
+        ("last", 12_810),
+        ("scale_bias+last", 14_080 + 12_810),
+    ]
+    # The patch stands on the detector's own values.
+    trunk = open_trunk(f"slim:{checkpoint}", 32)
+    for row in rows:
+        bind_patch(trunk, Patch.load(tmp_path / "run" / "patches" / f"{row['train']}-seed0.safetensors"))
+    stem = next(variable for key, variable in trunk.variables().items() if key == "Conv1/kernel")
+    assert np.array_equal(stem, net.by_name["MobilenetV2/Conv/weights"])
 
 
 def test_what_cannot_be_used_is_one_sentence_and_nothing_is_written(work, tmp_path):
