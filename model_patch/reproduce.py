@@ -132,7 +132,7 @@ def reproduce(
         suite: a key of `SUITES`.
         workdir: folder for the runs, one folder each.
         output: folder for `results.md`, and for raw JSON and plots in `results/`.
-        only: names of the experiments to run; empty for all. The page shows all that are finished.
+        only: names of the experiments to run; empty for all. The page shows all that are finished, see `write_page`.
         smoke: run all of them as short as can be, to see that they do.
 
     Returns:
@@ -165,8 +165,7 @@ def reproduce(
 
 def _run(experiment: Experiment, suite: str, workdir: Path, flags: Sequence[str]) -> bool:
     """Runs an experiment unless it is finished; returns whether it is now."""
-    # As people write it in the root of the repository; where this program runs is nobody's business.
-    command = ["python", *experiment.command(flags, Path("runs", suite))]
+    command = _said(experiment, suite, flags)
     finished = workdir / experiment.name / FINISHED
     if finished.exists() and read_json(finished)["command"] == command:
         _logger.info("%s is finished already", experiment.name)
@@ -185,6 +184,11 @@ def _run(experiment: Experiment, suite: str, workdir: Path, flags: Sequence[str]
     return True
 
 
+def _said(experiment: Experiment, suite: str, flags: Sequence[str] = ()) -> list[str]:
+    """Returns the command as people write it in the root of the repository, wherever this program runs."""
+    return ["python", *experiment.command(flags, Path("runs", suite))]
+
+
 def _path() -> str:
     """Returns PYTHONPATH with this package, which need not be installed, in front."""
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -199,24 +203,24 @@ def _hardware() -> str:
 
 
 def write_page(suite: str, workdir: Path, output: Path) -> list[Verdict]:
-    """Writes `results.md`, and below `results/` the raw JSON and plots, of what is finished; prints and returns verdicts."""
+    """Writes `results.md`, and below `results/` the raw JSON and plots; prints and returns verdicts.
+
+    Experiments that are not finished in the workdir are taken from the raw JSON of an earlier page, where it lies in the
+    output: so a suite can be run in parts, and on several computers.
+    """
     sections, results, missing = [], {}, []
     for each in SUITES[suite]:
-        folder = workdir / each.name
-        if not (folder / FINISHED).exists():
+        found = _collect(each, suite, workdir, output)
+        if found is None:
             missing.append(each.name)
             continue
-        run, found = read_json(folder / FINISHED), read_json(folder / Workdir.RESULTS)
         results[each.name] = found
-        write_json(output / "results" / f"{each.name}.json", run | found)
-        figure = f"results/{each.name}.png"
-        write_bytes(output / figure, (folder / FIGURES[each.sort]).read_bytes())
         header, rows = TABLES[each.sort](found["rows"])
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         sections.append(
-            f"## {each.title}\n\n    {' '.join(run['command'])}\n\n{markdown(header, rows)}\n"
-            f"![{each.title}]({figure})\n\nRun in {run['seconds'] / 60:.1f} minutes on {run['hardware']}; {versions}. Raw numbers: "
-            f"[{each.name}.json](results/{each.name}.json).\n"
+            f"## {each.title}\n\n    {' '.join(found['command'])}\n\n{markdown(header, rows)}\n"
+            f"![{each.title}]({_raw(each, 'png')})\n\nRun in {found['seconds'] / 60:.1f} minutes on {found['hardware']}; {versions}. "
+            f"Raw numbers: [{each.name}.json]({_raw(each, 'json')}).\n"
         )
     verdicts = evaluate(results)
     header, rows = _verdicts_table(verdicts)
@@ -225,6 +229,24 @@ def write_page(suite: str, workdir: Path, output: Path) -> list[Verdict]:
     page = "\n".join([_head(suite), markdown(header, rows) + left_out, *sections])
     write_bytes(output / PAGE, page.encode())
     return verdicts
+
+
+def _collect(experiment: Experiment, suite: str, workdir: Path, output: Path) -> dict | None:
+    """Returns command, seconds, hardware and results of a finished experiment, and puts them and its plot into the output."""
+    folder, raw = workdir / experiment.name, output / _raw(experiment, "json")
+    if (folder / FINISHED).exists():
+        found = read_json(folder / FINISHED) | read_json(folder / Workdir.RESULTS)
+        write_json(raw, found)
+        write_bytes(output / _raw(experiment, "png"), (folder / FIGURES[experiment.sort]).read_bytes())
+        return found
+    if not raw.exists():
+        return None
+    found = read_json(raw)
+    return found if found["command"] == _said(experiment, suite) else None
+
+
+def _raw(experiment: Experiment, ending: str) -> str:
+    return f"results/{experiment.name}.{ending}"
 
 
 def _head(suite: str) -> str:
