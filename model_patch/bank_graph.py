@@ -25,7 +25,7 @@ from model_patch.layers.banked import (
 from model_patch.layers.conv2d import PatchedConv2D
 from model_patch.layers.patched import patch_layer
 from model_patch.layers.scaled import CONVOLUTIONS
-from model_patch.rewrite import followers, functional, nodes, rewrite
+from model_patch.rewrite import followers, functional, input_shapes, nodes, rewrite
 from model_patch.trunk import Trunk
 
 POINTWISE = (
@@ -88,6 +88,7 @@ class BankGraph:
         self._kinds = kinds
         self._layers = trunk.layers()
         self._next = followers(trunk.model)
+        self._input_shapes = input_shapes(trunk.model)
         is_depthwise = any(_channels_of_depthwise(layer) for layer in self._layers.values())
         self.hwbc = is_depthwise and _is_elementwise(trunk.model)
         self._new: dict[str, keras.Layer] = {}
@@ -213,7 +214,7 @@ class BankGraph:
         pad = self._layers.get(before)
         if layer.padding != "valid" or not isinstance(pad, keras.layers.ZeroPadding2D):
             return layer.padding
-        sizes, strides = pad.input.shape[1:3], layer.strides
+        sizes, strides = self._input_shapes[before][1:3], layer.strides
         reach = [1 + (k - 1) * d for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
         for size, stride, k, given in zip(sizes, strides, reach, pad.padding, strict=True):
             total = max((-(-size // stride) - 1) * stride + k - size, 0)

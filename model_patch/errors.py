@@ -4,6 +4,9 @@ Each message is one sentence: what was given, what was expected, what to do. Scr
 every other exception is a bug and keeps its traceback.
 """
 
+_MOST_CHARACTERS = 300
+"""Of a reason that are kept: Keras quotes whole configurations."""
+
 
 class ModelPatchError(ValueError):
     """Something the caller gave is wrong: a flag, a spec, a file, a folder. Base class of this package's errors."""
@@ -41,3 +44,10 @@ def mismatches(expected: dict[str, tuple], given: dict[str, tuple], most: int = 
         for sort, keys in sorts.items()
         if keys
     )
+
+
+def reason(error: Exception) -> str:
+    """Returns why Keras failed, or another library, for one of this package's sentences: its innermost reason, without a full stop."""
+    text = str(error).split("Exception encountered: ")[-1].strip() or type(error).__name__
+    sentence = text.splitlines()[0].split(". ")[0].rstrip(".:")
+    return sentence if len(sentence) <= _MOST_CHARACTERS else sentence[:_MOST_CHARACTERS] + "..."

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, reason
 from model_patch.kinds import KINDS
 from model_patch.rewrite import rewrite, walk
 
@@ -105,9 +105,7 @@ def _follow(layer: keras.Layer, *args, **kwargs):
     try:
         return layer.call(*args, **kwargs)
     except Exception as error:  # What a call raises that was not written for symbolic tensors can be anything.
-        raise ModelPatchError(
-            f"{what}, and what it calls cannot be followed ({_first_line(error)}): {ADVICE}"
-        ) from None
+        raise ModelPatchError(f"{what}, and what it calls cannot be followed ({reason(error)}): {ADVICE}") from None
 
 
 def _copied(graph: keras.Model, used: set[keras.Layer]) -> keras.Model:
@@ -144,7 +142,7 @@ def _check_same(model: keras.Model, opened: keras.Model, image_size: int):
         features = keras.tree.flatten(opened(images, training=False))
     except Exception as error:  # What layers raise that get shapes they were not made for can be anything.
         raise ModelPatchError(
-            f"{model.name!r}, followed as a graph, does not run ({_first_line(error)}): {ADVICE}"
+            f"{model.name!r}, followed as a graph, does not run ({reason(error)}): {ADVICE}"
         ) from None
     for one, other in zip(expected, features, strict=True):
         one, other = keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)
@@ -200,7 +198,3 @@ def _layers_in(place: str, value) -> Iterator[tuple[str, keras.Layer]]:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in items:
             yield from _layers_in(f"{place}.{key}", inner)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]

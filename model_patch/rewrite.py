@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import keras
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, reason
 
 Replace = Callable[[str, keras.Layer], keras.Layer]
 """Given a layer's path and the layer, returns the layer to put there: the same object to share it."""
@@ -127,6 +127,21 @@ def followers(model: keras.Model, prefix: str = "") -> dict[str, str]:
     return found
 
 
+def input_shapes(model: keras.Model, prefix: str = "") -> dict[str, tuple]:
+    """Returns, by path, the shape of what a layer takes in this graph, at its first use there.
+
+    A layer's own `input` is that of the first graph that it was ever in, perhaps one for images of another size.
+    """
+    shapes: dict[str, tuple] = {}
+    for node in nodes(functional(model)):
+        path = prefix + node.operation.name
+        if isinstance(node.operation, keras.Model):
+            shapes |= input_shapes(node.operation, f"{path}/")
+        else:
+            shapes.setdefault(path, node.input_tensors[0].shape)
+    return shapes
+
+
 def rewrite(
     model: keras.Model,
     replace: Replace,
@@ -192,6 +207,36 @@ def rewrite(
         inputs = [_input_like(model.input, model.input.name, reshape), *extra]
         model = keras.Model([model.input, *extra], model.output, name=model.name)
     return keras.models.clone_model(model, inputs, clone_function=replace_layer, call_function=apply)
+
+
+def resized(model: keras.Model, shape: tuple, text: str) -> keras.Model:
+    """Returns the same layers as a graph for images of another shape, nested graphs too; the model itself where it is of that shape.
+
+    Args:
+        model: a functional model of one image.
+        shape: height, width, channels.
+        text: what the model is called in errors.
+
+    Raises:
+        ModelPatchError: it cannot be used at that shape.
+    """
+    if tuple(model.inputs[0].shape[1:]) == shape:
+        return model
+
+    def call(layer, *args, **kwargs):
+        # A nested graph refuses another size than its own: it is rebuilt for what arrives there.
+        if isinstance(layer, keras.Model) and len(layer.inputs) == 1 and args[0].ndim == 4:
+            layer = resized(functional(layer), tuple(args[0].shape[1:]), text)
+        return layer(*args, **kwargs)
+
+    try:
+        image = keras.Input(shape, name=model.inputs[0].name)
+        return keras.models.clone_model(
+            model, input_tensors=image, clone_function=lambda layer: layer, call_function=call
+        )
+    except ValueError as error:
+        sizes = f"for {model.inputs[0].shape[1]} px and cannot be used at {shape[0]}"
+        raise ModelPatchError(f"{text!r} was saved {sizes}: {reason(error)}") from None
 
 
 def _input_like(tensor: keras.KerasTensor, name: str, reshape: Callable | None = None) -> keras.KerasTensor:

@@ -11,7 +11,7 @@ from model_patch.kinds import offer_scale_bias
 from model_patch.layers import variables
 from model_patch.opening import open_layers
 from model_patch.preprocessing import Preprocessing
-from model_patch.rewrite import functional, walk
+from model_patch.rewrite import functional, resized, walk
 
 
 class Trunk:
@@ -28,7 +28,7 @@ class Trunk:
         """Makes a trunk of a model and freezes it.
 
         Layers inside other layers, and those of a subclassed model, are copied into a graph, see `open_layers`; a model
-        that is a graph of plain layers is used itself.
+        that is a graph of plain layers is used itself. One for images of any size is made one for those of `preprocessing`.
 
         Raises:
             ModelPatchError: the model cannot be followed as a graph, or has more than one input or output.
@@ -39,6 +39,10 @@ class Trunk:
                 f"the trunk {name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs: expected one image "
                 "input and one feature output"
             )
+        if model.input.shape[1:3] == (None, None):
+            # Sizes must be known where zeros are padded, and where images of several tasks are one batch.
+            size = preprocessing.image_size
+            model = resized(model, (size, size, *model.input.shape[3:]), name)
         model.trainable = False
         offer_scale_bias(layer for _, layer in walk(model))
         self.model = model

@@ -9,6 +9,7 @@ import pytest
 
 from model_patch import ModelPatchError, PatchError, Preprocessing, Task, Trunk, bind
 from model_patch.bank import HALVED, Bank
+from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, random_norms, same, small_net, snapshot
 
 CLASSES = (2, 3, 5, 7)
@@ -238,3 +239,22 @@ def test_what_does_not_belong_is_refused(trunk, images, task):
 def test_kinds_that_make_no_bank(trunk, kinds):
     with pytest.raises(ModelPatchError, match="there is no bank of"):
         Bank(trunk, kinds)
+
+
+@pytest.mark.parametrize("size", [32, 33])
+@pytest.mark.parametrize("saved_for", [32, None])
+def test_zeros_before_a_convolution_are_judged_by_the_size_that_the_trunk_takes(saved_for, size, tmp_path):
+    """At 32 px they are those of the padding `same`, which then stands for them; at 33 px they are not."""
+    image = keras.Input((saved_for, saved_for, 3))
+    x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name="pad")(image)
+    x = keras.layers.DepthwiseConv2D(3, 2, use_bias=False, name="depthwise")(x)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    net = keras.Model(image, keras.layers.GlobalAveragePooling2D(name="pool")(x))
+    random_norms(net)
+    net.save(tmp_path / "net.keras")
+    trunk = open_trunk(f"file:{tmp_path}/net.keras", size)
+    bound = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing), "scale_bias+last")
+    bank = Bank(trunk, "scale_bias", capacity=1, classes=2)
+    bank.add(bound)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, size, size, 3)).astype("float32")
+    np.testing.assert_allclose(bank(images, ["two"] * 2), bound.model(images), atol=1e-5)

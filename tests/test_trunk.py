@@ -34,3 +34,12 @@ def test_two_inputs_are_refused():
     a, b = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
     with pytest.raises(ModelPatchError, match="'pair' has 2 inputs and 1 outputs"):
         Trunk(keras.Model([a, b], keras.layers.Add()([a, b])), "pair", Preprocessing(8, "tf"))
+
+
+def test_a_net_for_images_of_any_size_is_made_one_for_those_of_the_preprocessing(images):
+    image = keras.Input((None, None, 3))
+    norm = keras.layers.BatchNormalization(name="norm")
+    net = keras.Model(image, keras.layers.GlobalAveragePooling2D()(norm(image)))
+    trunk = Trunk(net, "any", Preprocessing(SIZE, "tf"))
+    assert trunk.model.input_shape == (None, SIZE, SIZE, 3) and trunk.layers()["norm"] is norm
+    assert np.array_equal(trunk.model(images), net(images))

@@ -16,11 +16,10 @@ import keras
 import numpy as np
 from keras.src.backend.common import global_state  # Names are counted nowhere else.
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, reason
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
-from model_patch.trunks.reason import reason
 from model_patch.trunks.weights import load_weights
 
 SIZES = {

@@ -10,13 +10,12 @@ from pathlib import Path
 import h5py
 import keras
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, reason
 from model_patch.preprocessing import Preprocessing
-from model_patch.rewrite import functional
+from model_patch.rewrite import functional, resized
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
 from model_patch.trunks import keras2
-from model_patch.trunks.reason import reason
 
 _logger = logging.getLogger(__name__)
 
@@ -175,24 +174,3 @@ def _scales(model: keras.Model) -> bool | None:
         elif getattr(operation, "weights", None):
             return False
     return None
-
-
-def resized(model: keras.Model, shape: tuple, text: str) -> keras.Model:
-    """Returns the same layers as a graph for images of another shape `(height, width, channels)`, nested graphs too."""
-    if tuple(model.inputs[0].shape[1:]) == shape:
-        return model
-
-    def call(layer, *args, **kwargs):
-        # A nested graph refuses another size than its own: it is rebuilt for what arrives there.
-        if isinstance(layer, keras.Model) and len(layer.inputs) == 1 and args[0].ndim == 4:
-            layer = resized(functional(layer), tuple(args[0].shape[1:]), text)
-        return layer(*args, **kwargs)
-
-    try:
-        image = keras.Input(shape, name=model.inputs[0].name)
-        return keras.models.clone_model(
-            model, input_tensors=image, clone_function=lambda layer: layer, call_function=call
-        )
-    except ValueError as error:
-        sizes = f"for {model.inputs[0].shape[1]} px and cannot be used at {shape[0]}"
-        raise ModelPatchError(f"{text!r} was saved {sizes}: {reason(error)}") from None

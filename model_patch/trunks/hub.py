@@ -9,12 +9,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, reason
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
 from model_patch.trunks.modules import FILES, features_of, load_module, own_size
-from model_patch.trunks.reason import reason
 from model_patch.trunks.source import Source, recognise
 
 TOLERANCE = 1e-4

@@ -3,13 +3,12 @@
 import keras
 import numpy as np
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, reason
 from model_patch.opening import open_layers
 from model_patch.preprocessing import MODES, Preprocessing
+from model_patch.rewrite import resized
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
-from model_patch.trunks.file import resized
-from model_patch.trunks.reason import reason
 
 
 def open_kerashub(spec: Spec, image_size: int | None = None) -> Trunk:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_patch.errors import ModelPatchError
-from model_patch.trunks.reason import reason
+from model_patch.errors import ModelPatchError, reason
 
 FILES = ("saved_model.pb", "saved_model.pbtxt")
 """One of these lies in the folder of every SavedModel."""

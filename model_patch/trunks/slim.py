@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, reason
 from model_patch.preprocessing import Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
 from model_patch.trunks.architectures import ARCHITECTURES
-from model_patch.trunks.reason import reason
 from model_patch.trunks.source import recognise
 
 
