@@ -12,10 +12,19 @@ from model_patch.fold import fold
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, random_norms
 from tests.test_opening import Net
-from tests.trunks import slim_nets
+from tests.trunks import slim_nets, test_kerashub
 from tests.trunks.slim_nets import SlimNet
 from tests.trunks.test_hub import write_module
 from tests.trunks.test_slim import values_of, write_checkpoint
+
+KERASHUB = {
+    test_kerashub.resnet: 0,
+    test_kerashub.mobilenet: 0,
+    test_kerashub.efficientnet: 0,
+    test_kerashub.densenet: 6,
+    test_kerashub.vgg: 0,
+    test_kerashub.xception: 0,
+}
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -41,6 +50,18 @@ def hub(folder):
     return open_trunk(f"hub:{write_module(folder / 'module', net, 64)}")
 
 
+def kerashub(backbone):
+    def make(folder):
+        keras_hub = pytest.importorskip("keras_hub", reason="KerasHub is optional: pip install model_patch[kerashub]")
+        from model_patch.trunks.kerashub import trunk_of
+
+        net = backbone(keras_hub)
+        random_norms(net)
+        return trunk_of(net, backbone.__name__, Preprocessing(64, "tf"))
+
+    return make
+
+
 def subclassed(folder):
     net = Net()
     net(np.zeros((1, SIZE, SIZE, 3), "float32"))
@@ -50,16 +71,28 @@ def subclassed(folder):
 
 @pytest.mark.parametrize(
     ("make", "kept"),
-    # Norms that stay as they are: the layer norms of the shortcuts.
+    # Norms that stay as they are, or become affine layers: the layer norms of the shortcuts, and those before a convolution.
     [
-        (bundled, 0),
-        (file_of_keras_2, 0),
-        (slim("MobilenetV1", slim_nets.mobilenet_v1(0.25), 75), 0),
-        (slim("MobilenetV3", slim_nets.mobilenet_v3_small(), 64), 0),
-        (hub, 0),
-        (subclassed, 3),
+        pytest.param(bundled, 0, id="bundled"),
+        pytest.param(file_of_keras_2, 0, id="file"),
+        pytest.param(slim("MobilenetV1", slim_nets.mobilenet_v1(0.25), 75), 0, id="slim V1"),
+        pytest.param(slim("MobilenetV3", slim_nets.mobilenet_v3_small(), 64), 0, id="slim V3"),
+        pytest.param(hub, 0, id="hub"),
+        pytest.param(subclassed, 3, id="subclassed"),
+        pytest.param(slim("InceptionV3", slim_nets.inception_v3, 75), 0, id="slim Inception", marks=pytest.mark.soak),
+        pytest.param(slim("resnet_v1_50", slim_nets.resnet_50(1), 64), 0, id="slim ResNet V1", marks=pytest.mark.soak),
+        pytest.param(slim("resnet_v2_50", slim_nets.resnet_50(2), 64), 17, id="slim ResNet V2", marks=pytest.mark.soak),
+        pytest.param(
+            slim("efficientnet-b0", slim_nets.efficientnet_b0(1), 64), 0, id="slim B0", marks=pytest.mark.soak
+        ),
+        pytest.param(
+            slim("efficientnetv2-b0", slim_nets.efficientnet_b0(2), 64), 0, id="slim V2 B0", marks=pytest.mark.soak
+        ),
+        *(
+            pytest.param(kerashub(backbone), kept, id=f"KerasHub {backbone.__name__}")
+            for backbone, kept in KERASHUB.items()
+        ),
     ],
-    ids=["bundled", "file", "slim V1", "slim V3", "hub", "subclassed"],
 )
 def test_tasks_learn_together_answer_in_a_bank_fold_and_run_in_litert(make, kept, tmp_path):
     trunk = make(tmp_path)
