@@ -5,6 +5,7 @@ import glob
 from collections.abc import Iterator, Sequence
 
 import keras
+import numpy as np
 
 from model_patch.bind import BoundTask, bind_patch
 from model_patch.errors import ModelPatchError, unknown
@@ -88,7 +89,8 @@ def predict_files(
     images = [decode_file(path) for path in paths]
     for path, image in zip(paths, images, strict=True):
         for bound in [pick(tasks, *image.shape[:2])] if pick_resolution else tasks:
-            logits = bound.model(bound.task.preprocessing(image)[None], training=False)
+            # As an array: models on other backends take no tensors of TensorFlow's, which decodes and resizes.
+            logits = bound.model(np.asarray(bound.task.preprocessing(image))[None], training=False)
             probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))[0]
             best = probabilities.argsort()[::-1][:top]
             yield Answer(path, bound.task.name, tuple((bound.task.labels[i], float(probabilities[i])) for i in best))

@@ -28,6 +28,7 @@ from model_patch import cli
 cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "detect_scenes.py")
 flags.DEFINE_string("workdir", None, "Folder for everything that a training writes.")
 flags.DEFINE_bool("dry_run", None, "Build the net without weights or data, count, train one step, write nothing.")
+_DEVICES = cli.define_devices()
 flags.DEFINE_string("trunk", None, "The trunk, scheme:rest; of a detector by default the one that it names.")
 flags.DEFINE_string("data", None, "scenes:DATA | coco:FOLDER | tfds:coco/2017 | tfds:voc/2007")
 flags.DEFINE_string("train", None, "full, or the kinds of a patch, and last, joined by +.")
@@ -51,12 +52,16 @@ def train(
     epochs=None,
     seeds=None,
     max_test_images=None,
+    strategy=None,
+    mixed_precision=None,
+    synchronise=None,
 ):
     """Trains detectors; `--workdir` or `--dry_run` is needed."""
     from model_patch.detection.training import train_detector
     from model_patch.dry_run import dry_run_detector
     from model_patch.errors import ModelPatchError
 
+    del strategy, mixed_precision, synchronise  # Flags of training alone, which `_DEVICES` reads.
     if bool(workdir) == dry_run:
         raise ModelPatchError("train expects --workdir=FOLDER, or --dry_run, and not both")
 
@@ -73,7 +78,8 @@ def train(
     if dry_run:
         dry_run_detector(config)
     else:
-        train_detector(config, workdir)
+        with _DEVICES(workdir) as own_workdir:
+            train_detector(config, own_workdir)
 
 
 def evaluate(detector, *, data, trunk=None, max_test_images=None):

@@ -25,6 +25,7 @@ from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "multitask.py")
 _WORKDIR, _DRY_RUN = cli.define_outputs()
+_DEVICES = cli.define_devices()
 _FIELDS = cli.Fields()
 _FIELDS.strings(
     trunk="bundled | keras:NAME[?alpha=0.35&weights=imagenet] | file:PATH[#layer] | hub:HANDLE | slim:CHECKPOINT | "
@@ -78,7 +79,8 @@ def main():
 
         dry_run_multitask(config)
     else:
-        multitask(config, _WORKDIR.value)
+        with _DEVICES(_WORKDIR.value) as workdir:
+            multitask(config, workdir)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import keras
 import numpy as np
 from tqdm import tqdm
 
@@ -45,18 +46,26 @@ def detect(bound: BoundTask, images, num_images: int) -> Iterator[Detections]:
         images: iterable of batches `(batch, height, width, 3)`, resized, in 0..255.
         num_images: how many there are, for the progress bar.
     """
-    import tensorflow as tf
-
-    @tf.function(reduce_retracing=True)
-    def answer(pixels):
-        return bound.task.answers(bound.model(bound.task.preprocessing.scale(pixels), training=False))
-
+    answer = _answerer(bound)
     with tqdm(None, "detecting", num_images, unit="image", delay=2, leave=False) as progress:
         for batch in images:
             answers = {name: np.asarray(value) for name, value in answer(batch).items() if name != "labels"}
             for *found, count in zip(*(answers[name] for name in ("boxes", "scores", "classes", "count")), strict=True):
                 yield Detections(*(each[:count] for each in found))
                 progress.update()
+
+
+def _answerer(bound: BoundTask) -> Callable:
+    """Returns a function from resized images to the task's answers. Suppression is TensorFlow's, whoever runs the net."""
+    import tensorflow as tf
+
+    scale = bound.task.preprocessing.scale
+    if keras.backend.backend() == "tensorflow":
+        return tf.function(
+            lambda pixels: bound.task.answers(bound.model(scale(pixels), training=False)), reduce_retracing=True
+        )
+    answers = tf.function(bound.task.answers, reduce_retracing=True)
+    return lambda pixels: answers(bound.model.predict_on_batch(np.asarray(scale(pixels))))
 
 
 def evaluate(

@@ -6,6 +6,7 @@ from keras import ops
 
 from model_patch.detection.boxes import BACKGROUND, encode, match
 from model_patch.errors import unknown
+from model_patch.replicas import mean_over_replicas
 
 CONFIDENCES = {
     "softmax": "classes and background by softmax, with hard negative mining (Liu et al. 2016, section 2.2)",
@@ -66,8 +67,10 @@ class MultiboxLoss(keras.losses.Loss):
         class_loss = _softmax_loss if self.confidence == "softmax" else _focal_loss
         positive = ops.cast(positive, "float32")
         per_image = ops.sum(localisation * positive + class_loss(labels, positive, logits), axis=-1)
-        # Keras takes the mean over the images; what the loss is divided by is the number of matches per image.
-        return per_image / ops.maximum(ops.mean(ops.sum(positive, axis=-1)), 1.0)
+        # Keras takes the mean over the images; what the loss is divided by is the number of matches per image, in all of
+        # the batch, whichever part of it is computed here.
+        matches = mean_over_replicas(ops.mean(ops.sum(positive, axis=-1)))
+        return per_image / ops.maximum(matches, 1.0)
 
     def get_config(self):
         return {**super().get_config(), "default_boxes": self.default_boxes.tolist(), "confidence": self.confidence}

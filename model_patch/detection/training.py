@@ -205,7 +205,7 @@ def _on_own_trunk(bound: BoundTask, stem: Path) -> BoundTask:
     """Writes a trunk of all that the task learnt in it; returns the task as a head on that trunk."""
     for key, variable in bound.trunk.variables().items():
         if key in bound.patch_variables:
-            variable.assign(bound.patch_variables[key])
+            variable.assign(keras.ops.copy(bound.patch_variables[key]))
     spec = save_trunk(bound.trunk, stem)
     trunk = Trunk(bound.trunk.model, spec, bound.trunk.preprocessing)
     return bind(trunk, bound.task, "last", head_of=bound)

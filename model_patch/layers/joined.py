@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from model_patch.layers.batch_normalization import PatchedBatchNormalization
+from model_patch.replicas import mean_over_replicas
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
@@ -160,7 +161,7 @@ class JoinedBatchNormalization(Joined):
 
     with tables `(tasks, channels)` of which each example takes its row. Which mean and variance these are, and when
     the moving ones move, is as `PatchedBatchNormalization` says, task by task: those of the task's own part of the batch
-    in training with `statistics="batch"`, and else the moving ones.
+    in training with `statistics="batch"`, over all replicas where the layers are `synchronized`; and else the moving ones.
 
     Arguments and shapes as `Joined`; all layers are `PatchedBatchNormalization` of one configuration.
     """
@@ -196,7 +197,8 @@ class JoinedBatchNormalization(Joined):
         inner = [i for i in range(1, len(x.shape)) if i != axis]
 
         def by_task(values):  # From (batch, channels).
-            return ops.stack([ops.mean(part, axis=0) for part in split(values, batches)])
+            means = ops.stack([ops.mean(part, axis=0) for part in split(values, batches)])
+            return mean_over_replicas(means) if self.layers[0].synchronized else means
 
         mean = by_task(ops.mean(x, axis=inner))
         # The derivative of a variance by its mean is 0.
@@ -215,9 +217,7 @@ def _per_example(x, axis: int) -> list[int]:
 
 def join_layers(layers: Sequence[keras.Layer], name: str) -> Joined:
     """Returns the joined form of K layers of one kind."""
-    at_once = all(
-        type(each) is PatchedBatchNormalization and not each.renorm and not each.synchronized for each in layers
-    )
+    at_once = all(type(each) is PatchedBatchNormalization and not each.renorm for each in layers)
     return (JoinedBatchNormalization if at_once else Joined)(layers, name=name)
 
 

@@ -68,7 +68,8 @@ class Patched:
             kwargs["trainable"] = False
         variable = super().add_weight(*args, name=name, **kwargs)
         if known_as in trunk_variables:
-            variable.assign(trunk_variables[known_as])
+            # A copy: under JAX two variables would hold one buffer, and a training step gives the buffers of its model away.
+            variable.assign(keras.ops.copy(trunk_variables[known_as]))
         return variable
 
     # Keras stores variables by position, trainable ones first, and borrowed ones change sides with the trunk: use names.

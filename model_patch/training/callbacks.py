@@ -44,6 +44,8 @@ class StopAtNaN(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite((logs or {}).get("loss", 0.0)):
+            if keras.backend.backend() == "jax":
+                self.model.jax_state_sync()  # Within an epoch the values are not in the variables.
             rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
             raise TrainingError(
                 f"the loss of {self.what} became {logs['loss']} in epoch {self.epoch + 1}, step {batch + 1}, at learning "

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -13,7 +13,7 @@ from model_patch.bind import BoundTask
 from model_patch.data.epochs import in_epochs, shuffled
 from model_patch.data.images import ImageData
 from model_patch.data.pipeline import batches
-from model_patch.training import strategies
+from model_patch.training import replicated, strategies
 from model_patch.training.callbacks import Progress, StopAtNaN
 from model_patch.training.recipe import Recipe
 from model_patch.training.resume import Checkpoint
@@ -113,19 +113,46 @@ def run_epochs(
         callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
     callbacks.append(kept)
     epochs = range(finished, recipe.epochs)
-    if strategies.current():
-        strategies.fit(model, train(epochs), epochs, steps_per_epoch, callbacks)
-    else:
-        model.fit(
-            train(epochs),
-            initial_epoch=finished,
-            epochs=recipe.epochs,
-            steps_per_epoch=steps_per_epoch,
-            callbacks=callbacks,
-            shuffle=False,
-            verbose=0,
-        )
+    fit_epochs(model, train(epochs), epochs, steps_per_epoch, callbacks, metrics=bound.task.metrics())
     return kept
+
+
+def fit_epochs(
+    model: keras.Model,
+    batches,
+    epochs: range,
+    steps_per_epoch: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+    *,
+    metrics,
+    weights: Mapping[str, float] | None = None,
+):
+    """Trains a compiled model on the devices of the current strategy.
+
+    Arguments as `replicated.fit`; `metrics` and `weights` are those that the model was compiled with.
+    """
+    if strategies.current():
+        synchronise = strategies.synchronises()
+        replicated.fit(
+            model,
+            batches,
+            epochs,
+            steps_per_epoch,
+            callbacks,
+            metrics=metrics,
+            weights=weights,
+            synchronise=synchronise,
+        )
+        return
+    model.fit(
+        batches,
+        initial_epoch=epochs.start,
+        epochs=epochs.stop,
+        steps_per_epoch=steps_per_epoch,
+        callbacks=callbacks,
+        shuffle=False,
+        verbose=0,
+    )
 
 
 def evaluate(bound: BoundTask, data: ImageData, recipe: Recipe) -> dict[str, float]:
@@ -133,13 +160,28 @@ def evaluate(bound: BoundTask, data: ImageData, recipe: Recipe) -> dict[str, flo
     images = batches(
         data.test, bound.task.preprocessing, recipe.batch_size, max_images=recipe.max_test_images or None, cache=False
     )
-    if strategies.current():
-        return strategies.evaluate(bound.model, images, bound.task.loss(), bound.task.metrics())
-    bound.model.compile(loss=bound.task.loss(), metrics=bound.task.metrics())
     num_steps = math.ceil(_num_images(data.test.num_images, recipe.max_test_images) / recipe.batch_size)
-    progress = Progress(num_steps, f"testing {bound.trained}")
-    metrics = bound.model.evaluate(images, verbose=0, return_dict=True, callbacks=[progress])
-    return {name: float(value) for name, value in metrics.items()}
+    return tester(bound)(images, [Progress(num_steps, f"testing {bound.trained}")])
+
+
+def tester(bound: BoundTask) -> Callable:
+    """Returns a function from batches, and callbacks, to the task's loss and metrics by name, in inference mode.
+
+    It can be called again and again, and is traced once.
+    """
+    if strategies.current():
+        forward = replicated.predictor(bound.model)
+        return lambda images, callbacks=(): replicated.evaluate(
+            forward, images, bound.task.loss(), bound.task.metrics(), callbacks
+        )
+
+    bound.model.compile(loss=bound.task.loss(), metrics=bound.task.metrics())
+
+    def test(images, callbacks=()):
+        metrics = bound.model.evaluate(images, verbose=0, return_dict=True, callbacks=list(callbacks))
+        return {name: float(value) for name, value in metrics.items()}
+
+    return test
 
 
 def _training_batches(bound: BoundTask, data: ImageData, recipe: Recipe, seed: int) -> Callable:
@@ -163,7 +205,7 @@ def _features_and_head(bound: BoundTask, images, batch_size: int, num_images: in
     """
     import tensorflow as tf
 
-    forward = strategies.predictor(bound.features) if strategies.current() else bound.features.predict_on_batch
+    forward = replicated.predictor(bound.features) if strategies.current() else bound.features.predict_on_batch
     # As arrays: under another backend than TensorFlow, Keras takes none of its tensors.
     outputs = [
         (np.asarray(forward(x.numpy())), y)

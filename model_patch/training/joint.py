@@ -15,6 +15,7 @@ from model_patch.errors import ModelPatchError
 from model_patch.join import JoinedTasks
 from model_patch.kinds import Trained
 from model_patch.training.callbacks import Progress, StopAtNaN
+from model_patch.training.fit import fit_epochs, tester
 from model_patch.training.recipe import Recipe
 from model_patch.training.resume import Checkpoint
 from model_patch.training.statistics import estimate_joint_statistics
@@ -76,15 +77,9 @@ def fit_joined(
             images = joint_batches(
                 train, preprocessing, sizes, augmentation=augmentation, seed=seed, first_step=finished * steps
             )
-            joined.model.fit(
-                images,
-                initial_epoch=finished,
-                epochs=recipe.epochs,
-                steps_per_epoch=steps,
-                callbacks=_callbacks(joined, sizes, steps, finished, kept, log_dir),
-                shuffle=False,
-                verbose=0,
-            )
+            callbacks = _callbacks(joined, sizes, steps, finished, kept, log_dir)
+            epochs = range(finished, recipe.epochs)
+            fit_epochs(joined.model, images, epochs, steps, callbacks, metrics=joined.metrics(), weights=weights)
         if best:
             best.go_back(joined.model)
     plain = joint_batches(train, preprocessing, sizes[-50:], seed=seed, cache=False)
@@ -154,15 +149,15 @@ class KeepBest(keras.callbacks.Callback):
         self.tasks, self.images = tasks, images
         self.best = -1.0
         self.values: list = []
+        self.testers: dict = {}
 
     def on_train_begin(self, logs=None):
-        for bound in self.tasks.values():
-            bound.model.compile(loss=bound.task.loss(), metrics=bound.task.metrics())
+        self.testers = {name: tester(bound) for name, bound in self.tasks.items()}
 
     def on_epoch_end(self, epoch, logs=None):
         accuracies = []
         for name, bound in self.tasks.items():
-            tested = bound.model.evaluate(self.images[name], verbose=0, return_dict=True)
+            tested = self.testers[name](self.images[name])
             logs |= {f"val_{name}_{metric}": value for metric, value in tested.items()}
             accuracies.append(tested[bound.task.metrics()[0].name])
         logs[VALIDATION] = float(np.mean(accuracies))

@@ -53,7 +53,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
     seconds = fit(bound, data, recipe, seed=config.seed, log_dir=log_dir, checkpoint=checkpoint)
     accuracy = evaluate(bound, data, recipe)["accuracy"]
     for key, variable in trunk.variables().items():
-        variable.assign(bound.patch_variables[key])
+        variable.assign(keras.ops.copy(bound.patch_variables[key]))
     save_weights(trunk, folder.path / WEIGHTS)
     results = {
         "trunk": config.trunk,

@@ -102,6 +102,8 @@ def _measure(model: keras.Model, batches, num_batches: int) -> dict[int, _Moment
     measured = [_Moments(layer, 0) for layer in layers]
     some = itertools.islice(batches, num_batches)
     for images in tqdm(some, "statistics", num_batches, unit="batch", delay=2, leave=False):
+        if keras.backend.backend() != "tensorflow":
+            images = keras.tree.map_structure(np.asarray, images)
         values = [keras.ops.convert_to_numpy(v).astype("float64") for v in batch_statistics(images)]
         parts = zip(measured, values[::2], values[1::2], strict=True)
         measured = [total + _Moments(total.layer, 1, mean, variance + mean**2) for total, mean, variance in parts]

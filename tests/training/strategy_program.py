@@ -1,47 +1,118 @@
-"""What the tests of strategies run in processes of their own: a few steps, and the losses as JSON.
+"""What the tests of strategies run in processes of their own: a few steps of each sort of training, and losses as JSON.
 
-python -m tests.training.strategy_program STRATEGY FILE TRAIN STATISTICS [TRAIN STATISTICS ...]
+python -m tests.training.strategy_program STRATEGY FILE [TRAINING ...]
 """
 
 import json
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from model_patch import Preprocessing, Task, Trunk, bind
+from model_patch import Preprocessing, Task, Trunk, bind, join
+from model_patch.detection.task import DetectionTask
 from model_patch.kinds import Trained
 from model_patch.training import strategies
-from model_patch.training.fit import run_epochs
+from model_patch.training.fit import fit_epochs, run_epochs
 from model_patch.training.recipe import Recipe
 from tests.conftest import SIZE, small_net
 
+NUMBER, BATCH, EPOCHS = 20, 8, 3
+"""Images, the last batch of which is smaller."""
 
-def main(strategy: str, file: str, *ways: str):
-    """Trains each way with 20 images in batches of 8, and writes the loss of every epoch and that of a test."""
+
+def trunk():
+    return Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
+
+
+def random_images(seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (NUMBER, SIZE, SIZE, 3)).astype("float32")
+
+
+def predict(model, images):
+    """Runs a model outside of any strategy's functions, so that what it learnt is looked at in one way only."""
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, tf.function(lambda x: model(x, training=False))(images))
+
+
+def cross_entropy(labels, logits):
+    return float(np.mean(keras.ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)))
+
+
+def one_task(train, statistics):
+    images, labels = random_images(), np.arange(NUMBER) % 3
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(BATCH)
+    opened = trunk()
+    bound = bind(
+        opened, Task("shapes", ("circle", "square", "star"), opened.preprocessing), Trained.parse(train, statistics)
+    )
+    recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, learning_rate=0.03)
+    kept = run_epochs(bound, bound.model, lambda epochs: batches.repeat(len(epochs)), NUMBER, recipe)
+    return kept.history, cross_entropy(labels, predict(bound.model, images))
+
+
+def joined_tasks(share, train_trunk):
+    """Two tasks with parts of different sizes, one of which counts more."""
+    opened = trunk()
+    tasks = [Task("shapes", ("circle", "square", "star"), opened.preprocessing)]
+    tasks.append(Task("colours", ("red", "green"), opened.preprocessing))
+    joined = join(opened, tasks, Trained.parse("scale_bias+last", "batch"), share=share, train_trunk=train_trunk)
+    sizes = {"shapes": 8, "colours": 4}
+    data = {
+        name: (random_images(i)[:16], np.arange(16) % len(bound.task.labels))
+        for i, (name, bound) in enumerate(joined.tasks.items())
+    }
+    streams = {name: tf.data.Dataset.from_tensor_slices(data[name]).repeat().batch(sizes[name]) for name in data}
+    batches = tf.data.Dataset.zip(streams).map(
+        lambda each: ({name: x for name, (x, _) in each.items()}, {name: y for name, (_, y) in each.items()})
+    )
+    weights = {"shapes": 1.0, "colours": 0.5}
+    joined.model.compile(
+        keras.optimizers.SGD(0.05), loss=joined.losses(), loss_weights=weights, metrics=joined.metrics()
+    )
+    history = keras.callbacks.History()
+    fit_epochs(joined.model, batches, range(EPOCHS), 2, [history], metrics=joined.metrics(), weights=weights)
+    logits = predict(joined.model, {name: images for name, (images, _) in data.items()})
+    return history.history, [cross_entropy(data[name][1], logits[name]) for name in data]
+
+
+def detector():
+    opened = trunk()
+    task = DetectionTask.on(opened, "objects", ("circle", "square"), layers=("project",), num_maps=1)
+    bound = bind(opened, task, "full")
+    rng = np.random.default_rng(2)
+    corners = np.sort(rng.uniform(0, 1, (NUMBER, 3, 2, 2)), axis=2).reshape(NUMBER, 3, 4)
+    classes = rng.integers(-1, 2, (NUMBER, 3, 1))  # -1 is padding: images differ in how many boxes they have.
+    images, boxes = random_images()[:16], np.concatenate([corners, classes], -1).astype("float32")[:16]
+    batches = tf.data.Dataset.from_tensor_slices((images, boxes)).batch(BATCH)
+    recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, optimizer="sgd", learning_rate=0.001)
+    kept = run_epochs(bound, bound.model, lambda epochs: batches.repeat(len(epochs)), 16, recipe)
+    return kept.history, float(np.mean(task.loss().call(boxes, predict(bound.model, images))))
+
+
+TRAININGS = {
+    "frozen statistics": lambda: one_task("scale_bias+last", "frozen"),
+    "batch statistics": lambda: one_task("scale_bias+last", "batch"),
+    "joined tasks, own patches": lambda: joined_tasks("trunk", False),
+    "joined tasks, one patch, trunk learnt": lambda: joined_tasks("trunk+patch", True),
+    "detector": detector,
+}
+
+
+def main(strategy: str, file: str, *names: str):
+    """Runs trainings, all by default; writes by name the history of the epochs, a loss at the end, and the number of replicas."""
     if strategy == "mirrored":
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
-    images = np.random.default_rng(0).uniform(-1, 1, (20, SIZE, SIZE, 3)).astype("float32")
     found = {}
     with strategies.devices(strategy):  # Before any operation runs: TensorFlow joins the workers at program start only.
-        batches = tf.data.Dataset.from_tensor_slices((images, np.arange(20) % 3)).batch(8)
-        for train, statistics in zip(ways[::2], ways[1::2], strict=True):
-            trunk = Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
-            task = Task("shapes", ("circle", "square", "star"), trunk.preprocessing)
-            bound = bind(trunk, task, Trained.parse(train, statistics))
-            recipe = Recipe(epochs=3, batch_size=8, learning_rate=0.03)
-            history = run_epochs(bound, bound.model, lambda each: batches.repeat(len(each)), 20, recipe).history["loss"]
-            logits = np.concatenate([strategies.predictor(bound.model)(x) for x, _ in batches])
-            losses = keras.ops.sparse_categorical_crossentropy(np.arange(20) % 3, logits, from_logits=True)
-            found[f"{train} {statistics}"] = {
-                "epochs": history,
-                "tested": float(np.mean(losses)),
-                "replicas": getattr(strategies.current(), "num_replicas_in_sync", 1),
-            }
-    with open(file, "w") as output:  # noqa: PTH123 (a test's own file)
-        json.dump(found, output)
+        for name in names or TRAININGS:
+            keras.utils.set_random_seed(0)
+            history, tested = TRAININGS[name]()
+            replicas = getattr(strategies.current(), "num_replicas_in_sync", 1)
+            found[name] = {"history": history, "tested": tested, "replicas": replicas}
+    Path(file).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,9 @@ from model_patch.training import strategies
 from tests.conftest import SIZE, small_net
 from tests.scripts.run_script import ROOT
 
-WAYS = ("scale_bias+last", "frozen", "scale_bias+last", "batch")
-"""What is trained, and with which statistics."""
 
-
-def start(strategy, file, ways, **environment):
-    command = [sys.executable, "-m", "tests.training.strategy_program", strategy, str(file), *ways]
+def start(strategy, file, **environment):
+    command = [sys.executable, "-m", "tests.training.strategy_program", strategy, str(file)]
     # Nothing is expected on a GPU here: both runs must be on the same kind of device to be compared.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_NUM_INTRAOP_THREADS": "1", **environment}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -41,13 +38,13 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("strategies")
     addresses = [f"127.0.0.1:{port}" for port in ports(2)]
     processes = {
-        "one": start("default", folder / "one", WAYS),
-        "devices": start("mirrored", folder / "devices", WAYS),
+        "one": start("default", folder / "one"),
+        "devices": start("mirrored", folder / "devices"),
     }
     for index in range(2):
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         environment = {"TF_CONFIG": json.dumps(config)}
-        processes[f"worker{index}"] = start("multi_worker", folder / f"worker{index}", WAYS, **environment)
+        processes[f"worker{index}"] = start("multi_worker", folder / f"worker{index}", **environment)
     found = {}
     for name, process in processes.items():
         try:
@@ -62,11 +59,16 @@ def runs(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("several", ["devices", "worker0", "worker1"])
 def test_several_replicas_end_as_one(runs, several):
-    for way, found in runs[several].items():
-        one = runs["one"][way]
+    """One task, joined tasks and a detector; and in each epoch their logs say the same by the same names."""
+    for training, found in runs[several].items():
+        one = runs["one"][training]
         assert (found["replicas"], one["replicas"]) == (2, 1)
-        assert abs(one["epochs"][0] - one["epochs"][-1]) > 0.01, "nothing was learnt"
-        assert found["tested"] == pytest.approx(one["tested"], abs=1e-3), way
+        assert abs(one["history"]["loss"][0] - one["history"]["loss"][-1]) > 0.01, "nothing was learnt"
+        assert found["tested"] == pytest.approx(one["tested"], abs=1e-3), training
+        assert found["history"].keys() == one["history"].keys()
+        for name, epochs in found["history"].items():
+            assert epochs == pytest.approx(one["history"][name], abs=2e-3), f"{name} of {training}"
+    assert {"shapes_loss", "colours_accuracy"} <= runs[several]["joined tasks, own patches"]["history"].keys()
 
 
 @pytest.mark.slow

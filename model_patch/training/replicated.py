@@ -1,0 +1,222 @@
+"""Training and testing on the replicas of a strategy of tf.distribute.
+
+Keras' own `fit` fails with several workers (`PerReplica` values reach code that expects tensors), so wherever more than one
+replica computes, the step is written out here, for one output and for several. It drives the same callbacks.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import keras
+import numpy as np
+
+Metrics = Sequence[keras.metrics.Metric]
+
+ONLY = "output"
+"""What the output of a model is called here if it has one, without a name."""
+
+
+def fit(
+    model: keras.Model,
+    batches,
+    epochs: range,
+    steps_per_epoch: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+    *,
+    metrics: Metrics | Mapping[str, Metrics] = (),
+    weights: Mapping[str, float] | None = None,
+    synchronise: bool = True,
+) -> keras.callbacks.History:
+    """Trains a compiled model on all replicas of the current strategy, as `model.fit` does on one.
+
+    Every replica takes an equal part of a batch, of each output's where there are several. What they cannot share evenly is
+    filled up with copies, fewer than there are replicas. Those count nothing in losses and metrics, but batch norms see them.
+
+    The logs have the names that `model.fit` gives them: `loss` and the metrics, and with several outputs `<output>_loss` and
+    `<output>_<metric>`. All are means of the epoch so far.
+
+    Args:
+        model: made inside the strategy's scope; compiled with an optimizer and a loss, or a dict of losses by output.
+        batches: batches of `(x, y)` of all the epochs, one after the other, the same on every worker. With a dict of losses
+            both are dicts by output, whose parts may differ in size.
+        epochs: their numbers.
+        steps_per_epoch: batches in each.
+        callbacks: as for `model.fit`.
+        metrics: those of the output, or a dict of those of each; their states must add up, as those of means do.
+        weights: what each loss counts in the sum, by output; 1 each by default.
+        synchronise: batch norms that train with statistics of the batch take those of the whole one, not of each part.
+    """
+    history = keras.callbacks.History()
+    driven = keras.callbacks.CallbackList([*callbacks, history], model=model)
+    model.stop_training = False
+    with _synchronised(model, synchronise):
+        step = _Step(model, metrics, weights or {})
+        driven.on_train_begin()
+        remaining = iter(batches)
+        for epoch in epochs:
+            driven.on_epoch_begin(epoch)
+            means = _Means(step.metrics)
+            for i, (x, y) in enumerate(itertools.islice(remaining, steps_per_epoch)):
+                driven.on_train_batch_begin(i)
+                means.add(*step(x, y))
+                driven.on_train_batch_end(i, means.logs())
+            driven.on_epoch_end(epoch, means.logs())
+            if model.stop_training:
+                break
+        driven.on_train_end()
+    return history
+
+
+def evaluate(
+    model: Callable, batches, loss, metrics: Metrics, callbacks: Sequence[keras.callbacks.Callback] = ()
+) -> dict[str, float]:
+    """Returns a loss and metrics by name, in inference mode: every worker looks at all images, and none waits for another.
+
+    Args:
+        model: what `predictor` made of it.
+        batches: of `(x, y)`.
+        loss, metrics: of the output; the metrics new.
+        callbacks: are told of every batch, and of the end.
+    """
+    total, number = 0.0, 0
+    driven = keras.callbacks.CallbackList(list(callbacks))
+    for i, (x, y) in enumerate(batches):
+        outputs = model(x)
+        total += float(keras.ops.sum(loss.call(y, outputs)))
+        number += len(y)
+        for metric in metrics:
+            metric.update_state(y, outputs)
+        driven.on_test_batch_end(i)
+    driven.on_test_end()
+    return {"loss": total / max(1, number)} | {metric.name: float(metric.result()) for metric in metrics}
+
+
+def predictor(model: keras.Model):
+    """Returns a function that runs a model in inference mode on this worker alone: a batch to its outputs."""
+    import tensorflow as tf
+
+    return tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+
+
+class _Step:
+    """A training step on all replicas, called with a batch `(x, y)`.
+
+    Attributes:
+        metrics: by their names in the logs.
+    """
+
+    def __init__(self, model: keras.Model, metrics, weights: Mapping[str, float]):
+        import tensorflow as tf
+
+        strategy, optimizer = tf.distribute.get_strategy(), model.optimizer
+        self._strategy, self._is_dict = strategy, isinstance(model.loss, Mapping)
+        losses = self._by_output(model.loss)
+        prefixes = {name: f"{name}_" if len(losses) > 1 else "" for name in losses}
+        of_output = self._by_output(metrics) if metrics else {}
+        self.metrics = {f"{prefixes[name]}{each.name}": each for name, all_ in of_output.items() for each in all_}
+        with strategy.scope():
+            optimizer.build(model.trainable_variables)
+
+        def replica_step(x, y, shares):
+            with tf.GradientTape() as tape:
+                outputs = self._by_output(model(x, training=True))
+                parts = {
+                    name: tf.reduce_sum(tf.cast(loss.call(y[name], outputs[name]), "float32") * shares[name])
+                    for name, loss in losses.items()
+                }
+                total = sum(weights.get(name, 1.0) * part for name, part in parts.items())
+                total += sum(model.losses) / strategy.num_replicas_in_sync  # Those of layers, such as weight decay.
+            variables = [v.value for v in model.trainable_variables]
+            optimizer.apply(tape.gradient(total, variables), model.trainable_variables)  # Sums over the replicas.
+            states = {
+                f"{prefixes[name]}{each.name}": each.stateless_update_state(
+                    each.stateless_reset_state(), y[name], outputs[name], tf.sign(shares[name])
+                )
+                for name, all_ in of_output.items()
+                for each in all_
+            }
+            own = {f"{prefixes[name]}loss": part for name, part in parts.items()} if len(parts) > 1 else {}
+            return own | {"loss": total}, states
+
+        @tf.function(reduce_retracing=True)
+        def step(x, y, shares):
+            of_replicas = strategy.run(replica_step, (x, y, shares))
+            return tf.nest.map_structure(lambda each: strategy.reduce("sum", each, axis=None), of_replicas)
+
+        self._step = step
+
+    def __call__(self, x, y):
+        """Returns how many examples there are, and by name their losses and the states of the metrics."""
+        x, y, shares = self._by_output(x), self._by_output(y), {}
+        number = sum(len(each) for each in y.values())
+        for name in y:
+            rows, share = _plan(len(y[name]), self._strategy.num_replicas_in_sync)
+            x[name], y[name] = self._parted(x[name], rows), self._parted(y[name], rows)
+            shares[name] = self._parted(share.ravel(), np.arange(share.size).reshape(share.shape))
+        losses, states = self._step(x if self._is_dict else x[ONLY], y, shares)
+        return number, {name: float(each) for name, each in losses.items()}, states
+
+    def _by_output(self, each) -> dict:
+        return dict(each) if self._is_dict else {ONLY: each}
+
+    def _parted(self, values, rows: np.ndarray):
+        """Hands every replica those of the values that `rows` `(replicas, number for each)` gives it."""
+        import tensorflow as tf
+
+        def part(context):
+            return tf.gather(values, rows[context.replica_id_in_sync_group])
+
+        return self._strategy.experimental_distribute_values_from_function(part)
+
+
+class _Means:
+    """Means over the batches of an epoch: of losses by their examples, of metrics as they define it."""
+
+    def __init__(self, metrics: Mapping[str, keras.metrics.Metric]):
+        self.metrics, self.number = metrics, 0
+        self.losses: dict[str, float] = {}
+        self.states: dict[str, list] = {}
+
+    def add(self, number: int, losses: Mapping[str, float], states: Mapping[str, Sequence]):
+        self.number += number
+        for name, loss in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + loss * number
+        for name, state in states.items():
+            before = self.states.get(name, [0.0] * len(state))
+            self.states[name] = [old + new for old, new in zip(before, state, strict=True)]
+
+    def logs(self) -> dict[str, float]:
+        """Returns the means so far, by name."""
+        means = {name: total / self.number for name, total in self.losses.items()}
+        return means | {
+            name: float(metric.stateless_result(self.states[name]))
+            for name, metric in self.metrics.items()
+            if name in self.states
+        }
+
+
+@contextlib.contextmanager
+def _synchronised(model: keras.Model, synchronise: bool) -> Iterator[None]:
+    """Lets batch norms look at the batch of all replicas, or of each its own, for as long as the context lasts."""
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    before = [norm.synchronized for norm in norms]
+    try:
+        for norm in norms:
+            norm.synchronized = synchronise
+        yield
+    finally:
+        # It stands in their configuration, which is written with a trunk: other backends could not open it.
+        for norm, was in zip(norms, before, strict=True):
+            norm.synchronized = was
+
+
+def _plan(number: int, replicas: int) -> tuple[np.ndarray, np.ndarray]:
+    """Parts a batch among replicas.
+
+    Returns:
+        Which examples each takes, int64 `(replicas, number for each)`, and what each of them counts in a mean, float32 of
+        the same shape, with the sum 1: copies, which come last, count nothing.
+    """
+    place = np.arange(replicas * -(-number // replicas)).reshape(replicas, -1)
+    return place % number, np.where(place < number, 1.0 / number, 0.0).astype("float32")
