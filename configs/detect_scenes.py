@@ -2,7 +2,7 @@
 
 Command: `python scripts/detect.py train --workdir=runs/detect`
 Data: 70,000 images in MNIST's format, for example from Debian's package dataset-fashion-mnist; without it `--data=scenes:mnist`
-works on any computer. Two busy cores, 22 and 28 minutes: mAP@50 0.78, see docs/detection.md.
+works on any computer. Two cores, 13 minutes per seed: mAP@50 0.78, see docs/detection.md.
 """
 
 from ml_collections import ConfigDict

@@ -17,6 +17,7 @@ from model_patch.detection.task import DetectionTask, feature_layers
 from model_patch.errors import ModelPatchError
 from model_patch.files import write_bytes
 from model_patch.kinds import Trained
+from model_patch.report.machine import machine
 from model_patch.report.table import markdown, print_table
 from model_patch.training.fit import run_epochs
 from model_patch.training.recipe import Recipe
@@ -59,7 +60,7 @@ def train_detector(config: ConfigDict, workdir: str | Path) -> dict:
         workdir: folder for all files.
 
     Returns:
-        What `results.json` holds: `data`, `train`, `image_size`, `num_default_boxes`, `versions` and a list of `rows` with
+        What `results.json` holds: `data`, `train`, `image_size`, `num_default_boxes`, `versions`, `machine` and a list of `rows` with
         `seed`, `trunk` (the spec that opens the trunk of the patch), `trained_parameters`, `head_parameters`,
         `trained_fraction` (0..1), the metrics of `evaluation.METRICS` (0..1), `final_loss` and `train_seconds`.
 
@@ -85,6 +86,7 @@ def train_detector(config: ConfigDict, workdir: str | Path) -> dict:
         "image_size": task.preprocessing.image_size,
         "num_default_boxes": len(task.default_boxes.corners()),
         "versions": versions(),
+        "machine": machine(),
         "rows": [],
     }
     done = {row["seed"] for row in results["rows"]}

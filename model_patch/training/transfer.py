@@ -11,6 +11,7 @@ from model_patch.data import open_data
 from model_patch.errors import ModelPatchError
 from model_patch.kinds import Trained
 from model_patch.report import write_report
+from model_patch.report.machine import machine
 from model_patch.tasks import Task
 from model_patch.training.fit import evaluate, fit
 from model_patch.training.recipe import Recipe
@@ -39,7 +40,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
         workdir: folder for all files.
 
     Returns:
-        What `results.json` holds: `trunk`, `data`, `image_size`, `versions` and a list of `rows` with `train`, `seed`,
+        What `results.json` holds: `trunk`, `data`, `image_size`, `versions`, `machine` and a list of `rows` with `train`, `seed`,
         `trained_parameters`, `trained_fraction` (0..1), `reused_fraction` (of the trunk, 0..1), `patch_bytes`,
         `test_accuracy` (0..1), `train_seconds`.
 
@@ -66,6 +67,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
         "data": config.data,
         "image_size": trunk.preprocessing.image_size,
         "versions": versions(),
+        "machine": machine(),
         "rows": [],
     }
     done = {(row["train"], row["seed"]) for row in results["rows"]}

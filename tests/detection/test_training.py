@@ -110,9 +110,16 @@ def test_what_cannot_be_used_is_refused(run, trunk_file, trunk, tmp_path):
     with pytest.raises(ModelPatchError, match="belongs to another trunk"):
         open_detector(detector, f"file:{trunk_file}")
     bound = open_detector(detector)
+    other = {"images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}], "annotations": []}
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(other | {"categories": [{"id": 1, "name": "car"}]}))
     (tmp_path / "x").mkdir()
     for path in (tmp_path / "a.png", tmp_path / "x" / "a.png"):
         Image.fromarray(np.zeros((8, 8, 3), "uint8")).save(path)
+    with pytest.raises(
+        ModelPatchError, match="has 1 classes, 'car' first, and the detector 'digits-scenes' 10, '0' first"
+    ):
+        evaluate_on(bound, f"coco:{tmp_path}?train_images=.&test_images=.")
     with pytest.raises(ModelPatchError, match="two images are called 'a'"):
         next(predict_files(bound, [f"{tmp_path}/a.png", f"{tmp_path}/x/a.png"], tmp_path / "out", 0.5))
     with pytest.raises(ModelPatchError, match="nowhere.png does not exist"):

@@ -14,12 +14,6 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 SMALL = "keras:MobileNetV2?alpha=0.35&weights=none"
 
 
-def test_parameters_are_the_papers():
-    assert open_trunk(SMALL, 32).num_parameters() == 410_208
-    inception = open_trunk("keras:InceptionV3?weights=none", 96)
-    assert inception.num_parameters() == 21_802_784 and inception.preprocessing.mode == "tf"
-
-
 def test_a_random_trunk_can_be_had_again_by_its_seed():
     one, two, other = open_trunk(SMALL, 32), open_trunk(SMALL, 32), open_trunk(f"{SMALL}&seed=1", 32)
     keys = sorted(one.variables())
