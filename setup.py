@@ -45,6 +45,8 @@ setup(
         "kerashub": ["keras-hub"],
         "tfds": ["tensorflow-datasets", "importlib_resources"],  # The second it imports, but does not require.
         "detection": ["pycocotools"],
+        # To be timed beside it. Wheels for CPUs alone are smaller: --extra-index-url https://download.pytorch.org/whl/cpu
+        "torch": ["torch", "torchvision"],
         "litert": ["ai-edge-litert"],  # Runs .tflite files; tensorflow writes them.
         "test": ["ai-edge-litert", "hypothesis", "mlxtend", "mypy", "pycocotools", "pytest", "pytest-xdist", "ruff"],
     },

@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     config.max_train_images = 0  # 0: all.
     config.max_test_images = 0
     config.skip_bad_images = False
+    config.remat = False  # Train with less memory and more time: most maps are computed again for their gradients.
     config.patch_dtype = "float32"
     config.seeds = (0,)
     return config

@@ -127,6 +127,7 @@ def bind(
     momentum: float = 0.9,
     patch_of: BoundTask | None = None,
     head_of: BoundTask | None = None,
+    remat: bool = False,
 ) -> BoundTask:
     """Binds a task to a trunk.
 
@@ -143,15 +144,18 @@ def bind(
             have 0.99 to 0.999, with which a short training ends before its statistics have arrived.
         patch_of: a task bound to the same trunk, in the same way, whose patch this task uses too: one patch for both.
         head_of: a task whose last layer this task uses too. It is learnt from now on where `train` says so.
+        remat: train with less memory: most maps are computed again when their gradients are due, see `model_patch.remat`.
 
     Returns:
         A `BoundTask`.
 
     Raises:
-        ModelPatchError: `train` is not understood, the trunk has no slot for one of its kinds, or is being trained
+        ModelPatchError: `train` is not understood, `remat` is asked of another backend than TensorFlow, the trunk has no slot for one of its kinds, or is being trained
             itself, or the tasks that share a head differ in their labels.
     """
     trained = Trained.parse(train) if isinstance(train, str) else train
+    if remat and keras.backend.backend() != "tensorflow":
+        raise ModelPatchError(f"remat works on TensorFlow, not on {keras.backend.backend()}: leave it out")
     for kind in trained.kinds:
         if not any(owned(kind, layer) for layer in trunk.layers().values()):
             raise ModelPatchError(
@@ -181,8 +185,10 @@ def bind(
     rewritten = rewrite(trunk.model, replace)
     features = keras.Model(rewritten.input, task.features(rewritten), name=rewritten.name)
     head = head_of.head if head_of else task.head(seed)
-    make = TunedModel if trained.norm_statistics == "frozen" else keras.Model
+    make = TunedModel if remat or trained.norm_statistics == "frozen" else keras.Model
     model = make(features.input, head(features.output), name=features.name)
+    if remat:
+        model.remat = True
     head.trainable = trained.last
 
     trunk_layers = trunk.layers()

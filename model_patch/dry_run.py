@@ -138,7 +138,7 @@ def dry_run_transfer(config: ConfigDict, *, step: bool = True) -> list[Row]:
 
     def rows() -> Iterator[Row]:
         for text in config.train:
-            bound = bind(trunk, task, Trained.parse(text, config.norm_statistics))
+            bound = bind(trunk, task, Trained.parse(text, config.norm_statistics), remat=config.remat)
             yield _row(text, bound)
             if step:
                 _step(text, bound.model, bound.task.loss(), recipe, bound.trained, *_batch(bound))

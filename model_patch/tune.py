@@ -4,6 +4,7 @@ Batch norm with frozen statistics is an affine map of each channel, and the kern
 can do what `fold` does for good: a third of the time and half of the memory go (docs/speed.md).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ import keras
 from model_patch.layers import PatchedBatchNormalization
 from model_patch.layers.conv_norm import ConvNorm, activation_of
 from model_patch.layers.joined import Apart
+from model_patch.remat import Segments
 from model_patch.rewrite import Graph, functional, rewrite
 
 
@@ -21,20 +23,26 @@ class TunedModel(keras.Model):
     Convolutions with a batch norm behind them, and an activation behind that, become one `ConvNorm` each. It computes the
     same function with the same gradients, but for rounding. In inference, and to whoever looks at its layers, it is the
     model that it was made as.
+
+    Attributes:
+        remat: whether training keeps few maps, and computes the others again, see `model_patch.remat`.
     """
+
+    remat = False
 
     def call(self, inputs, training=None, mask=None):
         if not training or keras.backend.backend() != "tensorflow":
             return super().call(inputs, training=training, mask=mask)
         return self._training_graph()(inputs, training=True)
 
-    def _training_graph(self) -> keras.Model:
+    def _training_graph(self) -> Callable:
         graph = getattr(self, "_tuned", None)
         if graph is None:
             import tensorflow as tf
 
             with tf.init_scope():  # The first call may be within a function that is being traced.
-                graph = tuned_graph(self)
+                tuned = tuned_graph(self)
+                graph = Segments(tuned) if self.remat else tuned
             # Past Keras' attribute tracking: its layers are this model's already.
             object.__setattr__(self, "_tuned", graph)
         return graph

@@ -41,7 +41,10 @@ _FIELDS.integers(
 )
 _FIELDS.numbers(learning_rate="Highest learning rate; 0: by what is trained.")
 _FIELDS.number_lists(learning_rates="Several, compared with each other, for example 0.003,0.01.")
-_FIELDS.switches(skip_bad_images="Leave out image files that cannot be read.")
+_FIELDS.switches(
+    skip_bad_images="Leave out image files that cannot be read.",
+    remat="Train with less memory and more time: compute most maps twice.",
+)
 _FIELDS.integer_lists(seeds="Seeds, a row of results each, for example 0,1,2.")
 
 

@@ -24,6 +24,7 @@ def batches(
     shuffle_seed: int | None = None,
     epochs: range = range(1),
     cache: bool = True,
+    shuffle_bytes: int = SHUFFLE_BYTES,
 ):
     """Returns preprocessed batches; every image comes once per epoch, and the last batch of each may be smaller.
 
@@ -40,6 +41,7 @@ def batches(
             of this seed and of the epoch's number, whichever epochs come before it.
         epochs: numbers of the epochs, whose batches follow one another.
         cache: whether anything is kept in memory. Without, no image is decoded that is not asked for.
+        shuffle_bytes: images that are not kept are shuffled in their stored form, so many bytes of them at a time.
 
     Returns:
         `tf.data.Dataset` of `(images, labels)`, float32 `(batch, image_size, image_size, 3)` and int64 `(batch,)`.
@@ -75,7 +77,7 @@ def batches(
             # A buffer of all images reads the cache to its end at once: nobody who stops early leaves it half filled.
             chosen = shuffle(images, number, epoch)
         else:
-            at_once = split.num_images * SHUFFLE_BYTES // max(1, split.stored_bytes)
+            at_once = split.num_images * shuffle_bytes // max(1, split.stored_bytes)
             chosen = shuffle(images, max(1, min(number, at_once)), epoch).map(load, tf.data.AUTOTUNE)
         if not plain:
             chosen = numbered(chosen, shuffle_seed or 0, epoch).map(augment_and_resize, tf.data.AUTOTUNE)

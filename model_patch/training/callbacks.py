@@ -1,6 +1,7 @@
 """Keras callbacks of every training."""
 
 import math
+import time
 
 import keras
 from tqdm import tqdm
@@ -14,17 +15,74 @@ class Progress(keras.callbacks.Callback):
     def __init__(self, num_steps: int, description: str, finished: int = 0):
         super().__init__()
         self.bar = tqdm(total=num_steps, initial=finished, desc=description, unit="step", leave=False)
+        self.at = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.at = 0
 
     def on_train_batch_end(self, batch, logs=None):
         shown = {name: str(v) if isinstance(v, int) else f"{v:.3f}" for name, v in (logs or {}).items()}
         self.bar.set_postfix(shown, refresh=False)
-        self.bar.update()
+        self.bar.update(batch + 1 - self.at)  # Several steps where they are one call.
+        self.at = batch + 1
 
     def on_train_end(self, logs=None):
         self.bar.close()
 
     on_test_batch_end = on_train_batch_end
     on_test_end = on_train_end
+
+
+class InputWait(keras.callbacks.Callback):
+    """Measures how long a training waits for its input, and adds it to the logs; must come before those that write them.
+
+    Per epoch, `seconds` is what its steps took, testing left out, and `input_wait` the share of them, in 0..1, in which a step
+    could not begin because its batch was not there yet. Under a strategy of tf.distribute nothing is measured, or added.
+
+    Attributes:
+        seconds: waited so far, of all data that are `measured`.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._waited = None
+        self._start = self._before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return float(self._waited.numpy()) if self._waited is not None else 0.0
+
+    def measured(self, batches):
+        """Returns a `tf.data.Dataset` of the same batches, whose reader's waiting is added up.
+
+        When the reader asks is noted before the batches are asked, and looked at when they answer: all in the reader's own
+        thread, 0.05 ms for each.
+        """
+        import tensorflow as tf
+
+        if tf.distribute.has_strategy():
+            return batches
+        if self._waited is None:
+            with tf.device("CPU"):
+                self._waited = tf.Variable(0.0, dtype="float64", trainable=False)
+        waited = self._waited
+
+        def add(asked, batch):
+            waited.assign_add(tf.timestamp() - asked)
+            return batch
+
+        asked = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
+        options = tf.data.Options()
+        options.experimental_optimization.inject_prefetch = False  # It would ask in the reader's place.
+        return tf.data.Dataset.zip(asked, batches).map(add).with_options(options)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start, self._before = time.perf_counter(), self.seconds
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._waited is not None and logs is not None:
+            seconds = time.perf_counter() - self._start
+            logs |= {"seconds": seconds, "input_wait": min(1.0, (self.seconds - self._before) / seconds)}
 
 
 class StopAtNaN(keras.callbacks.Callback):

@@ -1,7 +1,9 @@
 """Training and testing one bound task."""
 
+import dataclasses
 import math
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +15,25 @@ from model_patch.bind import BoundTask
 from model_patch.data.epochs import in_epochs, shuffled
 from model_patch.data.images import ImageData
 from model_patch.data.pipeline import batches
+from model_patch.tasks import Task
 from model_patch.training import replicated, strategies
-from model_patch.training.callbacks import Progress, StopAtNaN
+from model_patch.training.callbacks import InputWait, Progress, StopAtNaN
 from model_patch.training.recipe import Recipe
 from model_patch.training.resume import Checkpoint
 from model_patch.training.statistics import estimate_statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What a training took.
+
+    Attributes:
+        seconds: feature extraction and statistics included, and finished epochs of earlier processes too.
+        input_wait: share of this process' seconds, in 0..1, in which nothing was computed because no batch was there.
+    """
+
+    seconds: float
+    input_wait: float
 
 
 def fit(
@@ -28,7 +44,7 @@ def fit(
     seed: int = 0,
     log_dir: Path | None = None,
     checkpoint: Path | None = None,
-) -> float:
+) -> Fitted:
     """Trains what a bound task learns, then re-estimates the statistics that it owns.
 
     Where the last layer alone is trained, the trunk runs over each image once and its features are kept: augmentation
@@ -44,7 +60,7 @@ def fit(
             none. Who gives it deletes it.
 
     Returns:
-        Seconds spent, feature extraction and statistics included, and finished epochs of earlier processes too.
+        What it took.
 
     Raises:
         TrainingError: the loss became NaN.
@@ -52,10 +68,14 @@ def fit(
     start = time.perf_counter()
     num_images = _num_images(data.train.num_images, recipe.max_train_images)
     train, model, earlier_seconds = _training_batches(bound, data, recipe, seed), bound.model, 0.0
-    if not bound.trained.kinds:
-        train, model = _features_and_head(bound, train(range(1)), recipe.batch_size, num_images, seed)
+    wait, features = InputWait(), not bound.trained.kinds
+    if features:
+        train, model = features_and_head(bound, wait.measured(train(range(1))), recipe.batch_size, num_images, seed)
     if model.trainable_variables:
-        earlier_seconds = run_epochs(bound, model, train, num_images, recipe, log_dir, checkpoint).earlier_seconds
+        kept = run_epochs(
+            bound, model, train, num_images, recipe, log_dir, checkpoint, wait=wait, one_call_per_epoch=features
+        )
+        earlier_seconds = kept.earlier_seconds
     if bound.trained.kinds:
         plain = batches(
             data.train,
@@ -65,8 +85,9 @@ def fit(
             shuffle_seed=seed,
             cache=False,
         )
-        estimate_statistics(bound, plain)
-    return earlier_seconds + time.perf_counter() - start
+        estimate_statistics(bound, wait.measured(plain))
+    seconds = time.perf_counter() - start
+    return Fitted(earlier_seconds + seconds, min(1.0, wait.seconds / seconds))
 
 
 def run_epochs(
@@ -77,6 +98,10 @@ def run_epochs(
     recipe: Recipe,
     log_dir: Path | None = None,
     checkpoint: Path | None = None,
+    *,
+    wait: InputWait | None = None,
+    one_call_per_epoch: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Checkpoint:
     """Trains the model of a bound task, or the part of it that learns, with its task's loss.
 
@@ -89,6 +114,10 @@ def run_epochs(
         recipe: how.
         log_dir: folder for TensorBoard's files; none are written without.
         checkpoint: file to go on from and to write, as for `fit`.
+        wait: what measures the waiting for `train`; a new one by default.
+        one_call_per_epoch: all steps of an epoch are one call of TensorFlow's, for steps so short that Keras' own work around
+            each would be most of it. The same is computed; the bar moves, and a loss that is no number is seen, once per epoch.
+        callbacks: further ones.
 
     Returns:
         The checkpoint, which has the history of all epochs.
@@ -98,22 +127,23 @@ def run_epochs(
         TrainingError: the loss became NaN.
     """
     steps_per_epoch = math.ceil(num_images / recipe.batch_size)
-    # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
+    in_one_call = one_call_per_epoch and keras.backend.backend() == "tensorflow"
     optimizer = recipe.make_optimizer(bound.trained, steps_per_epoch)
-    model.compile(optimizer, loss=bound.task.loss(), metrics=bound.task.metrics())
+    compile_for(model, bound.task, optimizer, steps_per_execution=steps_per_epoch if in_one_call else 1)
     kept = Checkpoint(model, checkpoint)
     finished = kept.restore()
     if finished == recipe.epochs:
         return kept
-    callbacks = [
+    all_callbacks = [
+        *callbacks,
         Progress(recipe.epochs * steps_per_epoch, f"training {bound.trained}", finished * steps_per_epoch),
         StopAtNaN(f"{bound.task.name!r} ({bound.trained})"),
     ]
     if log_dir:
-        callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
-    callbacks.append(kept)
+        all_callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+    all_callbacks.append(kept)
     epochs = range(finished, recipe.epochs)
-    fit_epochs(model, train(epochs), epochs, steps_per_epoch, callbacks, metrics=bound.task.metrics())
+    fit_epochs(model, train(epochs), epochs, steps_per_epoch, all_callbacks, metrics=bound.task.metrics(), wait=wait)
     return kept
 
 
@@ -126,11 +156,15 @@ def fit_epochs(
     *,
     metrics,
     weights: Mapping[str, float] | None = None,
+    wait: InputWait | None = None,
 ):
     """Trains a compiled model on the devices of the current strategy.
 
-    Arguments as `replicated.fit`; `metrics` and `weights` are those that the model was compiled with.
+    Arguments as `replicated.fit`; `metrics` and `weights` are those that the model was compiled with, and `wait` measures the
+    waiting for batches, a new one by default.
     """
+    wait = wait or InputWait()
+    callbacks = [wait, *callbacks]
     if strategies.current():
         synchronise = strategies.synchronises()
         replicated.fit(
@@ -145,7 +179,7 @@ def fit_epochs(
         )
         return
     model.fit(
-        batches,
+        wait.measured(batches),
         initial_epoch=epochs.start,
         epochs=epochs.stop,
         steps_per_epoch=steps_per_epoch,
@@ -167,7 +201,7 @@ def evaluate(bound: BoundTask, data: ImageData, recipe: Recipe) -> dict[str, flo
 def tester(bound: BoundTask) -> Callable:
     """Returns a function from batches, and callbacks, to the task's loss and metrics by name, in inference mode.
 
-    It can be called again and again, and is traced once.
+    It can be called again and again, and is traced once; as is all testing of one bound task.
     """
     if strategies.current():
         forward = replicated.predictor(bound.model)
@@ -175,13 +209,38 @@ def tester(bound: BoundTask) -> Callable:
             forward, images, bound.task.loss(), bound.task.metrics(), callbacks
         )
 
-    bound.model.compile(loss=bound.task.loss(), metrics=bound.task.metrics())
+    compile_for(bound.model, bound.task)
 
     def test(images, callbacks=()):
         metrics = bound.model.evaluate(images, verbose=0, return_dict=True, callbacks=list(callbacks))
         return {name: float(value) for name, value in metrics.items()}
 
     return test
+
+
+_COMPILED: weakref.WeakKeyDictionary[keras.Model, keras.losses.Loss] = weakref.WeakKeyDictionary()
+"""The losses that models were given by `compile_for`."""
+
+
+def compile_for(
+    model: keras.Model, task: Task, optimizer: keras.optimizers.Optimizer | None = None, steps_per_execution: int = 1
+):
+    """Compiles a model with the loss and the metrics of a task.
+
+    Without an optimizer, for testing, a model that was compiled here before stays as it is: Keras traces its test graph once,
+    and every further test takes the same.
+
+    Args:
+        model: from what the task takes to what its loss takes.
+        task: whose.
+        optimizer: to train with; None to test only.
+        steps_per_execution: steps in one call.
+    """
+    if optimizer is None and model.compiled and _COMPILED.get(model) is model.loss:
+        return
+    # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
+    model.compile(optimizer, loss=task.loss(), metrics=task.metrics(), steps_per_execution=steps_per_execution)
+    _COMPILED[model] = model.loss
 
 
 def _training_batches(bound: BoundTask, data: ImageData, recipe: Recipe, seed: int) -> Callable:
@@ -199,9 +258,18 @@ def _training_batches(bound: BoundTask, data: ImageData, recipe: Recipe, seed: i
     )
 
 
-def _features_and_head(bound: BoundTask, images, batch_size: int, num_images: int, seed: int):
-    """Runs the trunk once over the images; returns a function from a range of epochs to batches of (features,
-    labels), and the head as a model of its own.
+def features_and_head(bound: BoundTask, images, batch_size: int, num_images: int, seed: int):
+    """Runs the trunk once over the images.
+
+    Args:
+        bound: the task whose last layer alone is learnt.
+        images: batches of `(images, labels)`, of one epoch.
+        batch_size: of the batches that are returned.
+        num_images: how many there are, for the progress bar.
+        seed: of the order.
+
+    Returns:
+        A function from a range of epochs to batches of `(features, labels)`, and the head as a model of its own.
     """
     import tensorflow as tf
 

@@ -50,7 +50,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
     keras.utils.set_random_seed(config.seed)
     bound = bind(trunk, task, "full", seed=config.seed, momentum=config.momentum)
     log_dir, checkpoint = folder.path / "tensorboard", folder.checkpoint("trunk")
-    seconds = fit(bound, data, recipe, seed=config.seed, log_dir=log_dir, checkpoint=checkpoint)
+    seconds = fit(bound, data, recipe, seed=config.seed, log_dir=log_dir, checkpoint=checkpoint).seconds
     accuracy = evaluate(bound, data, recipe)["accuracy"]
     for key, variable in trunk.variables().items():
         variable.assign(keras.ops.copy(bound.patch_variables[key]))

@@ -42,7 +42,8 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     Returns:
         What `results.json` holds: `trunk`, `data`, `image_size`, `versions`, `machine` and a list of `rows` with `train`, `seed`,
         `trained_parameters`, `trained_fraction` (0..1), `reused_fraction` (of the trunk, 0..1), `patch_bytes`,
-        `test_accuracy` (0..1), `train_seconds`.
+        `test_accuracy` (0..1), `train_seconds` and `input_wait` (0..1), the share of them in which no batch was
+        there.
 
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
@@ -57,7 +58,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     recipe = make_recipe(config, data.augmentation)
     task = Task(config.task_name or data.name, data.labels, trunk.preprocessing)
     for each in trained:
-        bind(trunk, task, each).patch().to_bytes(config.patch_dtype)
+        bind(trunk, task, each, remat=config.remat).patch().to_bytes(config.patch_dtype)
     folder = Workdir(workdir, config.to_dict())
     for note in data.notes:
         _logger.warning(note)
@@ -76,10 +77,10 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
             if (str(each), seed) in done:
                 continue
             keras.utils.set_random_seed(seed)
-            bound = bind(trunk, task, each, seed=seed)
+            bound = bind(trunk, task, each, seed=seed, remat=config.remat)
             name = f"{each}-seed{seed}"
             log_dir = folder.path / "tensorboard" / name
-            seconds = fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=folder.checkpoint(name))
+            fitted = fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=folder.checkpoint(name))
             metrics = evaluate(bound, data, recipe)
             path = patch_path(folder.path, str(each), seed)
             bound.patch(metrics).save(path, config.patch_dtype)
@@ -92,9 +93,10 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
                 "reused_fraction": bound.reused_fraction(),
                 "patch_bytes": path.stat().st_size,
                 "test_accuracy": metrics["accuracy"],
-                "train_seconds": seconds,
+                "train_seconds": fitted.seconds,
+                "input_wait": round(fitted.input_wait, 4),
             }
-            _logger.info("%s, seed %d: test accuracy %.4f in %.1f s", each, seed, row["test_accuracy"], seconds)
+            _logger.info("%s, seed %d: test accuracy %.4f in %.1f s", each, seed, row["test_accuracy"], fitted.seconds)
             results["rows"].append(row)
             folder.write_results(results)
     write_report(results, folder.path)

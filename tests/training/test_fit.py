@@ -1,14 +1,19 @@
 import dataclasses
+import time
 
 import keras
 import numpy as np
 import pytest
+from tqdm import tqdm
 
-from model_patch import ModelPatchError, bind
+from model_patch import ModelPatchError, Trunk, bind
+from model_patch.data.pipeline import batches
 from model_patch.errors import TrainingError
 from model_patch.kinds import Trained
-from model_patch.training.fit import evaluate, fit
-from tests.conftest import same, snapshot
+from model_patch.rewrite import walk
+from model_patch.training.callbacks import InputWait
+from model_patch.training.fit import evaluate, features_and_head, fit, run_epochs
+from tests.conftest import same, small_net, snapshot
 
 
 @pytest.mark.parametrize(
@@ -21,7 +26,7 @@ def test_training_learns_what_it_says_and_leaves_the_trunk_as_it_was(trunk, digi
     before = snapshot(trunk.variables())
     bound = bind(trunk, digits, Trained.parse(train, statistics))
     patch, head = snapshot(bound.patch_variables), snapshot(bound.head_variables)
-    assert fit(bound, data, recipe) > 0
+    assert fit(bound, data, recipe).seconds > 0
     assert same(before, snapshot(trunk.variables()))
     assert same(head, snapshot(bound.head_variables)) == (not bound.trained.last)
     after = snapshot(bound.patch_variables)
@@ -83,3 +88,82 @@ def test_tensorboard_gets_loss_and_accuracy(trunk, digits, data, recipe, tmp_pat
 def test_an_unknown_augmentation_is_refused(trunk, digits, data, recipe):
     with pytest.raises(ModelPatchError, match="unknown augmentation 'turn'"):
         fit(bind(trunk, digits, "full"), data, dataclasses.replace(recipe, augmentation="turn"))
+
+
+class CountsCalls(keras.layers.Layer):
+    """Passes its input on, and counts how often Python does so: once per traced graph."""
+
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return inputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@pytest.mark.parametrize("train", ["last", "scale_bias+last", "full"])
+def test_nothing_is_traced_after_the_first_epoch_nor_for_a_second_test(digits, data, recipe, train):
+    net, counter = small_net(), CountsCalls()
+    trunk = Trunk(keras.Model(net.input, counter(net.output)), "counted", digits.preprocessing)
+    traced = []
+    for epochs in (1, 4):
+        bound = bind(trunk, digits, train)
+        # A copy of the layer is made where the task owns everything.
+        layers = [layer for _, layer in walk(bound.model) if isinstance(layer, CountsCalls)]
+        counter.calls = 0
+        fit(bound, data, dataclasses.replace(recipe, epochs=epochs))
+        traced.append(layers[0].calls)
+    assert traced[0] == traced[1] > 0
+    first = evaluate(bound, data, recipe)
+    once = layers[0].calls
+    assert once == traced[1] + 1
+    assert evaluate(bound, data, recipe) == first
+    fit(bound, data, recipe)
+    again = layers[0].calls
+    evaluate(bound, data, dataclasses.replace(recipe, max_test_images=70))
+    assert layers[0].calls == again + (train != "last")  # Training compiled the model anew, or another one.
+    bound.model.compile(loss="mse", metrics=["mae"])
+    assert evaluate(bound, data, recipe).keys() == first.keys(), "what others compiled is not taken for ours"
+
+
+def test_waiting_for_batches_is_measured():
+    import tensorflow as tf
+
+    def slow(i):
+        return tf.numpy_function(lambda x: (time.sleep(0.01), np.float32(x))[1], [i], "float32")
+
+    wait, start = InputWait(), time.perf_counter()
+    number = sum(1 for _ in wait.measured(tf.data.Dataset.range(30).map(slow)))
+    assert number == 30 and 0.3 <= wait.seconds <= time.perf_counter() - start
+    late = InputWait()
+    for _ in late.measured(tf.data.Dataset.range(30).prefetch(30)):
+        time.sleep(0.01)  # The reader is the slow one.
+    assert 0 < late.seconds < 0.5 * wait.seconds
+
+
+@pytest.mark.parametrize("train", ["last", "scale_bias+last"])
+def test_the_share_of_waiting_is_told(trunk, digits, data, recipe, tmp_path, train):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fitted = fit(bind(trunk, digits, train), data, recipe, log_dir=tmp_path)
+    assert 0 < fitted.input_wait < 1
+    events = EventAccumulator(str(tmp_path / "train")).Reload()
+    assert {"epoch_seconds", "epoch_input_wait"} <= set(events.Tags()["tensors"])
+
+
+def test_an_epoch_in_one_call_computes_the_same(trunk, digits, data, recipe, monkeypatch):
+    few = dataclasses.replace(recipe, epochs=3, max_train_images=70)  # Three batches, the last one small.
+    steps, kernels = [], []
+    for in_one_call in (True, False):
+        bound = bind(trunk, digits, "last")
+        wait = InputWait()
+        images = batches(data.train, digits.preprocessing, 32, max_images=70)
+        train, head = features_and_head(bound, images, 32, 70, seed=5)
+        monkeypatch.setattr(tqdm, "update", lambda bar, n=1: steps.append(n))
+        kept = run_epochs(bound, head, train, 70, few, wait=wait, one_call_per_epoch=in_one_call)
+        kernels.append(np.array(bound.head.kernel))
+        assert [len(values) for values in kept.history.values()] == [3] * 4
+    assert np.array_equal(*kernels)
+    assert [n for n in steps if n == 3] == [3] * 3 and sum(steps) == 2 * 9
