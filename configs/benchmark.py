@@ -1,7 +1,7 @@
 """What `scripts/benchmark.py` times: MobileNetV2 1.0 at 96 px, unless told otherwise.
 
-Commands: `python scripts/benchmark.py --suite=serving --workdir=runs/serving`, and `--suite=joint`, `--suite=training` likewise.
-Figures, and the machine they were taken on, are in docs/serving.md, docs/multitask.md and docs/speed.md. Weights are random: they
+Commands: `python scripts/benchmark.py --suite=serving --workdir=runs/serving`, and `--suite=joint`, `--suite=training`,
+`--suite=scale` likewise. Figures, and the machine they were taken on, are in docs/serving.md, docs/multitask.md and docs/speed.md. Weights are random: they
 do not matter to time.
 """
 
@@ -36,9 +36,34 @@ def get_config() -> ConfigDict:
     config.training_batches = (8, 32)
     config.training_forms = (
         *("last", "last, cached", "features", "bias+last", "scale_bias+last", "scale_bias+last, batch"),
-        *("depthwise+last", "full", "keras full", "keras scale_bias+last, batch", "keras last"),
+        *(
+            "scale_bias+last, remat",
+            "depthwise+last",
+            "full",
+            "full, remat",
+            "keras full",
+            "keras scale_bias+last, batch",
+            "keras last",
+        ),
         *("torch full", "torch scale_bias+last, batch", "torch scale_bias+last, frozen", "torch last"),
     )
-    config.training_memory_of = ("last", "scale_bias+last", "scale_bias+last, batch", "depthwise+last", "keras full")
+    config.training_memory_of = ("last", "scale_bias+last", "scale_bias+last, remat", "scale_bias+last, batch")
+    config.training_memory_of += ("depthwise+last", "full", "full, remat", "keras full")
     config.training_seconds = 60.0  # For each net, image size and batch size; three rounds there always are.
+    config.training_epochs_of = ("last, on images", "last, features kept", "scale_bias+last, images kept")
+    config.training_epochs_of += ("scale_bias+last, from files",)
+    config.training_epoch_images = 1024  # JPEG files; of the first net, image size and batch size of 32.
+    config.training_epochs = 4
+    # scale
+    config.scale_parts = ("joint", "bank", "data")
+    config.scale_tasks = (1, 2, 4, 8, 16, 32, 64)
+    config.scale_joint_trunk = "bundled"
+    config.scale_joint_train = "scale_bias+last"
+    config.scale_images_per_task = 4
+    config.scale_joint_seconds = 40.0
+    config.scale_patches = (1, 16, 256, 4096)
+    config.scale_bank_trunk = "keras:MobileNetV2?weights=none"
+    config.scale_bank_size = 96
+    config.scale_bank_seconds = 30.0
+    config.scale_images = (1_000, 10_000, 100_000, 1_000_000)  # Multiples of 1,000.
     return config

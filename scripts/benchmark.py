@@ -4,10 +4,12 @@
     python scripts/benchmark.py --suite=serving --config.tasks='(1024,)' --config.batch_sizes='(64,)' --workdir=runs/large
     python scripts/benchmark.py --suite=joint --workdir=runs/joint
     python scripts/benchmark.py --suite=training --workdir=runs/training
+    python scripts/benchmark.py --suite=scale --workdir=runs/scale
 
 `serving`: many tasks mixed in a batch, by a bank, by separate models, by switching one model from task to task, by
 sub-batches; against a folded net of one task. `joint`: a training step of several tasks together against one step each.
-`training`: a step of each way to learn a task, against plain Keras and, where it is installed, PyTorch.
+`training`: a step of each way to learn a task, against plain Keras and, where it is installed, PyTorch; and epochs.
+`scale`: joint training of 1 to 64 tasks, a bank of 1 to 4,096 patches, data sets of 1,000 to a million images, and laws.
 Writes figures as JSON, a table and a plot into the workdir. All are timed in turns, so that what else the machine does falls
 on all of them; it says how busy the machine was. What is timed can be set with --config.NAME=VALUE.
 """

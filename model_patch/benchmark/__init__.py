@@ -6,6 +6,7 @@ SUITES = {
     "serving": "model_patch.benchmark.serving",
     "joint": "model_patch.benchmark.joint",
     "training": "model_patch.benchmark.training",
+    "scale": "model_patch.benchmark.scale",
 }
 """Modules by the name of their suite. Each has a function `run(config, workdir)`."""
 

@@ -3,6 +3,7 @@
 Form | What is learnt
 -----|---------------
 `last` | the last layer, on images
+`..., remat` | as without, with most maps computed again for their gradients, see `model_patch.remat`
 `last, cached` | the same, on features that were computed before
 `features` | nothing: the pass over a batch that computes them, once per image
 `bias+last`, `scale_bias+last`, `depthwise+last` | patches, with the trunk's statistics
@@ -26,6 +27,7 @@ import keras
 import numpy as np
 from ml_collections import ConfigDict
 
+from model_patch.benchmark.epochs import EPOCHS, epochs_of, epochs_table
 from model_patch.benchmark.page import write_page
 from model_patch.benchmark.timing import forget_peak, interleaved, peak_bytes, resident_bytes
 from model_patch.bind import bind
@@ -48,12 +50,14 @@ BASE = "keras full"
 """What the others are compared with."""
 
 _TRAINED = {
-    "last": ("last", "frozen"),
-    "bias+last": ("bias+last", "frozen"),
-    "scale_bias+last": ("scale_bias+last", "frozen"),
-    "scale_bias+last, batch": ("scale_bias+last", "batch"),
-    "depthwise+last": ("depthwise+last", "frozen"),
-    "full": ("full", "batch"),
+    "last": ("last", "frozen", False),
+    "bias+last": ("bias+last", "frozen", False),
+    "scale_bias+last": ("scale_bias+last", "frozen", False),
+    "scale_bias+last, remat": ("scale_bias+last", "frozen", True),
+    "scale_bias+last, batch": ("scale_bias+last", "batch", False),
+    "depthwise+last": ("depthwise+last", "frozen", False),
+    "full": ("full", "batch", False),
+    "full, remat": ("full", "batch", True),
 }
 _TORCH = ("torch full", "torch scale_bias+last, batch", "torch scale_bias+last, frozen", "torch last")
 _TORCH_NETS = {"MobileNetV2": ("mobilenet_v2", {}), "InceptionV3": ("inception_v3", {"aux_logits": False})}
@@ -82,6 +86,9 @@ def run(config: ConfigDict, workdir: str | Path):
     for form in (*config.training_forms, *config.training_memory_of):
         if form not in FORMS:
             raise unknown("form", form, FORMS)
+    for form in config.training_epochs_of:
+        if form not in EPOCHS:
+            raise unknown("form", form, EPOCHS)
     results: dict = {"classes": config.classes, "machine": machine(), "versions": versions(), "rows": [], "not_run": []}
     if _has_torch():
         import torch
@@ -96,6 +103,9 @@ def run(config: ConfigDict, workdir: str | Path):
         results["rows"] += rows
         _report(results, Path(workdir))
         _logger.info("%s, %d px, batch %d: done", trunk, size, batch)
+    if config.training_epochs_of:
+        results["epochs"] = epochs_of(config)
+        _report(results, Path(workdir))
 
 
 def _cell(config: ConfigDict, trunk: str, size: int, batch: int, not_run: list[dict]) -> list[dict]:
@@ -141,8 +151,8 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
     if form.startswith("keras "):
         return _fitted(_plain_keras(form.removeprefix("keras "), opened, classes), images, labels)
     task = Task("task", tuple(map(str, range(classes))), opened.preprocessing)
-    trained, statistics = _TRAINED.get(form, ("last", "frozen"))
-    bound = bind(opened, task, Trained.parse(trained, statistics))
+    trained, statistics, remat = _TRAINED.get(form, ("last", "frozen", False))
+    bound = bind(opened, task, Trained.parse(trained, statistics), remat=remat)
     if form == "features":
         return lambda: bound.features.predict_on_batch(images)
     if form == "last, cached":
@@ -239,6 +249,8 @@ def _report(results: dict, folder: Path):
         tables += [f"## {title}", markdown(header, body)]
         figures.append((title, rows))
     print_table(title, header, body)
+    if "epochs" in results:
+        tables.append(epochs_table(results["epochs"]))
     reasons = "\n".join(
         sorted({f"`{each['form']}`, {each['trunk']}: {each['reason']}." for each in results["not_run"]})
     )

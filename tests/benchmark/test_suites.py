@@ -8,6 +8,8 @@ import pytest
 
 from model_patch import ModelPatchError
 from model_patch.benchmark import SUITES, joint, suite
+from model_patch.benchmark.law import fit_law
+from model_patch.benchmark.scale import streamed, write_shard
 from model_patch.benchmark.serving import FORMS, MIXES, mixed
 from model_patch.benchmark.timing import interleaved
 from tests.conftest import small_net
@@ -55,6 +57,8 @@ def test_training(config, tmp_path):
     config.training_trunks, config.training_sizes, config.training_batches = (config.trunk,), (32,), (3,)
     config.training_forms = ("last", "last, cached", "features", "scale_bias+last", "full", "keras full", "torch full")
     config.training_memory_of = ("scale_bias+last",)
+    config.training_epoch_images, config.training_epochs = 40, 2
+    config.training_epochs_of = ("last, on images", "last, features kept", "scale_bias+last, from files")
     suite("training").run(config, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "training.json").read_text())
     rows = {row["form"]: row for row in results["rows"]}
@@ -63,8 +67,47 @@ def test_training(config, tmp_path):
     assert rows["keras full"]["ratio"] == 1
     assert all(row["ms_p25"] <= row["ms"] <= row["ms_p75"] for row in rows.values())
     assert [form for form, row in rows.items() if row.get("peak_bytes", 0) > 0] == ["scale_bias+last"]
-    assert "`torch full`" in (tmp_path / "out" / "training.md").read_text()
+    epochs = {row["form"]: row for row in results["epochs"]}
+    assert list(epochs) == list(config.training_epochs_of)
+    assert all(row["first_s"] > row["epoch_s"] > 0 and 0 <= row["input_wait"] <= 1 for row in epochs.values())
+    page = (tmp_path / "out" / "training.md").read_text()
+    assert "`torch full`" in page and "| last, features kept |" in page
     assert (tmp_path / "out" / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scale(config, tmp_path):
+    config.scale_joint_trunk = config.scale_bank_trunk = config.trunk
+    config.scale_tasks, config.scale_patches, config.scale_images = (1, 3), (1, 5, 9), (1000, 3000)
+    config.scale_images_per_task, config.scale_bank_size = 2, 32
+    suite("scale").run(config, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "scale.json").read_text())
+    work = [(row["part"], row["work"]) for row in results["rows"]]
+    assert work == [("joint", 1), ("joint", 3), ("bank", 1), ("bank", 5), ("bank", 9), ("data", 1000), ("data", 3000)]
+    assert all(value > 0 for row in results["rows"] for value in row.values() if not isinstance(value, str))
+    assert [(law["part"], law["cost"]) for law in results["laws"]][:2] == [
+        ("joint", "step_ms"),
+        ("joint", "first_step_after_s"),
+    ]
+    assert "as a power law, exponent" in (tmp_path / "out" / "scale.md").read_text()
+    assert (tmp_path / "out" / "scale.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_law_is_found_in_what_follows_it():
+    law = fit_law([1, 10, 100, 1000], [5 + 0.2 * n for n in (1, 10, 100, 1000)])
+    assert (law.base, law.each, law.largest_error) == pytest.approx((5, 0.2, 0), abs=1e-9)
+    assert law.line(50) == pytest.approx(15)
+    assert fit_law([1, 4, 16], [3, 6, 12]).exponent == pytest.approx(0.5)
+    assert fit_law([1, 64], [7, 7]).exponent == pytest.approx(0, abs=1e-9)
+    assert fit_law([1, 2, 4], [1, 1.5, 4]).largest_error > 0.1
+
+
+def test_an_image_of_a_streamed_data_set_is_read_whenever_it_comes(tmp_path):
+    shard = write_shard(tmp_path / "shard")
+    split = streamed(shard, 3000)
+    assert split.num_images == 3000 == sum(1 for _ in split.stored(3000))
+    images = list(split.dataset(2001).as_numpy_iterator())
+    assert np.array_equal(images[0][0], images[1000][0]) and not np.array_equal(images[0][0], images[1][0])
+    assert len(images) == 2001 and images[0][0].shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize(
