@@ -99,14 +99,18 @@ def test_tasks_learn_together_answer_in_a_bank_fold_and_run_in_litert(make, kept
     tasks = [Task(name, ("a", "b"), trunk.preprocessing) for name in ("one", "two")]
     joined = join(trunk, tasks, train_trunk=False)
     joined.model.compile("adam", loss=joined.losses(), run_eagerly=True)  # Tracing takes longer than the step.
-    images = np.random.default_rng(0).uniform(-1, 1, (2, *trunk.model.input.shape[1:])).astype("float32")
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, *trunk.model.input.shape[1:])).astype("float32")
+    images = trunk.preprocessing.scale(pixels)
     joined.model.train_on_batch(dict.fromkeys(joined.tasks, images), {name: np.array([0, 1]) for name in joined.tasks})
 
     bank = Bank(trunk, "scale_bias", capacity=2, classes=2)
     for bound in joined.tasks.values():
         bank.add(bound)
     expected = [joined.tasks[name].model(images)[i] for i, name in enumerate(("two", "one"))]
-    np.testing.assert_allclose(bank(images, ["two", "one"]), expected, atol=1e-4, rtol=1e-4)
+    near = 1e-4 * max(
+        1.0, np.abs(expected).max()
+    )  # Differences grow with the logits, which are large in random deep nets.
+    np.testing.assert_allclose(bank(images, ["two", "one"]), expected, atol=near)
 
     bound = joined.tasks["two"]
     folded = fold(bound)
@@ -114,7 +118,7 @@ def test_tasks_learn_together_answer_in_a_bank_fold_and_run_in_litert(make, kept
     assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.model._flatten_layers())
     for format in ("litert", "litert_set"):
         export(format, [bound], tmp_path / format)
-        assert check(format, [bound], tmp_path / format)["two"] <= 1e-4
+        assert check(format, [bound], tmp_path / format)["two"] <= near
 
 
 def test_a_trunk_that_runs_as_it_is_is_refused_by_what_needs_its_layers(tmp_path):
