@@ -4,12 +4,14 @@ The paper's toy for why a patch, which moves no weight either, can carry a task:
 w and v random and fixed; b and c are learnt. The more hidden units, the more kinks there are to place.
 """
 
+import itertools
 import logging
 from pathlib import Path
 
 import keras
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.files import write_bytes
@@ -107,26 +109,54 @@ def expressivity(config: ConfigDict, workdir: str | Path) -> dict:
     folder = Workdir(workdir, config.to_dict())
     results = folder.results() or {"versions": versions(), "rows": []}
     done = {(row["function"], row["width"], row["seed"]) for row in results["rows"]}
-    for name in config.functions:
-        for width in config.widths:
-            for seed in config.seeds:
-                if (name, width, seed) in done:
-                    continue
-                error, learnt = fit_function(name, width, config, seed)
-                results["rows"].append(
-                    {
-                        "function": name,
-                        "width": width,
-                        "seed": seed,
-                        "trained_parameters": width + 1,
-                        "error": error,
-                        "learnt": [round(float(value), 4) for value in learnt],
-                    }
-                )
-                _logger.info("%s, %d units, seed %d: error %.4f", name, width, seed, error)
-                folder.write_results(results)
+    every = list(itertools.product(config.functions, config.widths, config.seeds))
+    for name, width, seed in tqdm(every, "learning functions", unit="net", leave=False):
+        if (name, width, seed) in done:
+            continue
+        error, learnt = fit_function(name, width, config, seed)
+        results["rows"].append(
+            {
+                "function": name,
+                "width": width,
+                "seed": seed,
+                "trained_parameters": width + 1,
+                "error": error,
+                "learnt": [round(float(value), 4) for value in learnt],
+            }
+        )
+        _logger.info("%s, %d units, seed %d: error %.4f", name, width, seed, error)
+        folder.write_results(results)
     _write_report(results, config, folder.path)
     return results
+
+
+def dry_run(config: ConfigDict) -> list[dict]:
+    """Counts what `expressivity` would train, and takes one step with each width; writes nothing.
+
+    Args:
+        config: see `configs/expressivity.py`.
+
+    Returns:
+        For each width `width`, the `fixed` and the `learnt` values and the `error` after the step; printed as a table, too.
+
+    Raises:
+        ModelPatchError: a function is unknown, or the net has other values than two layers of this width have.
+    """
+    rows = []
+    for width in config.widths:
+        model = net(width)
+        learnt = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+        fixed = model.count_params() - learnt
+        if (fixed, learnt) != (2 * width, width + 1):
+            raise ModelPatchError(
+                f"the net of {width} units has {fixed} fixed and {learnt} learnt values where {2 * width} and {width + 1} are known"
+            )
+        error, _ = fit_function(config.functions[0], width, ConfigDict(config.to_dict() | {"steps": 1}))
+        rows.append({"width": width, "fixed": fixed, "learnt": learnt, "error": error})
+    header = ("units", "fixed", "learnt", "error after one step")
+    cells = [[f"{row['width']:,}", f"{row['fixed']:,}", f"{row['learnt']:,}", f"{row['error']:.3f}"] for row in rows]
+    print_table(f"dry run: {len(config.functions)} functions, {len(config.seeds)} seeds", header, cells)
+    return rows
 
 
 def errors_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:

@@ -2,25 +2,26 @@
 
     python scripts/expressivity.py --workdir=runs/expressivity
 
-Writes to the workdir: results.json, results.md and expressivity.png. The same command again goes on with the rows that are
+Writes to the workdir: results.json, results.md and expressivity.png. --dry_run counts, takes one step and writes nothing. The same command again goes on with the rows that are
 missing. Fields of the config are set with --config.NAME=VALUE.
 """
 
 from pathlib import Path
 
-from absl import flags
-
 from model_patch import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "expressivity.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
+_WORKDIR, _DRY_RUN = cli.define_outputs()
 
 
 def main():
     """Config to `expressivity`."""
-    from model_patch.expressivity import expressivity
+    from model_patch.expressivity import dry_run, expressivity
 
-    expressivity(_CONFIG.value, _WORKDIR.value)
+    if _DRY_RUN.value:
+        dry_run(_CONFIG.value)
+    else:
+        expressivity(_CONFIG.value, _WORKDIR.value)
 
 
 if __name__ == "__main__":

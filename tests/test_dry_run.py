@@ -3,10 +3,9 @@
 import runpy
 from pathlib import Path
 
-import keras
 import pytest
 
-from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
+from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind, expressivity
 from model_patch.dry_run import (
     KNOWN,
     check_counts,
@@ -108,16 +107,33 @@ def test_one_step_is_trained_of_each_kind_of_run():
     assert [row.counts.head for row in rows] == [12_810, 128_100]
 
 
+PAPER = {
+    ("MobileNetV2", 0.35): (410_208, 14_080, 23_472),
+    ("MobileNetV2", 0.5): (706_224, 18_544, 32_544),
+    ("MobileNetV2", 0.75): (1_382_064, 26_640, 49_032),
+    ("MobileNetV2", 1.0): (2_257_984, 34_112, 64_224),
+    ("MobileNetV2", 1.3): (3_766_048, 44_256, 83_304),
+    ("MobileNetV2", 1.4): (4_363_712, 47_936, 90_288),
+    ("InceptionV3", 1.0): (21_802_784, 34_432, 0),
+    ("MobileNet", 1.0): (3_228_864, 21_888, 44_640),
+    ("EfficientNetB0", 1.0): (4_049_571, 42_016, 182_016),
+    ("ResNet50", 1.0): (23_587_712, 53_120, 0),
+    ("Xception", 1.0): (20_861_480, 54_528, 207_432),
+}
+"""Values of a trunk without its top, of an S/B patch and of a DW patch."""
+
+
+def test_the_known_counts_are_the_papers():
+    """That the nets of Keras have them, bound, is looked at in `tests/trunks/test_every_application.py` and below."""
+    assert {net: (known.total, known.scale_bias, known.depthwise) for net, known in KNOWN.items()} == PAPER
+
+
 @pytest.mark.parametrize("alpha", [0.35, 0.5, 0.75, 1.0, 1.3, 1.4])
-def test_every_width_of_mobilenet_is_known(alpha):
+def test_every_width_of_mobilenet_has_the_counts_that_are_known(alpha):
     trunk = open_trunk(f"keras:MobileNetV2?alpha={alpha}&weights=none", 32)
-    known = KNOWN["MobileNetV2", alpha]
-    assert trunk.num_parameters() == known.total
-    learnt = {"scale_bias": 0, "depthwise": 0}
-    for key, variable in trunk.variables().items():
-        learnt["scale_bias"] += keras.ops.size(variable) if key.endswith(("/gamma", "/beta")) else 0
-        learnt["depthwise"] += keras.ops.size(variable) if "depthwise" in key and key.endswith("kernel") else 0
-    assert learnt == {"scale_bias": known.scale_bias, "depthwise": known.depthwise}
+    task = Task("shapes", ("circle", "square"), trunk.preprocessing)
+    patches = (bind(trunk, task, kind).counts().patch for kind in ("scale_bias", "depthwise"))
+    assert (trunk.num_parameters(), *patches) == PAPER["MobileNetV2", alpha]
 
 
 def test_a_net_with_other_counts_is_refused():
@@ -125,6 +141,11 @@ def test_a_net_with_other_counts_is_refused():
     wrong = Trunk(trunk.model, "keras:MobileNetV2?alpha=0.5&weights=none", Preprocessing(32, "tf"))
     with pytest.raises(ModelPatchError, match="has 410,208 values of the trunk where 706,224 are known"):
         check_counts(bind(wrong, Task("shapes", ("circle", "square"), wrong.preprocessing), "last"))
+
+
+def test_the_toy_has_a_dry_run_of_its_own():
+    rows = expressivity.dry_run(config("expressivity", widths=(8, 32)))
+    assert [(row["fixed"], row["learnt"]) for row in rows] == [(16, 9), (64, 33)]
 
 
 def test_specs_without_weights_and_data():
