@@ -2,7 +2,7 @@
 
 Command: `python scripts/transfer.py --config=configs/paper/statistics_only.py:cifar10 --workdir=runs/statistics_cifar10`, and the
 other data of configs/paper/transfer_mobilenet.py.
-Hardware: one GPU with 16 GB or more. *Not run*, but for `--dry_run`.
+Data: of TensorFlow Datasets, as there. Hardware: one GPU with 16 GB or more. *Not run*, but for `--dry_run`.
 """
 
 import runpy

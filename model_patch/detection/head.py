@@ -112,6 +112,10 @@ class SSDLiteHead(keras.layers.Layer):
         number = sum(cell * boxes for cell, boxes in zip(cells, self.boxes_per_cell, strict=True))
         return (input_shape[0][0], number, 4 + self.num_logits)
 
+    def compute_output_spec(self, maps, training=None):
+        # The last convolutions compute in float32 whatever the others do.
+        return keras.KerasTensor(self.compute_output_shape([x.shape for x in maps]), "float32")
+
     def get_config(self):
         return {
             **super().get_config(),

@@ -178,6 +178,8 @@ def fit_epochs(
             synchronise=synchronise,
         )
         return
+    if strategies.num_devices() > 1:
+        batches = replicated.filled_up(batches, strategies.num_devices())
     model.fit(
         wait.measured(batches),
         initial_epoch=epochs.start,
@@ -203,7 +205,7 @@ def tester(bound: BoundTask) -> Callable:
 
     It can be called again and again, and is traced once; as is all testing of one bound task.
     """
-    if strategies.current():
+    if strategies.num_devices() > 1:
         forward = replicated.predictor(bound.model)
         return lambda images, callbacks=(): replicated.evaluate(
             forward, images, bound.task.loss(), bound.task.metrics(), callbacks

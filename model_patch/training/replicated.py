@@ -68,6 +68,38 @@ def fit(
     return history
 
 
+def filled_up(batches, devices: int):
+    """Returns batches that so many devices can share evenly, with weights: `(x, y, weights)` instead of `(x, y)`.
+
+    JAX parts no others. Losses stay those of the batches without the copies.
+
+    Args:
+        batches: `tf.data.Dataset` of pairs, both of tensors or of dicts of them.
+        devices: how many.
+    """
+    import tensorflow as tf
+
+    def fill(x, y):
+        def rows(labels):
+            number = tf.shape(labels)[0]
+            return tf.range(-(-number // devices) * devices), number
+
+        def taken(values, labels):
+            place, number = rows(labels)
+            return tf.gather(values, place % number)
+
+        def weights(labels):
+            place, number = rows(labels)
+            return tf.where(
+                place < number, tf.cast(tf.size(place) / number, "float32"), 0.0
+            )  # A mean over all of them is one over the batch.
+
+        each = tf.nest.map_structure
+        return each(taken, x, y), each(taken, y, y), each(weights, y)
+
+    return batches.map(fill, tf.data.AUTOTUNE)
+
+
 def evaluate(
     model: Callable, batches, loss, metrics: Metrics, callbacks: Sequence[keras.callbacks.Callback] = ()
 ) -> dict[str, float]:
@@ -81,8 +113,9 @@ def evaluate(
     """
     total, number = 0.0, 0
     driven = keras.callbacks.CallbackList(list(callbacks))
+    driven.on_test_begin()
     for i, (x, y) in enumerate(batches):
-        outputs = model(x)
+        y, outputs = np.asarray(y), model(x)
         total += float(keras.ops.sum(loss.call(y, outputs)))
         number += len(y)
         for metric in metrics:
@@ -92,8 +125,16 @@ def evaluate(
     return {"loss": total / max(1, number)} | {metric.name: float(metric.result()) for metric in metrics}
 
 
-def predictor(model: keras.Model):
+def predictor(model: keras.Model) -> Callable:
     """Returns a function that runs a model in inference mode on this worker alone: a batch to its outputs."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        forward = jax.jit(lambda trainable, others, x: model.stateless_call(trainable, others, x, training=False)[0])
+        return lambda x: forward(
+            *([v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables)),
+            np.asarray(x),
+        )
     import tensorflow as tf
 
     return tf.function(lambda x: model(x, training=False), reduce_retracing=True)

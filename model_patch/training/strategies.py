@@ -63,6 +63,15 @@ def current():
     return strategy if strategy.num_replicas_in_sync > 1 else None
 
 
+def num_devices() -> int:
+    """Returns how many devices part a batch among them inside `devices`, on any backend."""
+    if keras.backend.backend() == "jax":
+        distribution = keras.distribution.distribution()
+        return distribution.device_mesh.devices.size if distribution else 1
+    strategy = current()
+    return strategy.num_replicas_in_sync if strategy else 1
+
+
 def own_workdir(workdir: str, strategy: str) -> str:
     """Returns the folder that this process writes to: the first worker's is the workdir, others have one beside it.
 
@@ -101,20 +110,11 @@ def _jax_scope(name: str) -> Iterator[None]:
         )
     before = keras.distribution.distribution()
     if name == "mirrored":
-        keras.distribution.set_distribution(_EvenDataParallel())
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
     try:
         yield
     finally:
         keras.distribution.set_distribution(before)
-
-
-class _EvenDataParallel(keras.distribution.DataParallel):
-    """Parts a batch among the devices where they can share it evenly; else each computes all of it, as JAX asks for."""
-
-    def get_data_layout(self, data_shape):
-        if data_shape[0] % self.num_model_replicas:
-            return keras.distribution.TensorLayout([None] * len(data_shape), self.device_mesh)
-        return super().get_data_layout(data_shape)
 
 
 def _make(name: str):

@@ -3,19 +3,23 @@
 python -m tests.training.strategy_program STRATEGY FILE [TRAINING ...]
 """
 
+import contextlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from model_patch import Preprocessing, Task, Trunk, bind, join
 from model_patch.detection.task import DetectionTask
 from model_patch.kinds import Trained
 from model_patch.training import strategies
-from model_patch.training.fit import fit_epochs, run_epochs
+from model_patch.training.callbacks import Progress
+from model_patch.training.fit import fit_epochs, run_epochs, tester
 from model_patch.training.recipe import Recipe
 from tests.conftest import SIZE, small_net
 
@@ -40,7 +44,12 @@ def cross_entropy(labels, logits):
     return float(np.mean(keras.ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)))
 
 
-def one_task(train, statistics):
+class Cut(Exception):
+    """What ends a training in the middle."""
+
+
+def one_task(train, statistics, checkpoint=None, steps=None):
+    """Trains; after so many steps, if any are given, the training is cut off."""
     images, labels = random_images(), np.arange(NUMBER) % 3
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(BATCH)
     opened = trunk()
@@ -48,8 +57,17 @@ def one_task(train, statistics):
         opened, Task("shapes", ("circle", "square", "star"), opened.preprocessing), Trained.parse(train, statistics)
     )
     recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, learning_rate=0.03)
-    kept = run_epochs(bound, bound.model, lambda epochs: batches.repeat(len(epochs)), NUMBER, recipe)
-    return kept.history, cross_entropy(labels, predict(bound.model, images))
+
+    def train_on(epochs):
+        for i, batch in enumerate(batches.repeat(len(epochs))):
+            if i == steps:
+                raise Cut
+            yield batch
+
+    kept = run_epochs(bound, bound.model, train_on, NUMBER, recipe, checkpoint=checkpoint)
+    tested = tester(bound)(batches, [Progress(3, "testing")])
+    assert tested["loss"] == pytest.approx(cross_entropy(labels, predict(bound.model, images)), abs=1e-4)
+    return kept.history, tested["loss"]
 
 
 def joined_tasks(share, train_trunk):
@@ -91,6 +109,16 @@ def detector():
     return kept.history, float(np.mean(task.loss().call(boxes, predict(bound.model, images))))
 
 
+def cut_off(train, statistics):
+    """One task, cut off in its second epoch, which then goes on."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "row.safetensors"
+        with contextlib.suppress(Cut):
+            one_task(train, statistics, checkpoint, steps=4)
+        assert checkpoint.exists()
+        return one_task(train, statistics, checkpoint)
+
+
 TRAININGS = {
     "frozen statistics": lambda: one_task("scale_bias+last", "frozen"),
     "batch statistics": lambda: one_task("scale_bias+last", "batch"),
@@ -98,6 +126,9 @@ TRAININGS = {
     "joined tasks, one patch, trunk learnt": lambda: joined_tasks("trunk+patch", True),
     "detector": detector,
 }
+
+OF_DEVICES = {"batch statistics, cut off": lambda: cut_off("scale_bias+last", "batch")}
+"""What one computer with several devices trains besides; it must end as without the end of the name."""
 
 
 def main(strategy: str, file: str, *names: str):
@@ -107,9 +138,10 @@ def main(strategy: str, file: str, *names: str):
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
     found = {}
     with strategies.devices(strategy):  # Before any operation runs: TensorFlow joins the workers at program start only.
-        for name in names or TRAININGS:
+        trainings = TRAININGS | (OF_DEVICES if strategy == "mirrored" else {})
+        for name in names or trainings:
             keras.utils.set_random_seed(0)
-            history, tested = TRAININGS[name]()
+            history, tested = trainings[name]()
             replicas = getattr(strategies.current(), "num_replicas_in_sync", 1)
             found[name] = {"history": history, "tested": tested, "replicas": replicas}
     Path(file).write_text(json.dumps(found))

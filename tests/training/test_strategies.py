@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 
-from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
+from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind, join
+from model_patch.detection.task import DetectionTask
+from model_patch.kinds import Trained
 from model_patch.training import strategies
 from tests.conftest import SIZE, small_net
 from tests.scripts.run_script import ROOT
@@ -60,8 +63,8 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("several", ["devices", "worker0", "worker1"])
 def test_several_replicas_end_as_one(runs, several):
     """One task, joined tasks and a detector; and in each epoch their logs say the same by the same names."""
-    for training, found in runs[several].items():
-        one = runs["one"][training]
+    for training, one in runs["one"].items():
+        found = runs[several][training]
         assert (found["replicas"], one["replicas"]) == (2, 1)
         assert abs(one["history"]["loss"][0] - one["history"]["loss"][-1]) > 0.01, "nothing was learnt"
         assert found["tested"] == pytest.approx(one["tested"], abs=1e-3), training
@@ -69,6 +72,13 @@ def test_several_replicas_end_as_one(runs, several):
         for name, epochs in found["history"].items():
             assert epochs == pytest.approx(one["history"][name], abs=2e-3), f"{name} of {training}"
     assert {"shapes_loss", "colours_accuracy"} <= runs[several]["joined tasks, own patches"]["history"].keys()
+
+
+@pytest.mark.slow
+def test_a_training_on_several_devices_goes_on_where_it_was_cut_off(runs):
+    whole, cut = (runs["devices"][name] for name in ("batch statistics", "batch statistics, cut off"))
+    assert cut["tested"] == pytest.approx(whole["tested"], abs=1e-6)
+    assert cut["history"]["loss"] == pytest.approx(whole["history"]["loss"], abs=1e-6)
 
 
 @pytest.mark.slow
@@ -83,6 +93,32 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32():
     assert keras.mixed_precision.dtype_policy().name == "float32"
     assert bound.features.output.dtype == "bfloat16" and bound.model.output.dtype == "float32"
     assert {v.dtype for v in bound.patch_variables.values()} == {"float32"}
+
+
+@pytest.mark.parametrize("statistics", ["batch", "frozen"])
+def test_joined_tasks_train_in_bfloat16(images, statistics):
+    with strategies.devices(mixed_precision=True):
+        trunk = Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
+        tasks = [Task(name, ("circle", "square"), trunk.preprocessing) for name in ("one", "two")]
+        joined = join(trunk, tasks, Trained.parse("scale_bias+last", statistics))
+    assert {output.dtype for output in joined.model.outputs} == {"float32"}
+    assert {v.dtype for v in joined.model.weights} == {"float32"}
+    joined.model.compile("sgd", loss=joined.losses(), metrics=joined.metrics())
+    batch = {"one": images[:4], "two": images[4:]}
+    logs = joined.model.train_on_batch(batch, {"one": np.arange(4) % 2, "two": np.arange(8) % 2}, return_dict=True)
+    assert np.isfinite(logs["loss"])
+
+
+def test_a_detector_trains_in_bfloat16(images):
+    with strategies.devices(mixed_precision=True):
+        trunk = Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
+        task = DetectionTask.on(trunk, "objects", ("circle", "square"), layers=("project",), num_maps=2)
+        bound = bind(trunk, task, "full")
+    assert bound.features.outputs[0].dtype == "bfloat16" and bound.model.output.dtype == "float32"
+    assert {v.dtype for v in bound.model.weights} == {"float32"}
+    bound.model.compile("sgd", loss=task.loss())
+    boxes = np.tile(np.array([[[0.1, 0.2, 0.7, 0.8, 1.0]]], "float32"), (len(images), 1, 1))
+    assert np.isfinite(bound.model.train_on_batch(images, boxes))
 
 
 def test_only_the_first_worker_writes_to_the_workdir(monkeypatch):
