@@ -29,12 +29,18 @@ TORCH_DEVIATION = np.array([0.229, 0.224, 0.225], "float32")
 EXIF_BYTES = 2**17
 """How far into a JPEG file the note on its orientation is looked for."""
 
+PALETTE_BYTES = 4 * 256
+"""Of a BMP file of 8 bits."""
+
+FORMATS = "JPEG, PNG, BMP, GIF or WebP"
+"""What `decode` reads, in words."""
+
 
 def decode(contents, upright: bool = True):
     """Decodes one encoded image.
 
     Args:
-        contents: scalar string tensor: JPEG, PNG, BMP or GIF (its first frame).
+        contents: scalar string tensor: JPEG, PNG, BMP, GIF (its first frame) or WebP (not animated).
         upright: turn a JPEG as its EXIF orientation says. Not where boxes are given in the pixels as they are stored.
 
     Returns:
@@ -47,10 +53,39 @@ def decode(contents, upright: bool = True):
 
     image = tf.io.decode_image(contents, channels=3, expand_animations=False)
     image = tf.ensure_shape(image, (None, None, 3))
+    is_bmp = tf.equal(tf.strings.substr(contents, 0, 2), b"BM")
+    image = tf.cond(is_bmp, lambda: _coloured(image, contents), lambda: image)
+    image = tf.ensure_shape(image, (None, None, 3))
     if not upright:
         return image
     orientation = _orientation(contents)
     return tf.ensure_shape(tf.cond(orientation > 1, lambda: _turn(image, orientation), lambda: image), (None, None, 3))
+
+
+def _coloured(image, contents):
+    """Returns a BMP image in its palette's colours, which TensorFlow does not look up; one without a palette as it is.
+
+    Source: Microsoft's BITMAPFILEHEADER and BITMAPINFOHEADER.
+    """
+    import tensorflow as tf
+
+    padded = tf.strings.join([contents, bytes(PALETTE_BYTES)])  # A palette may have fewer colours than there could be.
+    head = tf.cast(tf.io.decode_raw(tf.strings.substr(padded, 0, 54), tf.uint8), tf.int32)
+
+    def number(at: int, size: int):
+        return sum(head[at + i] * 256**i for i in range(size))
+
+    header_bytes, bits, compression = number(14, 4), number(28, 2), number(30, 4)
+    # Masks (3) are taken for the usual ones. Older headers have their fields at other places.
+    known = (header_bytes >= 40) & ((compression == 0) | ((compression == 3) & (bits == 32)))
+    tf.debugging.Assert(known, ["BMP files that are compressed, or of OS/2, are not read"])
+
+    def looked_up():
+        palette = tf.io.decode_raw(tf.strings.substr(padded, 14 + header_bytes, PALETTE_BYTES), tf.uint8)
+        palette = tf.reshape(palette, (256, 4))[:, 2::-1]  # Stored as blue, green, red and a spare byte.
+        return tf.gather(palette, tf.cast(image[..., 0], tf.int32))
+
+    return tf.cond(bits == 8, looked_up, lambda: image)
 
 
 def _orientation(contents):
@@ -107,7 +142,7 @@ def decode_file(path: str):
     except tf.errors.NotFoundError:
         raise ModelPatchError(f"the image {path} does not exist") from None
     except tf.errors.OpError:
-        raise ModelPatchError(f"{path} is not a readable image: expected a whole JPEG, PNG, BMP or GIF file") from None
+        raise ModelPatchError(f"{path} is not a readable image: expected a whole {FORMATS} file") from None
 
 
 @dataclasses.dataclass(frozen=True)

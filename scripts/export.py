@@ -11,7 +11,7 @@ What each format holds and how it is used: docs/serving.md. The first, with Tens
 
     model = tf.saved_model.load("runs/digits/saved_model")
     model.signatures["serving_default"](images=images)     # float32 (batch, height, width, 3) in 0..255
-    model.signatures["encoded"](contents=files)            # string (batch,), JPEG, PNG, BMP or GIF files
+    model.signatures["encoded"](contents=files)            # string (batch,), JPEG, PNG, BMP, GIF or WebP files
     # Both: {"logits": (batch, classes), "probabilities": (batch, classes), "label": string (batch,)}
 """
 

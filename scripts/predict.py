@@ -11,7 +11,7 @@ from model_patch import cli
 _TRUNK = flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
 _PATCHES = flags.DEFINE_list("patches", None, "Patch files.", required=True)
 _IMAGES = flags.DEFINE_list(
-    "images", None, "Image files: JPEG, PNG, BMP or GIF; patterns such as photos/*.jpg too.", required=True
+    "images", None, "Image files: JPEG, PNG, BMP, GIF or WebP; patterns such as photos/*.jpg too.", required=True
 )
 _TASKS = flags.DEFINE_list("tasks", None, "Names of the tasks to ask; by default all.")
 _PICK_RESOLUTION = flags.DEFINE_bool(

@@ -30,7 +30,7 @@ def test_shrinking_averages_instead_of_skipping_pixels():
     np.testing.assert_allclose(Preprocessing(8, "none").resize(stripes)[2:-2, 2:-2], 127.5, atol=4)
 
 
-@pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "gif"])
+@pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "gif", "webp"])
 def test_files_of_every_format_become_three_channels(extension, tmp_path):
     Image.new("L" if extension != "gif" else "P", (6, 4), 128).save(tmp_path / f"x.{extension}")
     image = decode((tmp_path / f"x.{extension}").read_bytes())
@@ -67,3 +67,42 @@ def test_a_damaged_exif_turns_nothing(note):
     file = io.BytesIO()
     Image.new("RGB", (32, 16)).save(file, "JPEG", exif=note)
     assert decode(tf.constant(file.getvalue())).shape == (16, 32, 3)
+
+
+def bmp(image, **fields) -> bytes:
+    """Returns a BMP file, some bytes of its header set to others: their place is that in the file."""
+    file = io.BytesIO()
+    image.save(file, "BMP")
+    contents = bytearray(file.getvalue())
+    for place, value in fields.items():
+        contents[int(place[2:])] = value
+    return bytes(contents)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "RGBA"])
+def test_a_bmp_has_its_own_colours_in_graphs_too(mode):
+    pixels = np.random.default_rng(0).integers(0, 255, (7, 5, 3)).astype("uint8")
+    image = Image.fromarray(pixels).quantize(16) if mode == "P" else Image.fromarray(pixels).convert(mode)
+    contents = tf.constant(bmp(image))
+    assert np.array_equal(decode(contents), image.convert("RGB"))
+    assert np.array_equal(tf.function(decode)(contents), image.convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "fields"), [("P", {"at30": 1}), ("RGB", {"at14": 12}), ("1", {}), ("RGB", {"at28": 16})]
+)
+def test_a_bmp_that_would_be_read_wrongly_is_refused(mode, fields, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3)).astype("uint8"))
+    image = image.quantize(16) if mode == "P" else image.convert(mode)
+    (tmp_path / "x.bmp").write_bytes(bmp(image, **fields))
+    with pytest.raises(ModelPatchError, match=r"x\.bmp is not a readable image"):
+        decode_file(str(tmp_path / "x.bmp"))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        tf.function(decode)(tf.io.read_file(str(tmp_path / "x.bmp")))
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 3))
+def test_a_bmp_that_ends_in_its_header_is_refused(cut):
+    contents = bmp(Image.new("RGB", (8, 8)).quantize(4))[:cut]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode(tf.constant(contents))

@@ -3,7 +3,7 @@
 Spec           | Images
 ---------------|-------
 `digits`, `mnist`, `faces`, `textures` | built-in, small and real, see `model_patch.data.builtin`
-`folder:PATH`  | class folders of JPEG, PNG, BMP or GIF files, or `train/` and `test/` above them
+`folder:PATH`  | class folders of JPEG, PNG, BMP, GIF or WebP files, or `train/` and `test/` above them
 `idx:PATH`     | a folder with the four files of MNIST's format
 `tfds:NAME`    | a TensorFlow Datasets data set
 `random:CLASSES` | random pixels and labels, for dry runs

@@ -20,7 +20,7 @@ def export_bank(bank: Bank, path: str | Path):
     Preprocessing is part of it. The signatures, with `tasks`, string `(batch,)`, the name of each image's task:
 
     - `serving_default`: `images`, float32 `(batch, height, width, 3)` in 0..255, any height and width, and `tasks`;
-    - `encoded`: `contents`, string `(batch,)`, each a JPEG, PNG, BMP or GIF file of any size, and `tasks`.
+    - `encoded`: `contents`, string `(batch,)`, each a JPEG, PNG, BMP, GIF or WebP file of any size, and `tasks`.
 
     Both return `logits` and `probabilities`, float32 `(batch, classes)`, as wide as the bank's widest head: behind a task's
     own classes stand minus infinity and 0; and `label`, string `(batch,)`. A name that is not in the bank is an

@@ -28,7 +28,7 @@ def export_saved_model(bound: BoundTask, path: str | Path):
     Preprocessing is part of it. The signatures:
 
     - `serving_default`: `images`, float32 `(batch, height, width, 3)` in 0..255, any height and width;
-    - `encoded`: `contents`, string `(batch,)`, each a JPEG, PNG, BMP or GIF file of any size.
+    - `encoded`: `contents`, string `(batch,)`, each a JPEG, PNG, BMP, GIF or WebP file of any size.
 
     Both return what `Task.answers` does: of a classification `logits` and `probabilities`, float32 `(batch, classes)`,
     and `label`, string `(batch,)`, the most probable class. The class names are also in `assets/labels.txt`. Each weight

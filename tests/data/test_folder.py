@@ -1,7 +1,9 @@
+import os
 import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from model_patch import ModelPatchError
@@ -45,14 +47,14 @@ def test_class_folders_are_read_and_a_fifth_kept_for_testing(tmp_path):
             assert tuple(image[0, 0]) == COLOURS[data.labels[label]]
 
 
-def test_all_four_formats_in_any_case_are_read_and_grey_becomes_colour(tmp_path):
+def test_every_format_in_any_case_is_read_and_grey_becomes_colour(tmp_path):
     for name in ("a", "b"):
-        for i, extension in enumerate((".jpg", ".JPEG", ".Png", ".bmp", ".GIF")):
+        for i, extension in enumerate((".jpg", ".JPEG", ".Png", ".bmp", ".GIF", ".webp")):
             save(tmp_path / name / f"{i}{extension}", (90, 90, 90))
         Image.new("L", (6, 5), 90).save(tmp_path / name / "grey.png")
     data = open_data(f"folder:{tmp_path}")
     images = [image for split in (data.train, data.test) for image, _ in split.dataset().as_numpy_iterator()]
-    assert len(images) == 12
+    assert len(images) == 14
     assert all(image.shape[-1] == 3 and abs(image.astype(int) - 90).max() < 4 for image in images)
 
 
@@ -112,16 +114,41 @@ def test_a_tiny_class_has_an_image_on_both_sides(tmp_path):
         assert sorted(int(label) for _, label in split.dataset()) == [0, 1, 2]
 
 
-def test_hidden_names_are_ignored_and_other_files_noted(tmp_path):
+def test_what_is_no_image_is_left_out_and_said(tmp_path):
     make_classes(tmp_path, number=2)
     save(tmp_path / ".cache" / "x.png", (0, 0, 0))
+    save(tmp_path / "__MACOSX" / "red" / "x.png", (0, 0, 0))
+    save(tmp_path / "red" / "inner" / "x.png", (0, 0, 0))
     (tmp_path / "red" / "._0.png").write_bytes(b"not an image")
+    (tmp_path / "red" / "Thumbs.db").write_bytes(b"not an image")
     (tmp_path / "red" / "list.txt").write_text("a list")
+    Image.new("RGB", (4, 4)).save(tmp_path / "red" / "scan.tiff")
     (tmp_path / "readme.md").write_text("beside the classes")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "nothing")
+    (tmp_path / "up").symlink_to(tmp_path)
+    (tmp_path / "red" / "again").symlink_to(tmp_path / "red")
     data = open_data(f"folder:{tmp_path}")
     assert data.labels == ("blue", "green", "red")
     assert data.train.num_images + data.test.num_images == 6
-    assert data.notes == (f"1 files in {tmp_path} are no JPEG, PNG, BMP or GIF and were ignored: red/list.txt",)
+    (note,) = data.notes
+    assert note.splitlines() == [
+        f"{tmp_path}: 6 images are used, and found were",
+        "  4 hidden, or of an operating system: left out: .cache, __MACOSX, red/._0.png, ...",
+        "  3 links that lead nowhere, or back: left out: loop, nowhere, up",
+        "  1 beside the class folders: left out: readme.md",
+        "  2 folders inside a class: left out: red/again, red/inner",
+        "  2 no JPEG, PNG, BMP, GIF or WebP by their names: left out: red/list.txt, red/scan.tiff",
+    ]
+
+
+def test_what_lies_beside_train_and_test_is_said(tmp_path):
+    make_classes(tmp_path / "train", number=2)
+    make_classes(tmp_path / "test", number=1)
+    make_classes(tmp_path / "extra", number=1)
+    assert open_data(f"folder:{tmp_path}").notes == (
+        f"{tmp_path}: 9 images are used, and found were\n  1 beside the class folders: left out: extra",
+    )
 
 
 def truncate(path):
@@ -135,10 +162,11 @@ def test_a_truncated_jpeg_is_named_and_can_be_skipped(tmp_path):
         open_data(f"folder:{tmp_path}")
     data = open_data(f"folder:{tmp_path}", skip_bad_images=True)
     assert data.train.num_images + data.test.num_images == len(contents(data.train) + contents(data.test)) == 29
-    assert data.notes == (f"1 of 30 images in {tmp_path} cannot be read and were skipped: red/7.jpg",)
+    note = f"{tmp_path}: 29 images are used, and found were\n  1 cannot be read: left out: red/7.jpg"
+    assert data.notes == (note,)
 
 
-@pytest.mark.parametrize("extension", [".png", ".bmp", ".gif"])
+@pytest.mark.parametrize("extension", [".png", ".bmp", ".gif", ".webp"])
 def test_other_truncated_formats_are_found(tmp_path, extension):
     make_classes(tmp_path, number=2, extension=extension)
     truncate(tmp_path / "blue" / f"1{extension}")
@@ -199,21 +227,55 @@ def test_folders_that_are_no_data_are_refused(tmp_path):
         open_data(f"folder:{tmp_path / 'red' / '0.png'}")
 
 
-def test_photographs_stand_upright_names_may_be_long_or_strange_and_links_that_lead_nowhere_are_no_classes(tmp_path):
+def test_images_of_real_life_become_what_the_rules_say(tmp_path):
     make_classes(tmp_path, number=3)
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    (tmp_path / "red" / "inner").symlink_to(tmp_path / "red")
-    exif = Image.Exif()
+    exif, red = Image.Exif(), Image.new("RGB", (20, 10), COLOURS["red"])
     exif[0x0112] = 6
-    names = ["über 日本 🐈.jpg", "x" * 250 + ".jpg"]
-    for name in names:
-        Image.new("RGB", (20, 10), COLOURS["red"]).save(tmp_path / "red" / name, exif=exif)
-    Image.new("RGB", (20_000, 2), COLOURS["red"]).save(tmp_path / "red" / "wide.png")
-    Image.new("RGB", (1, 1), COLOURS["red"]).save(tmp_path / "red" / "one.png")
-    Image.new("CMYK", (5, 5), (0, 255, 255, 0)).save(tmp_path / "red" / "cmyk.jpg")
-    Image.new("RGB", (5, 5), COLOURS["red"]).save(tmp_path / "red" / "a_png.jpg", "PNG")
+    deep = np.zeros((5, 5, 3), "uint8") + COLOURS["red"]
+    of = {
+        "über 日本 🐈.jpg": (red, {"exif": exif}),
+        "x" * 250 + ".jpg": (red, {}),
+        "not-turned.png": (red, {"exif": exif}),
+        "wide.png": (Image.new("RGB", (20_000, 2), COLOURS["red"]), {}),
+        "one.png": (Image.new("RGB", (1, 1), COLOURS["red"]), {}),
+        "cmyk.jpg": (Image.new("RGB", (5, 5), COLOURS["red"]).convert("CMYK"), {}),
+        "a_png.jpg": (red, {"format": "PNG"}),
+        "alpha.png": (red.convert("RGBA"), {}),
+        "palette.png": (red.quantize(4), {}),
+        "palette.bmp": (red.quantize(4), {}),
+        "palette.gif": (red.quantize(4), {"save_all": True, "append_images": [Image.new("P", (20, 10), 3)]}),
+    }
+    for name, (image, options) in of.items():
+        image.save(tmp_path / "red" / name, **options)
+    (tmp_path / "red" / "deep.png").write_bytes(tf.io.encode_png(deep.astype("uint16") * 256 + 77).numpy())
     data = open_data(f"folder:{tmp_path}")
-    assert data.labels == ("blue", "green", "red") and data.notes == ()
-    shapes = [image.shape for split in (data.train, data.test) for image, _ in split.dataset().as_numpy_iterator()]
-    assert len(shapes) == 9 + 6 and shapes.count((20, 10, 3)) == 2
-    assert {(2, 20_000, 3), (1, 1, 3)} <= set(shapes)
+    images = [
+        image
+        for split in (data.train, data.test)
+        for image, label in split.dataset().as_numpy_iterator()
+        if data.labels[label] == "red"
+    ]
+    assert len(images) == 3 + len(of) + 1
+    off = [(image.shape, image[0, 0]) for image in images if np.abs(image.astype(int) - COLOURS["red"]).max() > 4]
+    assert not off
+    shapes = [image.shape for image in images]
+    assert shapes.count((20, 10, 3)) == 1 and {(2, 20_000, 3), (1, 1, 3), (10, 20, 3)} <= set(shapes)
+    assert set(data.notes[0].splitlines()[1:]) == {
+        "  1 turned as their EXIF orientation says: red/über 日本 🐈.jpg",
+        "  1 with an EXIF orientation that is not followed, as they are no JPEG: red/not-turned.png",
+        "  1 more than 10,000 pixels high or wide: red/wide.png",
+        "  1 one pixel high or wide: red/one.png",
+        "  1 CMYK: made RGB: red/cmyk.jpg",
+        "  1 of another format than their names say: read by their contents: red/a_png.jpg",
+        "  1 with alpha, which is left out: red/alpha.png",
+        "  3 with a palette: made RGB: red/palette.bmp, red/palette.gif, red/palette.png",
+        "  1 animated, of which the first frame is taken: red/palette.gif",
+        "  1 of 16 bits, of which the upper 8 are taken: red/deep.png",
+    }
+
+
+def test_a_class_whose_name_is_no_text_is_refused(tmp_path):
+    make_classes(tmp_path, number=2)
+    (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+    with pytest.raises(ModelPatchError, match="the class folder 'caf.*' in .* has a name that is no text: rename it"):
+        open_data(f"folder:{tmp_path}")
