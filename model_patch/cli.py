@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +23,11 @@ flags.disclaim_key_flags()  # What is defined here belongs to the script that as
 
 CONFIG = "config"
 """Name of the flag that `define_config` defines."""
+
+_ALLOW_LAMBDA = flags.DEFINE_bool(
+    "allow_lambda", False, "Run the Python code of Lambda layers in trunk files: only of files whose maker you trust."
+)
+"""Every script takes it."""
 
 
 def run(main: Callable[[], None], *, resumes: bool = False):
@@ -107,7 +112,8 @@ def _run(call: Callable[[list[str]], None], resumes: bool):
         logging.getLogger("model_patch").setLevel(logging.INFO)
         absl_logging.set_verbosity(absl_logging.WARNING)  # TensorFlow reports each step of an export through it.
         try:
-            call(argv[1:])
+            with _code_of_trunks():
+                call(argv[1:])
         except ModelPatchError as error:
             _fail(str(error))
         except KeyboardInterrupt:
@@ -128,6 +134,15 @@ def _run(call: Callable[[list[str]], None], resumes: bool):
             _fail(f"--config={path} cannot be read: expected a Python file with get_config()")
 
     app.run(guarded, flags_parser=parse)
+
+
+def _code_of_trunks() -> AbstractContextManager[None]:
+    """Returns what a script runs in: code in trunk files stays unrun unless the flag allows it."""
+    if not _ALLOW_LAMBDA.value:
+        return nullcontext()
+    from model_patch.trunks.file import lambdas_allowed
+
+    return lambdas_allowed()
 
 
 def define_config(path: Path) -> flags.FlagHolder:

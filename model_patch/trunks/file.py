@@ -1,10 +1,13 @@
 """Trunks out of saved Keras models, of Keras 3 and of Keras 2."""
 
+import contextlib
+import contextvars
 import difflib
 import json
 import logging
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -21,22 +24,40 @@ _logger = logging.getLogger(__name__)
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 
-CODE = {
-    "Lambda": "is Python code, and is not run",
-    "TFOpLambda": "is a TensorFlow function in a graph of Keras 2, which Keras 3 cannot read",
-    "SlicingOpLambda": "is a TensorFlow function in a graph of Keras 2, which Keras 3 cannot read",
+PYTHON = {
+    "Lambda": "has a Lambda layer, which is Python code",
+    "__lambda__": "has a function that is Python code",
 }
-"""Layers that are refused, and why."""
+"""Classes in a configuration that bring code of their own: refused, but within `lambdas_allowed`."""
+
+UNREADABLE = ("TFOpLambda", "SlicingOpLambda")
+"""Layers that are TensorFlow functions in graphs of Keras 2."""
+
+_allows_lambdas = contextvars.ContextVar("allows_lambdas", default=False)
 
 SCALING = ("Rescaling", "Normalization", "TrueDivide", "Divide", "Multiply", "Subtract", "Add")
 """Classes of layers and of bare operations that change pixel values, when they stand before the first weights."""
+
+
+@contextlib.contextmanager
+def lambdas_allowed() -> Iterator[None]:
+    """Within it, Lambda layers of trunk files are loaded, and their Python code runs with all that this process may do.
+
+    Only for files whose maker is trusted; the flag `--allow_lambda` of every script. Not within threads that are started in it.
+    """
+    token = _allows_lambdas.set(True)
+    try:
+        yield
+    finally:
+        _allows_lambdas.reset(token)
 
 
 def open_file(spec: Spec, image_size: int | None = None) -> Trunk:
     """Opens `file:PATH[?preprocessing=MODE&image_size=PIXELS][#layer]`, a `.keras` or `.h5` file with a whole model.
 
     `#layer` names a nested model, which is then the trunk, or a layer, at whose output the graph is cut; a path with `/`
-    leads into nested models. Nothing in the file is executed: models with Lambda layers are refused.
+    leads into nested models. Nothing in the file is executed: models with Lambda layers are refused, but within
+    `lambdas_allowed`.
 
     `preprocessing` says how pixels are scaled for the net. By default it is `none` where the net itself begins by scaling
     them, with a Rescaling or Normalization layer or by arithmetic, and else `tf`.
@@ -76,7 +97,7 @@ def open_file(spec: Spec, image_size: int | None = None) -> Trunk:
 
 
 def load_model(path: Path) -> keras.Model:
-    """Loads a saved Keras model, without running code from it.
+    """Loads a saved Keras model, without running code from it; but for Lambda layers within `lambdas_allowed`.
 
     Raises:
         ModelPatchError: the file is missing, damaged, holds weights only, or holds code.
@@ -88,13 +109,24 @@ def load_model(path: Path) -> keras.Model:
     if path.suffix not in SUFFIXES:
         raise ModelPatchError(f"{path} is no saved Keras model: expected a file ending in {', '.join(SUFFIXES)}")
     config = _config(path)
-    for name in sorted(_layer_classes(config) & CODE.keys()):
-        raise ModelPatchError(f"{path} has a {name} layer, which {CODE[name]}: save the model without it")
+    classes, allows = _layer_classes(config), _allows_lambdas.get()
+    for name in sorted(classes.intersection(UNREADABLE)):
+        raise ModelPatchError(
+            f"{path} has a {name} layer, which is a TensorFlow function in a graph of Keras 2, which Keras 3 cannot read: "
+            "save the model without it"
+        )
+    for name in sorted(classes & PYTHON.keys()):
+        if not allows:
+            raise ModelPatchError(
+                f"{path} {PYTHON[name]}, and is not run: save the model without it, or give --allow_lambda if you trust "
+                "whoever made the file"
+            )
+        _logger.warning("%s %s: it is run", path, PYTHON[name])
     translated = keras2.translated(config)
     with tempfile.TemporaryDirectory() as folder:
         try:
             source = path if translated == config else keras2.with_config(path, translated, Path(folder))
-            return keras.models.load_model(source, compile=False, safe_mode=True)
+            return keras.models.load_model(source, compile=False, safe_mode=not allows)
         except Exception as error:  # Whatever Keras, zip and HDF5 raise while they read it, it is about this file.
             raise ModelPatchError(f"{path} cannot be loaded as a Keras model: {reason(error)}") from None
 

@@ -1,3 +1,4 @@
+import json
 import logging
 import re
 import zipfile
@@ -7,9 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from model_patch import ModelPatchError
-from model_patch.trunks import open_trunk
+from model_patch import ModelPatchError, Patch, bind, bind_patch
+from model_patch.trunks import file, keras2, open_trunk
+from model_patch.trunks.file import lambdas_allowed
 from tests.conftest import SIZE, random_norms, same, small_net, snapshot
+from tests.scripts.run_script import error_of, run_script
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FORMATS = ("keras", "h5")
@@ -221,15 +224,79 @@ def test_other_files_and_folders_are_refused(tmp_path):
         open_trunk(f"file:{tmp_path}/net.weights.h5")
 
 
+def with_code(path: Path, function=lambda x: x * 2) -> keras.Model:
+    """Saves a net with a Lambda layer in front; returns it."""
+    image = keras.Input((SIZE, SIZE, 3))
+    model = keras.Model(image, small_net()(keras.layers.Lambda(function, name="code")(image)))
+    model.save(path)
+    return model
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_lambda_layers_are_refused_and_not_run(tmp_path, suffix):
-    image = keras.Input((8, 8, 3))
-    x = keras.layers.Lambda(lambda x: x * 2, name="double")(image)
-    keras.Model(image, keras.layers.Conv2D(2, 3)(x)).save(tmp_path / f"code.{suffix}")
-    with pytest.raises(
-        ModelPatchError, match=rf"code.{suffix} has a Lambda layer, which is Python code, and is not run"
-    ):
-        open_trunk(f"file:{tmp_path}/code.{suffix}")
+def test_lambda_layers_are_refused_and_run_only_where_that_is_allowed(tmp_path, images, task, suffix):
+    model, spec = with_code(tmp_path / f"code.{suffix}"), f"file:{tmp_path}/code.{suffix}"
+    refused = rf"code.{suffix} has a Lambda layer, which is Python code, and is not run: .* give --allow_lambda if you"
+    with pytest.raises(ModelPatchError, match=refused):
+        open_trunk(spec)
+    with lambdas_allowed():
+        trunk = open_trunk(spec)
+    assert np.array_equal(trunk.model(images), model(images))
+    bound = bind(trunk, task)
+    bind_patch(trunk, Patch.load(saved(bound.patch(), tmp_path)))
+    with pytest.raises(ModelPatchError, match=refused):
+        open_trunk(spec)
+
+
+def saved(patch: Patch, folder: Path) -> Path:
+    patch.save(folder / "patch.safetensors")
+    return folder / "patch.safetensors"
+
+
+def rewritten(path: Path, changes: dict[str, str]) -> Path:
+    """Copies a saved model into a folder `hostile`, with other words in its configuration."""
+    text = json.dumps(file._config(path))
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.parent.joinpath("hostile").mkdir()
+    return keras2.with_config(path, json.loads(text), path.parent / "hostile")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("way", ["an activation", "another name"])
+def test_code_by_another_name_is_not_run_either(tmp_path, suffix, way):
+    ran = tmp_path / "ran"
+
+    def function(x, ran=str(ran)):
+        __import__("pathlib").Path(ran).touch()
+        return x
+
+    function.__name__ = "<lambda>"
+    with_code(tmp_path / f"code.{suffix}", function)
+    ran.unlink()
+    changes = {'"class_name": "Lambda"': '"class_name": "layers.Lambda"'}
+    if suffix == "keras":
+        changes['"module": "keras.layers"'] = '"module": "keras"'
+    if way == "an activation":
+        small_net().save(tmp_path / f"code.{suffix}")
+        code = json.dumps(keras.saving.serialize_keras_object(function))
+        changes = {'"activation": "relu"': f'"activation": {code}'}
+    hostile = rewritten(tmp_path / f"code.{suffix}", changes)
+    with pytest.raises(ModelPatchError, match=rf"hostile/code.{suffix} (has a function that is|cannot be loaded)"):
+        open_trunk(f"file:{hostile}")
+    assert not ran.exists()
+
+
+@pytest.mark.slow
+def test_the_flag_of_scripts_allows_it(tmp_path, task):
+    with_code(tmp_path / "code.keras")
+    with lambdas_allowed():
+        patch = saved(bind(open_trunk(f"file:{tmp_path}/code.keras"), task).patch(), tmp_path)
+    verify = ("patch", "verify", str(patch), f"--trunk=file:{tmp_path}/code.keras")
+    assert "is Python code, and is not run" in error_of(run_script(*verify))
+    ran = run_script(*verify, "--allow_lambda")
+    assert ran.returncode == 0 and "whole, and belongs to" in ran.stdout, ran.stderr[-2000:]
+    assert "has a Lambda layer, which is Python code: it is run" in ran.stderr
 
 
 @keras.saving.register_keras_serializable(package="tests")
