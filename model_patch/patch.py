@@ -23,9 +23,19 @@ FORMAT_VERSION = 2
 
 METADATA_KEY = "model_patch"
 DTYPES = ("float32", "float16")
+SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16"}
 
 MAX_IMAGE_SIZE = 2**14
 """Pixels. A file that asks for more would only fill the memory of who believes it."""
+
+MAX_HEADER = 2**22
+"""Bytes of a file's header: the manifest, and where each tensor lies. A hundred thousand labels take less."""
+
+MAX_BRACKETS = 2**10
+"""In a manifest, besides one for each quotation mark: an empty list or dict takes twenty times its length in memory."""
+
+CHUNK_BYTES = 2**14
+"""How much of a tensor is read at once."""
 
 _CHECKSUM = ', "checksum": "{}"}}'
 """End of the manifest's text; what comes before it is summed."""
@@ -109,8 +119,14 @@ class Patch:
             "versions": self.versions,
         }
         text = json.dumps(manifest).removesuffix("}")
-        text += _CHECKSUM.format(_checksum(text, sorted(tensors.items())))
-        return safetensors.numpy.save(tensors, {METADATA_KEY: text})
+        summed = ((key, tensor.dtype.name, tensor.shape, [tensor]) for key, tensor in sorted(tensors.items()))
+        text += _CHECKSUM.format(_checksum(text, summed))
+        contents = safetensors.numpy.save(tensors, {METADATA_KEY: text})
+        if _header_bytes(contents) > MAX_HEADER or not _is_plain(text):
+            raise ModelPatchError(
+                f"the labels of {self.task.name!r} are too long, or hold too many brackets, for a patch file: give others"
+            )
+        return contents
 
     def save(self, path: str | Path, dtype: str = "float32"):
         """Writes the patch file, whole or not at all. Arguments and errors as `to_bytes` and `write_bytes`."""
@@ -126,6 +142,10 @@ class Patch:
         if Path(path).exists() and not Path(path).is_file():
             raise PatchError(f"the patch {path} cannot be read: it is not a file")
         try:
+            with Path(path).open("rb") as start:
+                length = _header_bytes(start.read(8))
+            if length > MAX_HEADER:
+                raise PatchError(f"{path} is damaged, or is not a patch file: its header would have {length} bytes")
             with safetensors.safe_open(path, framework="numpy") as file:
                 return cls._from_file(path, file)
         except PatchError:
@@ -140,6 +160,8 @@ class Patch:
         text = (file.metadata() or {}).get(METADATA_KEY)
         if text is None:
             raise PatchError(f"{path} is a safetensors file but not a patch: it has no {METADATA_KEY} manifest")
+        if not _is_plain(text):
+            raise _not_ours(path, ValueError("its text is not as it is written here"))
         try:
             manifest = json.loads(text)
             version = manifest["format_version"]
@@ -151,10 +173,8 @@ class Patch:
                 "install a newer one"
             )
         summed = "" if version == 1 else text.removesuffix(_CHECKSUM.format(manifest.get("checksum")))
-        # One tensor after the other, so that no more than the values and one of them are in memory at a time.
         values: dict[str, np.ndarray] = {}
-        tensors = ((key, file.get_tensor(key)) for key in sorted(file.keys()))
-        checksum = _checksum(summed, _taken_into(values, tensors))
+        checksum = _checksum(summed, ((key, *_read_into(values, key, file)) for key in sorted(file.keys())))
         if manifest.get("checksum") != checksum:
             raise PatchError(f"{path} is damaged: its contents do not match its checksum; copy or train it again")
         try:
@@ -162,7 +182,8 @@ class Patch:
         except Exception as error:  # Every type of task reads its own fields.
             raise _not_ours(path, error) from None
         for key, value in values.items():
-            if not np.isfinite(value).all():
+            # By its ends, which NaN spreads to: no array as large as the value is made.
+            if not np.isfinite([value.min(initial=0), value.max(initial=0)]).all():
                 raise PatchError(f"{path} holds NaN or infinity in {key}: train it again")
         return patch
 
@@ -192,6 +213,16 @@ def _from_manifest(manifest: dict, values: dict[str, np.ndarray]) -> Patch:
     )
 
 
+def _header_bytes(contents: bytes) -> int:
+    """Returns the length of a safetensors file's header, by its first bytes."""
+    return int.from_bytes(contents[:8], "little")
+
+
+def _is_plain(manifest: str) -> bool:
+    """Whether a manifest is ASCII, with not many more brackets than texts: others take far more memory than their length."""
+    return manifest.isascii() and manifest.count("[") + manifest.count("{") <= MAX_BRACKETS + manifest.count('"')
+
+
 def _not_ours(path, error: Exception) -> PatchError:
     return PatchError(f"the manifest of {path} is not one that model_patch wrote ({error!r})")
 
@@ -217,23 +248,43 @@ def _pack(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _taken_into(values: dict[str, np.ndarray], tensors: Iterable[tuple[str, np.ndarray]]):
-    """Yields the tensors, and puts what is packed in each into the values, float32."""
-    for key, stacked in tensors:
-        yield key, stacked
-        layer, slash, names = key.rpartition("/")
-        if stacked.dtype not in DTYPES:
-            raise ValueError(f"{key} is {stacked.dtype}")
-        for name, value in zip(names.split("+"), stacked, strict=True):
-            if layer + slash + name in values:
-                raise ValueError(f"{layer + slash + name} stands twice")
-            values[layer + slash + name] = value.astype("float32")
+def _read_into(values: dict[str, np.ndarray], key: str, file) -> tuple[str, tuple, Iterable[np.ndarray]]:
+    """Returns a tensor's dtype, shape and contents, in chunks. As they are read, what is packed in it comes into the values.
+
+    A chunk at a time, so that hardly more is in memory than the values, float32: twice the file where it holds float16.
+    """
+    tensor = file.get_slice(key)
+    shape, dtype = tuple(tensor.get_shape()), SAFETENSORS_DTYPES.get(tensor.get_dtype())
+    layer, slash, joined = key.rpartition("/")
+    names = joined.split("+")
+    if dtype is None or len(names) != (*shape, None)[0]:
+        raise ValueError(f"{key} is {tensor.get_dtype()} of the shape {shape}")
+    stacked = np.empty(shape, "float32")
+    for i, name in enumerate(names):
+        if layer + slash + name in values:
+            raise ValueError(f"{layer + slash + name} stands twice")
+        values[layer + slash + name] = stacked[i, ...]
+
+    def chunks():
+        if len(shape) == 1:
+            stacked[:] = tensor[:]
+            yield tensor[:]
+            return
+        rows = max(1, CHUNK_BYTES // max(1, stacked[0, :1].nbytes))
+        for i in range(len(names)):
+            for at in range(0, shape[1] if stacked.size else 0, rows):
+                end = min(at + rows, shape[1])
+                chunk = stacked[i, at:end] = tensor[i, at:end]
+                yield chunk
+
+    return dtype, shape, chunks()
 
 
-def _checksum(text: str, tensors: Iterable[tuple[str, np.ndarray]]) -> str:
+def _checksum(text: str, tensors: Iterable[tuple[str, str, tuple, Iterable[np.ndarray]]]) -> str:
     """Returns the SHA-256 (hex) of the text, and of key, dtype, shape and bytes of each tensor, which come in sorted order."""
     digest = hashlib.sha256(text.encode())
-    for key, tensor in tensors:
-        digest.update(f"{key} {tensor.dtype} {tensor.shape}\n".encode())
-        digest.update(np.ascontiguousarray(tensor).data)
+    for key, dtype, shape, chunks in tensors:
+        digest.update(f"{key} {dtype} {shape}\n".encode())
+        for chunk in chunks:
+            digest.update(np.ascontiguousarray(chunk).data)
     return digest.hexdigest()

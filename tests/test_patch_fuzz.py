@@ -1,6 +1,8 @@
 """Files that are no whole patch: each either loads exactly or raises `PatchError`, and a model never changes for it."""
 
+import contextlib
 import copy
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,12 +17,16 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_patch import Patch, PatchError, Preprocessing, Task, Trunk, bind
+from model_patch import ModelPatchError, Patch, PatchError, Preprocessing, Task, Trunk, bind
+from model_patch.kinds import Trained
 from model_patch.patch import METADATA_KEY
 from tests.conftest import SIZE, same, small_net, snapshot
 
-SPARE_BYTES = 2**19
-"""What Python itself may take while it reads a small file, beside twice the file's size."""
+SPARE_BYTES = 2**17
+"""What Python itself may take while it reads a file, beside twice the file's size: for files of a few KiB it is more than they."""
+
+BYTES_PER_LABEL = 100
+"""What a label takes besides its text in the file."""
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -179,6 +185,56 @@ def test_a_damaged_file_loads_exactly_or_is_refused(path, contents):
 @given(forged())
 def test_a_forged_file_loads_exactly_or_is_refused(path, contents):
     check(contents, path, is_signed=True)
+
+
+def peak_of_loading(path, contents: bytes) -> int:
+    """Returns how much memory Python takes at most while it reads a file, in bytes."""
+    path.write_bytes(contents)
+    with contextlib.suppress(PatchError):
+        Patch.load(path)  # What is made once, such as types and caches, is made now.
+    tracemalloc.start()
+    with contextlib.suppress(PatchError):
+        Patch.load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize(("features", "classes"), [(64, 10), (1280, 10), (1280, 1000)])
+def test_a_whole_file_takes_less_than_twice_its_size(path, dtype, features, classes):
+    random = np.random.default_rng(0)
+    values = {f"{i}/{name}": random.uniform(1, 2, features) for i in range(20) for name in ("gamma", "moving_variance")}
+    values |= {"head.kernel": random.normal(size=(features, classes)), "head.bias": np.ones(classes)}
+    task = Task("many", tuple(f"n{k:08} a thing" for k in range(classes)), Preprocessing(SIZE, "tf"))
+    patch = Patch(values, task, Trained.parse("scale_bias+last"), "test", "f" * 64)
+    contents = patch.to_bytes(dtype)
+    # In float16 the values alone are twice the file; the labels are Python's objects besides.
+    assert peak_of_loading(path, contents) <= 2 * len(contents) + SPARE_BYTES + BYTES_PER_LABEL * classes
+    assert all(np.allclose(Patch.load(path).values[key], value, atol=1e-3, rtol=1e-3) for key, value in values.items())
+
+
+@pytest.mark.parametrize(
+    "manifest", ["[" + "{},[]," * 300_000 + "{}]", '{"x":"' + "é" * 10**6 + '"}', '{"format_version":"\\ud83d']
+)
+def test_what_would_fill_the_memory_is_refused_before_it_is_read(path, manifest):
+    contents = safetensors.numpy.save({"a/gamma": np.ones((1, 3), "float32")}, {METADATA_KEY: manifest})
+    assert peak_of_loading(path, contents) <= 2 * len(contents) + SPARE_BYTES
+    with pytest.raises(PatchError, match="is not one that model_patch wrote"):
+        Patch.load(path)
+
+
+def test_a_header_that_is_too_long_is_refused_before_it_is_read(path):
+    contents = safetensors.numpy.save({"a/gamma": np.ones((1, 3), "float32")}, {METADATA_KEY: "0" * 2**22})
+    assert peak_of_loading(path, contents) <= SPARE_BYTES
+    with pytest.raises(PatchError, match=r"is damaged, or is not a patch file: its header would have 419\d+ bytes"):
+        Patch.load(path)
+
+
+def test_a_patch_that_could_not_be_read_is_not_written():
+    patch = whole()[1]
+    with pytest.raises(ModelPatchError, match="the labels of 'shapes' are too long, or hold too many brackets"):
+        dataclasses.replace(patch, task=dataclasses.replace(patch.task, labels=("x" * 2**22, "y"))).to_bytes()
 
 
 def test_the_file_itself_loads(path):
