@@ -13,6 +13,7 @@ from model_patch.data import open_data
 from model_patch.export import plain_call
 from model_patch.export.alone import call_alone
 from model_patch.export.saved_model import export_saved_model
+from model_patch.files import write_bytes
 from model_patch.patch import Patch
 from model_patch.report.comparison import save_figure
 from model_patch.report.grid import prediction_grid
@@ -44,7 +45,7 @@ def demo(config: ConfigDict, workdir: str | Path):
         folder = workdir if name == compared else workdir / "tasks" / name
         transfer(transfer_config, folder)
         chosen[name] = workdir / "patches" / f"{name}.safetensors"
-        shutil.copy(patch_path(folder, config.train, transfer_config.seeds[0]), chosen[name])
+        write_bytes(chosen[name], patch_path(folder, config.train, transfer_config.seeds[0]).read_bytes())
 
     print("\nLoading each SavedModel in a process of its own, with TensorFlow alone", flush=True)
     trunk = open_trunk(config.transfer.trunk, config.transfer.image_size or None)

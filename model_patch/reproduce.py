@@ -16,7 +16,7 @@ from model_patch.report import comparison, joint, rates
 from model_patch.report.claims import Verdict, evaluate
 from model_patch.report.machine import machine
 from model_patch.report.table import markdown, print_table
-from model_patch.training.workdir import Workdir
+from model_patch.training.workdir import Workdir, claim
 
 _logger = logging.getLogger(__name__)
 
@@ -139,7 +139,8 @@ def reproduce(
         The verdicts on the paper's claims, which are printed as well.
 
     Raises:
-        ModelPatchError: the suite or an experiment is unknown; or an experiment failed, after all others ran.
+        ModelPatchError: the suite or an experiment is unknown; another process is running in the workdir; or an experiment
+            failed, after all others ran.
     """
     if suite not in SUITES:
         raise unknown("suite", suite, SUITES)
@@ -147,6 +148,7 @@ def reproduce(
     for name in only:
         if name not in experiments:
             raise unknown("experiment", name, experiments)
+    claim(workdir)
     workdir, failed = Path(workdir), []
     for each in experiments.values():
         if only and each.name not in only:

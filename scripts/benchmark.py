@@ -28,6 +28,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the figures.", requi
 
 def main():
     """Config to the suite."""
+    from model_patch.training.workdir import claim
+
+    claim(_WORKDIR.value)
     suite(_SUITE.value).run(_CONFIG.value, _WORKDIR.value)
 
 

@@ -1,6 +1,8 @@
 """Fixtures that several tests share: small real nets, and images."""
 
+import contextlib
 import os
+import resource
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -79,3 +81,14 @@ def train_steps(bound, images, labels, steps: int = 2, learning_rate: float = 0.
     """Trains a bound task for a few real steps."""
     bound.model.compile(keras.optimizers.Adam(learning_rate), bound.task.loss(), jit_compile=False)
     bound.model.fit(images, labels, batch_size=len(images), epochs=steps, verbose=0)
+
+
+@contextlib.contextmanager
+def full_disk(room: int = 8):
+    """Within it no file that this process writes can become longer than so many bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -2,11 +2,12 @@
 
 import math
 import time
+from pathlib import Path
 
 import keras
 from tqdm import tqdm
 
-from model_patch.errors import TrainingError
+from model_patch.errors import ModelPatchError, TrainingError
 
 
 class Progress(keras.callbacks.Callback):
@@ -109,3 +110,39 @@ class StopAtNaN(keras.callbacks.Callback):
                 f"the loss of {self.what} became {logs['loss']} in epoch {self.epoch + 1}, step {batch + 1}, at learning "
                 f"rate {rate:.3g}: use a lower --learning_rate"
             )
+
+
+def _in_one_sentence(name: str):
+    """Returns TensorBoard's method of a name, with TensorFlow's error as one of this package's."""
+    inherited = getattr(keras.callbacks.TensorBoard, name)
+
+    def method(self, *args, **kwargs):
+        import tensorflow as tf
+
+        try:
+            return inherited(self, *args, **kwargs)
+        except tf.errors.OpError as error:
+            reason = error.message.splitlines()[0].rpartition("; ")[2]
+            raise ModelPatchError(
+                f"{self.log_dir} cannot be written ({reason}): choose another place or free the disk"
+            ) from None
+
+    return method
+
+
+class Logs(keras.callbacks.TensorBoard):
+    """Keras' TensorBoard, which says in one sentence that its files cannot be written, as on a full disk.
+
+    Args:
+        folder: for TensorBoard's files.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder), write_graph=False)
+
+    set_model = _in_one_sentence("set_model")
+    on_train_begin = _in_one_sentence("on_train_begin")
+    on_train_end = _in_one_sentence("on_train_end")
+    on_test_begin = _in_one_sentence("on_test_begin")
+    on_test_end = _in_one_sentence("on_test_end")
+    on_epoch_end = _in_one_sentence("on_epoch_end")

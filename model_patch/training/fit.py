@@ -17,7 +17,7 @@ from model_patch.data.images import ImageData
 from model_patch.data.pipeline import batches
 from model_patch.tasks import Task
 from model_patch.training import replicated, strategies
-from model_patch.training.callbacks import InputWait, Progress, StopAtNaN
+from model_patch.training.callbacks import InputWait, Logs, Progress, StopAtNaN
 from model_patch.training.recipe import Recipe
 from model_patch.training.resume import Checkpoint
 from model_patch.training.statistics import estimate_statistics
@@ -140,7 +140,7 @@ def run_epochs(
         StopAtNaN(f"{bound.task.name!r} ({bound.trained})"),
     ]
     if log_dir:
-        all_callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+        all_callbacks.append(Logs(log_dir))
     all_callbacks.append(kept)
     epochs = range(finished, recipe.epochs)
     fit_epochs(model, train(epochs), epochs, steps_per_epoch, all_callbacks, metrics=bound.task.metrics(), wait=wait)

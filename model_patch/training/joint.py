@@ -14,7 +14,7 @@ from model_patch.data.sampling import hold_out, joint_batches
 from model_patch.errors import ModelPatchError
 from model_patch.join import JoinedTasks
 from model_patch.kinds import Trained
-from model_patch.training.callbacks import Progress, StopAtNaN
+from model_patch.training.callbacks import Logs, Progress, StopAtNaN
 from model_patch.training.fit import fit_epochs, tester
 from model_patch.training.recipe import Recipe
 from model_patch.training.resume import Checkpoint
@@ -192,7 +192,7 @@ def _callbacks(joined: JoinedTasks, sizes, steps_per_epoch: int, finished: int, 
     if kept.best:
         callbacks.append(kept.best)
     if log_dir:
-        callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+        callbacks.append(Logs(log_dir))
     return [*callbacks, kept]
 
 

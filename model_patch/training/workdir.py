@@ -11,6 +11,21 @@ import keras
 from model_patch.errors import ModelPatchError
 from model_patch.files import lock, read_json, remove_leftovers, write_json
 
+LOCK = ".lock"
+"""File in a workdir that the process which runs in it holds."""
+
+
+def claim(workdir: str | Path):
+    """Takes a workdir for this process until its end.
+
+    Raises:
+        ModelPatchError: another process that lives is running in it.
+    """
+    if not lock(Path(workdir) / LOCK):
+        raise ModelPatchError(
+            f"another process is running in the workdir {workdir}: wait for its end, or choose another --workdir"
+        )
+
 
 class Workdir:
     """The folder that one run writes to.
@@ -24,7 +39,6 @@ class Workdir:
 
     CONFIG = "config.json"
     RESULTS = "results.json"
-    LOCK = ".lock"
     CHECKPOINTS = "checkpoints"
 
     def __init__(self, path: str | Path, config: dict):
@@ -43,14 +57,11 @@ class Workdir:
         if self.path.exists() and not self.path.is_dir():
             raise ModelPatchError(f"the workdir {path} is a file: expected a folder, or a name for a new one")
         marker = self.path / self.CONFIG
-        if not marker.exists() and self.path.exists() and any(each.name != self.LOCK for each in self.path.iterdir()):
+        if not marker.exists() and self.path.exists() and any(each.name != LOCK for each in self.path.iterdir()):
             raise ModelPatchError(
                 f"the workdir {path} is not empty and holds no run of this program: choose another --workdir"
             )
-        if not lock(self.path / self.LOCK):
-            raise ModelPatchError(
-                f"another process is running in the workdir {path}: wait for its end, or choose another --workdir"
-            )
+        claim(self.path)
         if marker.exists():
             held = read_json(marker)
             differing = sorted(k for k in held.keys() | config.keys() if held.get(k) != config.get(k))

@@ -55,6 +55,11 @@ def save_trunk(trunk: Trunk, stem: str | Path) -> str:
         return saved
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trunk.keras"
-        trunk.model.save(path)
+        try:
+            trunk.model.save(path)
+        except OSError as error:
+            raise ModelPatchError(
+                f"the trunk cannot be written to {folder} ({error}): free the disk, or set TMPDIR to another"
+            ) from None
         write_bytes(f"{stem}.keras", path.read_bytes())
     return f"{saved}?preprocessing={trunk.preprocessing.mode}"

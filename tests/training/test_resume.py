@@ -1,6 +1,8 @@
 """Trainings that are cut off go on and end with the same values, to the last bit."""
 
+import contextlib
 import dataclasses
+import json
 import subprocess
 import sys
 import time
@@ -8,14 +10,16 @@ import time
 import keras
 import numpy as np
 import pytest
+import safetensors
 
 from model_patch import ModelPatchError, Task, bind
 from model_patch.data import open_data
 from model_patch.join import join
+from model_patch.training.callbacks import Logs
 from model_patch.training.fit import fit
 from model_patch.training.joint import fit_joined
 from model_patch.training.workdir import Workdir
-from tests.conftest import same, snapshot
+from tests.conftest import full_disk, same, snapshot
 
 OTHER_PROCESS = """
 import sys, time
@@ -122,6 +126,44 @@ def test_joined_tasks_go_on_and_know_their_best_epoch(trunk, recipe, tmp_path, c
     cut(None)
     assert same(run(tmp_path / "row.safetensors"), whole)
     assert same(run(tmp_path / "row.safetensors"), whole)
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(trunk, digits, data, recipe, tmp_path, monkeypatch):
+    from model_patch.training import resume
+
+    checkpoint, write_bytes = tmp_path / "row.safetensors", resume.write_bytes
+
+    def run():
+        keras.utils.set_random_seed(5)
+        bound = bind(trunk, digits, "scale_bias+last", seed=5)
+        fit(bound, data, dataclasses.replace(recipe, epochs=3), seed=5, checkpoint=checkpoint)
+        return snapshot(bound.patch_variables | bound.head_variables)
+
+    def no_room_for_the_second(path, contents):
+        with full_disk(1000) if path.exists() else contextlib.nullcontext():
+            write_bytes(path, contents)
+
+    whole = run()
+    checkpoint.unlink()
+    monkeypatch.setattr(resume, "write_bytes", no_room_for_the_second)
+    with pytest.raises(
+        ModelPatchError, match=r"row.safetensors cannot be written \(.*\): choose another place or free"
+    ):
+        run()
+    monkeypatch.undo()
+    with safetensors.safe_open(checkpoint, framework="numpy") as file:
+        assert json.loads(file.metadata()["training"])["epochs"] == 1
+    assert same(run(), whole) and [each.name for each in tmp_path.iterdir()] == [checkpoint.name]
+
+
+def test_logs_that_find_no_room_are_one_sentence(trunk, tmp_path):
+    logs = Logs(tmp_path / "logs")
+    logs.set_model(trunk.model)
+    with (
+        full_disk(),
+        pytest.raises(ModelPatchError, match=r"logs cannot be written \(File too large\): choose another place"),
+    ):
+        logs.on_train_begin()
 
 
 def test_a_checkpoint_that_cannot_be_used_is_named(trunk, digits, data, recipe, tmp_path):

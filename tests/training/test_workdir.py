@@ -1,9 +1,20 @@
 import json
+import runpy
+import subprocess
+import sys
 
 import pytest
 
 from model_patch import ModelPatchError
+from model_patch.detection.training import train_detector
+from model_patch.expressivity import expressivity
+from model_patch.reproduce import ROOT, reproduce
+from model_patch.training.multitask import multitask
+from model_patch.training.pretrain import pretrain
+from model_patch.training.sweep import sweep
+from model_patch.training.transfer import transfer
 from model_patch.training.workdir import Workdir, versions
+from tests.conftest import full_disk, small_net
 
 CONFIG = {"trunk": "bundled", "epochs": 3, "train": ["last"]}
 
@@ -44,3 +55,78 @@ def test_damaged_results_are_refused(tmp_path):
 
 def test_versions_name_what_computes():
     assert {"python", "model_patch", "keras", "tensorflow", "numpy", "backend"} <= versions().keys()
+
+
+HOLDER = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("running", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory):
+    """A workdir that a process which lives runs in, and a small trunk beside it."""
+    folder = tmp_path_factory.mktemp("held")
+    small_net().save(folder / "trunk.keras")
+    (folder / "run").mkdir()
+    command = [sys.executable, "-c", HOLDER, folder / "run" / ".lock"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "running\n"
+        yield folder
+        process.kill()
+
+
+RUNS = {
+    "transfer": (transfer, "transfer", {"data": "digits"}),
+    "sweep": (sweep, "transfer", {"data": "digits", "learning_rates": (0.1, 0.2)}),
+    "multitask": (multitask, "multitask", {"data": ("digits",), "share": ("trunk",)}),
+    "detect": (
+        train_detector,
+        "detect_scenes",
+        {"data": "scenes:digits?size=32&train=8&test=4", "image_size": 32, "num_trunk_maps": 2, "num_maps": 2},
+    ),
+    "pretrain": (pretrain, "pretrain_fashion_mnist", {"data": "digits", "image_size": 32}),
+    "expressivity": (expressivity, "expressivity", {}),
+}
+"""What writes to a workdir: a function, its configuration, and what is smaller in it."""
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_no_run_begins_where_another_process_is_running(held, name):
+    run, file, smaller = RUNS[name]
+    config = runpy.run_path(str(ROOT / "configs" / f"{file}.py"))["get_config"]()
+    config.update(smaller | ({"trunk": f"file:{held}/trunk.keras"} if "trunk" in config else {}))
+    with pytest.raises(ModelPatchError, match="another process is running in the workdir .*run: wait for its end"):
+        run(config, held / "run")
+    assert [file.name for file in (held / "run").iterdir()] == [".lock"]
+
+
+def test_no_suite_begins_where_another_process_is_running(held, tmp_path):
+    with pytest.raises(ModelPatchError, match="another process is running in the workdir .*run: wait for its end"):
+        reproduce("small", held / "run", tmp_path)
+    ran = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "benchmark.py", "--suite=joint", f"--workdir={held}/run"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2 and "another process is running in the workdir" in ran.stderr
+    assert [file.name for file in (held / "run").iterdir()] == [".lock"]
+
+
+def test_results_that_find_no_room_leave_what_was_there(tmp_path):
+    folder = Workdir(tmp_path / "run", CONFIG)
+    folder.write_results({"rows": [1]})
+    checkpoint = folder.checkpoint("last-seed0")
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"x")
+    with (
+        full_disk(),
+        pytest.raises(ModelPatchError, match=r"results.json cannot be written \(.*\): choose another place"),
+    ):
+        folder.write_results({"rows": [1, 2]})
+    assert folder.results() == {"rows": [1]} and checkpoint.exists()
+    assert not list(folder.path.rglob(".*.tmp"))
