@@ -117,7 +117,7 @@ def summarise(patch: Patch) -> list[VariableSummary]:
     ]
 
 
-def verify(trunk: str, path: str | Path) -> PatchFile:
+def verify(trunk: str, path: str | Path) -> tuple[PatchFile, str]:
     """Checks that a patch file is whole and belongs to a trunk: key by key, shape by shape and by fingerprint.
 
     Args:
@@ -125,14 +125,16 @@ def verify(trunk: str, path: str | Path) -> PatchFile:
         path: the patch file.
 
     Returns:
-        The file. Its patch's fingerprint is then the trunk's, too.
+        The file, whose patch's fingerprint is then the trunk's, too; and `Trunk.fingerprint` of all the trunk's variables,
+        those included that the patch replaces: it stays the same as long as no value of the trunk changes.
 
     Raises:
         ModelPatchError: the file is damaged, the trunk cannot be opened, or they do not belong together.
     """
     file = read(path)
-    bind_patch(open_trunk(trunk, file.patch.task.preprocessing.image_size), file.patch)
-    return file
+    opened = open_trunk(trunk, file.patch.task.preprocessing.image_size)
+    bind_patch(opened, file.patch)
+    return file, opened.fingerprint(opened.variables())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,10 +75,11 @@ def verify(patch, *patches, trunk):
     from model_patch import patch_tools
 
     for path in (patch, *patches):
-        file = patch_tools.verify(trunk, path)
+        file, all_of_trunk = patch_tools.verify(trunk, path)
         print(f"{path}: whole, and belongs to {trunk}")
         print(f"  sha256      {file.sha256}")
-        print(f"  fingerprint {file.patch.fingerprint}")
+        print(f"  fingerprint {file.patch.fingerprint}  of what it leaves as it is")
+        print(f"  trunk       {all_of_trunk}  of all its values")
 
 
 def diff(first, second):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from model_patch import Preprocessing, Task, Trunk, bind
+from model_patch import Bank, Preprocessing, Task, Trunk, bind, join
 from model_patch.kinds import Trained
 from tests.conftest import SIZE, same, small_net, snapshot, train_steps
 
@@ -29,22 +29,55 @@ def kept():
     return kept
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("train", ["last", "scale_bias+last", "depthwise+last", "statistics+last", "bias", "full"])
-def test_another_task_leaves_trunk_and_patches_as_they_were(kept, task, images, labels, train, optimizer):
+@pytest.fixture
+def undisturbed(kept, images):
+    """Checks at the end that trunk, patches, files and answers are what they were at the beginning, to the last bit."""
     trunk = kept[0].trunk
     before = [snapshot(bound.patch_variables | bound.head_variables) for bound in kept]
     files = [bound.patch().to_bytes() for bound in kept]
     trunk_before, answers = snapshot(trunk.variables()), [bound.model.predict_on_batch(images) for bound in kept]
-
-    added = bind(trunk, task, Trained.parse(train, "batch"), seed=7)
-    start = snapshot(added.patch_variables | added.head_variables)
-    added.model.compile(OPTIMIZERS[optimizer](), task.loss(), jit_compile=False)
-    added.model.fit(images, labels, batch_size=6, epochs=1, verbose=0)
-
-    assert not same(start, snapshot(added.patch_variables | added.head_variables)), "the new task did learn"
+    yield trunk
     assert same(trunk_before, snapshot(trunk.variables()))
     for bound, values, file, answer in zip(kept, before, files, answers, strict=True):
         assert same(values, snapshot(bound.patch_variables | bound.head_variables))
         assert bound.patch().to_bytes() == file
         assert bound.model.predict_on_batch(images).tobytes() == answer.tobytes()
+
+
+REGIMES = ["last", "scale_bias+last", "depthwise+last", "statistics+last", "bias", "full"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("train", REGIMES)
+def test_another_task_leaves_trunk_and_patches_as_they_were(undisturbed, task, images, labels, train, optimizer):
+    added = bind(undisturbed, task, Trained.parse(train, "batch"), seed=7)
+    start = snapshot(added.patch_variables | added.head_variables)
+    added.model.compile(OPTIMIZERS[optimizer](), task.loss(), jit_compile=False)
+    added.model.fit(images, labels, batch_size=6, epochs=1, verbose=0)
+    assert not same(start, snapshot(added.patch_variables | added.head_variables)), "the new task did learn"
+
+
+@pytest.mark.parametrize(("train", "optimizer"), [*zip(REGIMES, [*OPTIMIZERS, *OPTIMIZERS], strict=False)])
+def test_so_do_two_that_are_joined(undisturbed, images, labels, train, optimizer):
+    tasks = [Task(name, ("a", "b", "c"), undisturbed.preprocessing) for name in ("one", "other")]
+    share = "nothing" if train == "full" else "trunk"
+    joined = join(undisturbed, tasks, Trained.parse(train, "batch"), share=share, seed=7)
+    start = snapshot({str(i): v for i, v in enumerate(joined.model.trainable_variables)})
+    joined.model.compile(OPTIMIZERS[optimizer](), joined.losses(), jit_compile=False)
+    of_each = dict.fromkeys(("one", "other"), images)
+    joined.model.fit(of_each, dict.fromkeys(of_each, labels), batch_size=6, epochs=1, verbose=0)
+    assert not same(start, snapshot({str(i): v for i, v in enumerate(joined.model.trainable_variables)}))
+
+
+def test_so_does_one_that_a_bank_takes_in_and_gives_away(undisturbed, kept, task, images):
+    bank, names = (
+        Bank(undisturbed, "scale_bias+depthwise", capacity=3, classes=3),
+        [kept[i % 2].task.name for i in range(12)],
+    )
+    for bound in kept[:2]:
+        bank.add(bound)
+    answers = np.array(bank(images, names))
+    added = bind(undisturbed, task, "scale_bias+depthwise+last", seed=7)
+    for change in (lambda: bank.add(added), lambda: bank.add(added, replace=True), lambda: bank.remove(task.name)):
+        change()
+        assert np.array(bank(images, names)).tobytes() == answers.tobytes()

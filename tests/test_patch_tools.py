@@ -61,7 +61,8 @@ def test_verify_opens_the_trunk_and_compares_every_frozen_weight(tmp_path):
     trunk = Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
     patch = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing), "scale_bias+last").patch()
     patch.save(tmp_path / "p.safetensors")
-    file = patch_tools.verify(f"file:{tmp_path}/trunk.keras", tmp_path / "p.safetensors")
+    file, of_trunk = patch_tools.verify(f"file:{tmp_path}/trunk.keras", tmp_path / "p.safetensors")
+    assert of_trunk not in (file.patch.fingerprint, file.sha256)
     assert file.patch.fingerprint == patch.fingerprint
     with pytest.raises(PatchError, match="'two' belongs to another trunk"):
         patch_tools.verify(f"file:{tmp_path}/other.keras", tmp_path / "p.safetensors")

@@ -2,14 +2,17 @@
 
 import hashlib
 import re
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import pytest
 
 from model_patch import Patch, Preprocessing, Task, Trunk, bind
+from model_patch.training.transfer import transfer
+from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, small_net
-from tests.scripts.run_script import error_of, run_script
+from tests.scripts.run_script import ROOT, error_of, run_script
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +43,27 @@ def test_list_and_info_say_what_the_files_say(work):
         assert expected in said
 
 
-def test_verify_prints_the_hashes_of_patches_that_belong_to_the_trunk(work):
-    patches = [work / "patches" / f"{name}.safetensors" for name in "ac"]
-    said = run("verify", *patches, f"--trunk=file:{work}/trunk.keras")
+def test_verify_prints_the_hashes_which_stay_while_another_task_is_learnt(work, tmp_path):
+    patches, spec = [work / "patches" / f"{name}.safetensors" for name in "ac"], f"file:{work}/trunk.keras"
+    said = run("verify", *patches, f"--trunk={spec}")
     assert said.count("whole, and belongs to") == 2
     for path in patches:
         assert Patch.load(path).fingerprint in said and hashlib.sha256(path.read_bytes()).hexdigest() in said
+    trunk = open_trunk(spec)
+    assert said.count(trunk.fingerprint(trunk.variables())) == 2
+    config = runpy.run_path(str(ROOT / "configs" / "transfer.py"))["get_config"]()
+    config.update(
+        {
+            "trunk": spec,
+            "data": "digits",
+            "train": ("full",),
+            "epochs": 1,
+            "max_train_images": 64,
+            "max_test_images": 32,
+        }
+    )
+    transfer(config, tmp_path / "run")
+    assert run("verify", *patches, f"--trunk={spec}") == said
 
 
 def test_diff_average_and_convert(work, tmp_path):
