@@ -18,11 +18,12 @@ test: install
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 # On JAX instead of TensorFlow: the core (layers, rewriting, binding, joining, patches), and scripts that train.
+JAX_TESTS ?= tests/layers tests/test_bind.py tests/test_join.py tests/test_kinds.py tests/test_patch.py tests/test_rewrite.py \
+	tests/test_tasks.py tests/test_trunk.py tests/scripts/test_jax.py
+
 test-jax: install
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[jax]'
-	KERAS_BACKEND=jax $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile tests/layers \
-		tests/test_bind.py tests/test_join.py tests/test_kinds.py tests/test_patch.py tests/test_rewrite.py tests/test_tasks.py \
-		tests/test_trunk.py tests/scripts/test_jax.py
+	KERAS_BACKEND=jax $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(JAX_TESTS)
 
 # The long forms of docs/reliability.md: 20 random kills of each script, 10,000 damaged patch files; and every net of Keras.
 soak: install
