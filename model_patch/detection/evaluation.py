@@ -57,15 +57,15 @@ def detect(bound: BoundTask, images, num_images: int) -> Iterator[Detections]:
 
 def _answerer(bound: BoundTask) -> Callable:
     """Returns a function from resized images to the task's answers. Suppression is TensorFlow's, whoever runs the net."""
-    import tensorflow as tf
-
     scale = bound.task.preprocessing.scale
     if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
         return tf.function(
             lambda pixels: bound.task.answers(bound.model(scale(pixels), training=False)), reduce_retracing=True
         )
-    answers = tf.function(bound.task.answers, reduce_retracing=True)
-    return lambda pixels: answers(bound.model.predict_on_batch(np.asarray(scale(pixels))))
+    # Not as a function of TensorFlow's: boxes are decoded by Keras' operations, which take arrays here, and no symbols.
+    return lambda pixels: bound.task.answers(np.asarray(bound.model.predict_on_batch(np.asarray(scale(pixels)))))
 
 
 def evaluate(

@@ -1,6 +1,7 @@
 """The scripts on JAX, on one device and on two: what TensorFlow alone does says so."""
 
 import importlib.util
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -61,6 +62,25 @@ def test_two_devices_end_with_the_loss_of_one(work, script):
         two = Patch.load(work / f"{script}2" / "patches" / name)
         assert one.versions["backend"] == "jax"
         assert two.metrics["loss"] == pytest.approx(one.metrics["loss"], abs=1e-3), name
+
+
+def test_a_detector_is_trained_and_measured(tmp_path):
+    small_net(size=64).save(tmp_path / "trunk.keras")
+    data = "--data=scenes:digits?size=64&train=32&test=6&objects=2"
+    size = (
+        "--image_size=64",
+        "--config.num_trunk_maps=1",
+        "--config.num_maps=1",
+        "--config.batch_size=16",
+        "--epochs=1",
+    )
+    trunk, workdir = f"--trunk=file:{tmp_path}/trunk.keras", tmp_path / "detect"
+    flags = (trunk, data, *size, "--seeds=0", f"--workdir={workdir}", "--strategy=mirrored")
+    ran = run("detect", "train", *flags, devices=2)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    (row,) = json.loads((workdir / "results.json").read_text())["rows"]
+    assert 0 <= row["mAP@50"] <= 1 and row["final_loss"] > 0
+    assert Patch.load(workdir / "detectors" / "seed0.safetensors").task.type == "detection"
 
 
 def test_patches_are_asked_and_exports_are_tensorflows(work):
