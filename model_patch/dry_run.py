@@ -148,7 +148,8 @@ def dry_run_transfer(config: ConfigDict, *, step: bool = True) -> list[Row]:
 
 def dry_run_pretrain(config: ConfigDict, *, step: bool = True) -> list[Row]:
     """Counts what `training.pretrain` would train. Arguments, result and errors as `dry_run_transfer`."""
-    config = ConfigDict(config.to_dict() | {"train": ("full",), "norm_statistics": "auto", "task_name": ""})
+    fixed = {"train": ("full",), "norm_statistics": "auto", "task_name": "", "remat": False}
+    config = ConfigDict(config.to_dict() | fixed)
     return dry_run_transfer(config, step=step)
 
 

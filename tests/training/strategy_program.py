@@ -48,6 +48,19 @@ class Cut(Exception):
     """What ends a training in the middle."""
 
 
+class CutAt(keras.callbacks.Callback):
+    """Ends a training with so many of its steps."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.left = steps
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if not self.left:
+            raise Cut
+
+
 def one_task(train, statistics, checkpoint=None, steps=None):
     """Trains; after so many steps, if any are given, the training is cut off."""
     images, labels = random_images(), np.arange(NUMBER) % 3
@@ -57,14 +70,16 @@ def one_task(train, statistics, checkpoint=None, steps=None):
         opened, Task("shapes", ("circle", "square", "star"), opened.preprocessing), Trained.parse(train, statistics)
     )
     recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, learning_rate=0.03)
-
-    def train_on(epochs):
-        for i, batch in enumerate(batches.repeat(len(epochs))):
-            if i == steps:
-                raise Cut
-            yield batch
-
-    kept = run_epochs(bound, bound.model, train_on, NUMBER, recipe, checkpoint=checkpoint)
+    callbacks = [CutAt(steps)] if steps else []
+    kept = run_epochs(
+        bound,
+        bound.model,
+        lambda epochs: batches.repeat(len(epochs)),
+        NUMBER,
+        recipe,
+        checkpoint=checkpoint,
+        callbacks=callbacks,
+    )
     tested = tester(bound)(batches, [Progress(3, "testing")])
     assert tested["loss"] == pytest.approx(cross_entropy(labels, predict(bound.model, images)), abs=1e-4)
     return kept.history, tested["loss"]
