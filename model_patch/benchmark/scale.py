@@ -36,6 +36,7 @@ from model_patch.report.machine import machine
 from model_patch.report.table import markdown, print_table
 from model_patch.tasks import Task
 from model_patch.training.fit import run_epochs
+from model_patch.training.packed_adam import adam
 from model_patch.training.recipe import Recipe
 from model_patch.training.workdir import versions
 from model_patch.trunk import Trunk
@@ -91,7 +92,7 @@ def _joint(config: ConfigDict) -> list[dict]:
         start = time.perf_counter()
         tasks = [Task(f"task{k}", labels, trunk.preprocessing) for k in range(number)]
         joined = join(trunk, tasks, config.scale_joint_train)
-        joined.model.compile(keras.optimizers.Adam(1e-3), joined.losses(), metrics=joined.metrics(), jit_compile=False)
+        joined.model.compile(adam(1e-3), joined.losses(), metrics=joined.metrics(), jit_compile=False)
         images, answers = ({task.name: each for task in tasks} for each in (image, np.arange(count) % config.classes))
 
         def step(model=joined.model, images=images, answers=answers):

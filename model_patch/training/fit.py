@@ -169,7 +169,7 @@ def fit_epochs(
         synchronise = strategies.synchronises()
         replicated.fit(
             model,
-            batches,
+            wait.measured(batches),
             epochs,
             steps_per_epoch,
             callbacks,
@@ -275,7 +275,7 @@ def features_and_head(bound: BoundTask, images, batch_size: int, num_images: int
     """
     import tensorflow as tf
 
-    forward = replicated.predictor(bound.features) if strategies.current() else bound.features.predict_on_batch
+    forward = replicated.predictor(bound.features)
     # As arrays: under another backend than TensorFlow, Keras takes none of its tensors.
     outputs = [
         (np.asarray(forward(x.numpy())), y)

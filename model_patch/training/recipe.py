@@ -8,9 +8,10 @@ import keras
 from model_patch.data.augment import augmenter
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.kinds import Trained
+from model_patch.training.packed_adam import adam
 
 OPTIMIZERS = {
-    "adam": lambda rate: keras.optimizers.Adam(rate),
+    "adam": adam,
     "adamw": lambda rate: keras.optimizers.AdamW(rate, weight_decay=0.02),
     "rmsprop": lambda rate: keras.optimizers.RMSprop(rate, rho=0.9, momentum=0.9, epsilon=1.0),
     "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),

@@ -126,7 +126,10 @@ def evaluate(
 
 
 def predictor(model: keras.Model) -> Callable:
-    """Returns a function that runs a model in inference mode on this worker alone: a batch to its outputs."""
+    """Returns a function that runs a model in inference mode on this worker alone: a batch to its outputs.
+
+    On TensorFlow, batches of all sizes have one graph, which is traced on the first.
+    """
     if keras.backend.backend() == "jax":
         import jax
 
@@ -137,7 +140,8 @@ def predictor(model: keras.Model) -> Callable:
         )
     import tensorflow as tf
 
-    return tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    spec = tf.TensorSpec(model.input.shape, model.input.dtype)
+    return tf.function(lambda x: model(x, training=False), input_signature=[spec])
 
 
 class _Step:

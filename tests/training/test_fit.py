@@ -115,7 +115,7 @@ def test_nothing_is_traced_after_the_first_epoch_nor_for_a_second_test(digits, d
         counter.calls = 0
         fit(bound, data, dataclasses.replace(recipe, epochs=epochs))
         traced.append(layers[0].calls)
-    assert traced[0] == traced[1] > 0
+    assert traced[0] == traced[1] > 0 and (train != "last" or traced[0] == 1)
     first = evaluate(bound, data, recipe)
     once = layers[0].calls
     assert once == traced[1] + 1
