@@ -25,7 +25,8 @@ test-jax: install
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[jax]'
 	KERAS_BACKEND=jax $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(JAX_TESTS)
 
-# The long forms of docs/reliability.md: 20 random kills of each script, 10,000 damaged patch files; and every net of Keras.
+# The long forms of docs/reliability.md: 20 random kills of each script, full disks, 10,000 damaged patch files, ten minutes under
+# load; and every net of Keras.
 soak: install
 	$(BIN)/python -m pytest tests/soak/soak_*.py
 	$(BIN)/python -m pytest -m soak tests

@@ -1,4 +1,4 @@
-"""Many threads ask a bank, and a SavedModel of several tasks, while tasks come and go: every answer is right."""
+"""Many threads ask a bank, its export, and a SavedModel of several tasks, while tasks come and go: every answer is right."""
 
 import threading
 import time
@@ -9,6 +9,7 @@ import tensorflow as tf
 from model_patch.bank import Bank
 from model_patch.benchmark.timing import resident_bytes
 from model_patch.export import export
+from model_patch.export.bank import export_bank
 from tests.test_bank import bound_task, tasks_of
 
 THREADS = 32
@@ -53,59 +54,71 @@ def under_load(ask, seconds: float, change=lambda: None) -> tuple[int, list[str]
     return sum(calls), wrong, memory
 
 
-def check_bank(trunk, images, seconds: float):
-    """Tasks that stay are asked for while others are added, replaced and removed; returns what `under_load` does."""
-    stay = tasks_of(trunk)
-    expected = [np.array(bound.model(images, training=False)) for bound in stay]
-    bank = Bank(trunk, capacity=16, classes=7)
-    for bound in stay:
-        bank.add(bound)
-    passing = [bound_task(trunk, f"passing{k}", 3, "scale_bias+last", 10 + k).patch() for k in range(3)]
+class Load:
+    """What is asked, and what changes meanwhile.
 
-    def ask(random):
-        chosen = random.integers(0, len(stay), len(images))
-        logits = np.array(bank(images, [stay[k].task.name for k in chosen]))
-        for i, k in enumerate(chosen):
-            own = expected[k].shape[1]
-            if not np.abs(logits[i, :own] - expected[k][i]).max() < TOLERANCE:
-                return f"{stay[k].task.name}: {logits[i]} instead of {expected[k][i]}"
+    Attributes:
+        stay: tasks that are asked for all the time.
+        expected: their logits for the images, by name, from their models in memory.
+        bank: holds them, and others that come and go.
+    """
+
+    def __init__(self, trunk, images):
+        self.images = images
+        self.pixels = (images + 1) * 127.5
+        self.stay = tasks_of(trunk)
+        self.names = [bound.task.name for bound in self.stay]
+        self.expected = {bound.task.name: np.array(bound.model(images, training=False)) for bound in self.stay}
+        self.bank = Bank(trunk, capacity=16, classes=7)
+        for bound in self.stay:
+            self.bank.add(bound)
+        self.passing = [bound_task(trunk, f"passing{k}", 3, "scale_bias+last", 10 + k).patch() for k in range(3)]
+
+    def change(self):
+        """Adds, replaces and removes tasks of the bank."""
+        for patch in self.passing:
+            self.bank.add(patch)
+        for patch in self.passing:
+            self.bank.add(patch, replace=True)
+            self.bank.remove(patch.task.name)
+
+    def ask_bank(self, random) -> str | None:
+        """Asks for a task per image; returns what is wrong with an answer."""
+        names = random.choice(self.names, len(self.images))
+        return self._wrong(names, np.array(self.bank(self.images, list(names))))
+
+    def exported_bank(self, folder):
+        """Returns what asks the bank's export, as it is now."""
+        export_bank(self.bank, folder)
+        serve = tf.saved_model.load(folder).signatures["serving_default"]
+
+        def ask(random):
+            names = random.choice(self.names, len(self.images))
+            return self._wrong(names, serve(images=self.pixels, tasks=tf.constant(names))["logits"].numpy())
+
+        return ask
+
+    def saved_model(self, folder):
+        """Returns what asks one SavedModel of all tasks, a signature each."""
+        export("signatures", self.stay, folder)
+        signatures = tf.saved_model.load(folder).signatures
+
+        def ask(random):
+            name = random.choice(self.names)
+            return self._wrong([name] * len(self.images), signatures[name](images=self.pixels)["logits"].numpy())
+
+        return ask
+
+    def _wrong(self, names, logits: np.ndarray) -> str | None:
+        for i, name in enumerate(names):
+            right = self.expected[name][i]
+            if not np.abs(logits[i, : len(right)] - right).max() < TOLERANCE:
+                return f"{name}: {logits[i]} instead of {right}"
         return None
 
-    def change():
-        for patch in passing:
-            bank.add(patch)
-        for patch in passing:
-            bank.add(patch, replace=True)
-            bank.remove(patch.task.name)
 
-    return under_load(ask, seconds, change), bank.capacity
-
-
-def check_saved_model(trunk, pixels, folder, seconds: float):
-    """All tasks of one SavedModel are asked for at once; returns what `under_load` does."""
-    tasks = tasks_of(trunk)
-    export("signatures", tasks, folder)
-    signatures = tf.saved_model.load(folder).signatures
-    scaled = trunk.preprocessing.scale(pixels)
-    expected = {bound.task.name: np.array(bound.model(scaled, training=False)) for bound in tasks}
-
-    def ask(random):
-        name = tasks[random.integers(len(tasks))].task.name
-        logits = signatures[name](images=pixels)["logits"].numpy()
-        return (
-            None
-            if np.abs(logits - expected[name]).max() < TOLERANCE
-            else f"{name}: {logits} instead of {expected[name]}"
-        )
-
-    return under_load(ask, seconds)
-
-
-def test_a_bank(trunk, images):
-    (calls, wrong, _), capacity = check_bank(trunk, images[:5], SECONDS)
-    assert not wrong and calls > THREADS and capacity == 16
-
-
-def test_one_saved_model(trunk, images, tmp_path):
-    calls, wrong, _ = check_saved_model(trunk, (images[:5] + 1) * 127.5, tmp_path / "out", SECONDS)
-    assert not wrong and calls > THREADS
+def test_all_at_once(trunk, images, tmp_path):
+    load = Load(trunk, images[:5])
+    ways = (load.ask_bank, load.exported_bank(tmp_path / "bank"), load.saved_model(tmp_path / "all"))
+    calls, wrong, _ = under_load(lambda random: ways[random.integers(3)](random), SECONDS, load.change)
+    assert not wrong and calls > THREADS and load.bank.capacity == 16

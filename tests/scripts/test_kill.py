@@ -8,59 +8,118 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import keras
 import pytest
+import safetensors
 
 from model_patch import Patch
+from model_patch.patch import METADATA_KEY
 from tests.conftest import small_net
-from tests.scripts.run_script import ROOT, error_of, run_script
+from tests.scripts.run_script import ROOT, error_of
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
-TRANSFER = ("transfer", "--data=digits", "--train=scale_bias+last,full", "--epochs=6", "--max_test_images=50")
-MULTITASK = ("multitask", "--data=digits,textures", "--share=nothing,trunk", "--epochs=4", "--max_test_images=50")
-FEW = {"transfer": ("--max_train_images=160", "--augmentation=shift"), "multitask": ("--max_train_images=96",)}
+JOBS = {
+    "transfer": (
+        "--trunk=file:{trunk}",
+        "--data=digits",
+        "--train=scale_bias+last,full",
+        "--epochs=6",
+        "--max_train_images=160",
+        "--max_test_images=50",
+        "--augmentation=shift",
+    ),
+    "multitask": (
+        "--trunk=file:{trunk}",
+        "--data=digits,textures",
+        "--share=nothing,trunk",
+        "--epochs=4",
+        "--max_train_images=96",
+        "--max_test_images=50",
+    ),
+    "detect": (
+        "train",
+        "--trunk=file:{trunk}",
+        "--data=scenes:digits?size=32&train=64&test=12&objects=1",
+        "--image_size=32",
+        "--seeds=0,1",
+        "--epochs=4",
+        "--config.num_trunk_maps=2",
+        "--config.num_maps=3",
+        "--config.width=0.1",
+        "--config.batch_size=16",
+    ),
+    "ssd_to_classification": (
+        "--detector={detector}",
+        "--data=textures",
+        "--train=last,scale_bias+last",
+        "--image_size=32",
+        "--epochs=4",
+        "--config.max_train_images=96",
+        "--config.max_test_images=50",
+    ),
+    "pretrain": (
+        "--config.trunk=file:{trunk}",
+        "--data=digits",
+        "--config.image_size=32",
+        "--config.epochs=8",
+        "--config.batch_size=16",
+        "--config.max_train_images=160",
+        "--config.max_test_images=50",
+    ),
+}
+"""The flags of every training script, with places for what it begins with."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A script with its flags, which runs on the small net at `trunk`."""
+    """A script with its flags, which begins with what stands at `places`."""
 
-    trunk: Path
-    arguments: tuple[str, ...]
+    script: str
+    places: dict[str, Path]
 
     def command(self, workdir: Path) -> list[str]:
-        script, *flags = self.arguments
-        flags += [*FEW[script], f"--trunk=file:{self.trunk}", f"--workdir={workdir}"]
-        return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *flags]
+        flags = [flag.format(**self.places) for flag in JOBS[self.script]]
+        return [sys.executable, str(ROOT / "scripts" / f"{self.script}.py"), *flags, f"--workdir={workdir}"]
 
     def run(self, workdir: Path, **options) -> subprocess.CompletedProcess:
-        return subprocess.run(self.command(workdir), capture_output=True, text=True, timeout=300, **options)
+        return subprocess.run(self.command(workdir), capture_output=True, text=True, timeout=1200, **options)
 
     def run_timed(self, workdir: Path) -> float:
         """Runs to the end; returns how long it took from the first file on."""
         with subprocess.Popen(self.command(workdir), stderr=subprocess.PIPE, text=True) as process:
             start = wait_for(workdir / "config.json", process)
-            assert process.wait(timeout=300) == 0, process.stderr.read()[-2000:]
+            said = process.communicate(timeout=1200)[1]
+        assert process.returncode == 0, said[-2000:]
         return time.monotonic() - start
 
     def kill(self, workdir: Path, seconds: float, number: signal.Signals):
-        """Starts, waits for the run's first file and so many seconds more, and sends the signal."""
-        with subprocess.Popen(self.command(workdir), stderr=subprocess.DEVNULL) as process:
+        """Starts, waits for the run's first file and so many seconds more, and sends the signal.
+
+        Ctrl-C must end in one sentence, wherever it comes.
+        """
+        with tempfile.TemporaryFile("w+") as said, subprocess.Popen(self.command(workdir), stderr=said) as process:
             wait_for(workdir / "config.json", process)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=seconds)
             for _ in range(5):  # Python drops an interrupt that comes while it cleans an object up.
                 process.send_signal(number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=20)
+                    process.wait(timeout=60)
                     break
+            said.seek(0)
+            printed = said.read()
+        if number == signal.SIGINT and process.returncode:
+            assert process.returncode == 130 and "Traceback" not in printed, printed[-2000:]
+            assert "error: interrupted: rows that are finished are kept; the same command goes on" in printed
 
 
 def wait_for(file: Path, process: subprocess.Popen) -> float:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not file.exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
@@ -68,41 +127,58 @@ def wait_for(file: Path, process: subprocess.Popen) -> float:
 
 
 def ends(workdir: Path) -> dict:
-    """Returns what a run ends with: its results without times, and every bit of every patch.
+    """Returns what a run ends with: its results without times, and every bit of every patch and trunk.
 
-    The path of the workdir, which stands in the specs of trunks that were trained in it, is left aside. What such a trunk
-    learnt is in its patches' fingerprints.
+    The path of the workdir, which stands in the specs of trunks that were trained in it, is left aside. The workdirs that are
+    compared must have names of one length, so that patches, which hold those specs, have one size.
     """
     found: dict = {}
-    for file in sorted((workdir / "patches").iterdir()):
-        patch = Patch.load(file)
-        values = {key: value.tobytes() for key, value in patch.values.items()}
-        found[file.name] = (patch.fingerprint, patch.metrics, values)
+    for file in sorted(each for each in workdir.rglob("*") if each.suffix in (".safetensors", ".keras")):
+        found[str(file.relative_to(workdir))] = contents(file)
     results = json.loads((workdir / "results.json").read_text().replace(str(workdir), ""))
-    for row in results["rows"]:
-        del row["train_seconds"], row["patch_bytes"]
+    for row in [results, *results.get("rows", ())]:
+        for time_taken in ("train_seconds", "input_wait"):
+            row.pop(time_taken, None)
     return found | {"results.json": results}
+
+
+def contents(file: Path):
+    """Returns what a patch or trunk file holds, to the last bit; raises an error where it is not whole."""
+    if file.suffix == ".keras":
+        return [variable.numpy().tobytes() for variable in keras.models.load_model(file, compile=False).variables]
+    with safetensors.safe_open(file, framework="numpy") as opened:
+        if METADATA_KEY not in (opened.metadata() or {}):
+            return file.read_bytes()
+    patch = Patch.load(file)
+    return patch.fingerprint, patch.metrics, {key: value.tobytes() for key, value in patch.values.items()}
 
 
 def whole_or_absent(workdir: Path):
     """Checks that no file under a final name is cut short."""
-    for file in (workdir / "patches").glob("*.safetensors"):
-        Patch.load(file)
-    if (workdir / "results.json").exists():
-        json.loads((workdir / "results.json").read_text())
+    for file in workdir.rglob("*"):
+        if file.suffix in (".safetensors", ".keras"):
+            contents(file)
+        elif file.suffix == ".json":
+            json.loads(file.read_text())
 
 
 def kill_at_random(job: Job, whole: dict, seconds: float, number: int, seed: int, folder: Path):
     """Kills so many runs once each, at random moments of their `seconds`; each goes on and must end as `whole`."""
     draw = random.Random(seed)
-    for k in range(number):
-        workdir = folder / f"killed-{k}"
+    for k in range(1, number + 1):
+        workdir = folder / f"run{k:02}"
         job.kill(workdir, draw.uniform(0, seconds), SIGNALS[k % len(SIGNALS)])
         whole_or_absent(workdir)
-        ran = job.run(workdir)
-        assert ran.returncode == 0, ran.stderr[-2000:]
-        assert ends(workdir) == whole, f"point {k}"
-        assert not list(workdir.rglob(".*.tmp")) and not (workdir / "checkpoints").exists()
+        check_goes_on(job, workdir, whole, f"point {k}")
+        print(f"{job.script}: {k} of {number}", flush=True)
+
+
+def check_goes_on(job: Job, workdir: Path, whole: dict, what: str):
+    """The same command ends as the run that nobody disturbed, and leaves nothing behind."""
+    ran = job.run(workdir)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert ends(workdir) == whole, what
+    assert not list(workdir.rglob(".*.tmp")) and not (workdir / "checkpoints").exists()
 
 
 @pytest.fixture(scope="module")
@@ -112,30 +188,45 @@ def trunk(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def detector(trunk, tmp_path_factory) -> tuple[Path, float]:
+    """The folder of a training of detectors that nobody disturbed, and how long it took."""
+    folder = tmp_path_factory.mktemp("detector") / "run00"
+    return folder, Job("detect", {"trunk": trunk}).run_timed(folder)
+
+
+def undisturbed(script: str, trunk: Path, detector: tuple[Path, float], folder: Path) -> tuple[Job, dict, float]:
+    """Returns a job, what it ends with, and how long it takes."""
+    job = Job(script, {"trunk": trunk, "detector": detector[0]})
+    if script == "detect":
+        return job, ends(detector[0]), detector[1]
+    seconds = job.run_timed(folder / "run00")
+    return job, ends(folder / "run00"), seconds
+
+
+KILLS = {
+    "transfer": [(signal.SIGKILL, 0.5), (signal.SIGINT, 0.3)],
+    "multitask": [(signal.SIGTERM, 0.7)],
+    "detect": [(signal.SIGINT, 0.5)],
+    "ssd_to_classification": [(signal.SIGTERM, 0.5)],
+    "pretrain": [(signal.SIGKILL, 0.5)],
+}
+"""Signals, and the part of a run's time after which each comes, one after the other in one workdir."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "kills"),
-    [
-        (TRANSFER, [(signal.SIGKILL, 0.5), (signal.SIGTERM, 0.3), (signal.SIGINT, 0.3)]),
-        (MULTITASK, [(signal.SIGKILL, 0.7)]),
-    ],
-    ids=["transfer", "multitask"],
-)
-def test_a_killed_run_ends_as_one_that_nobody_disturbed(trunk, tmp_path, arguments, kills):
-    job = Job(trunk, arguments)
-    seconds = job.run_timed(tmp_path / "whole")
-    whole = ends(tmp_path / "whole")
-    # Killed once or more in one workdir, and then left to end.
-    for number, part in kills:
-        job.kill(tmp_path / "killed", part * seconds, number)
-        whole_or_absent(tmp_path / "killed")
-    assert job.run(tmp_path / "killed").returncode == 0
-    assert ends(tmp_path / "killed") == whole
+@pytest.mark.parametrize("script", JOBS)
+def test_a_killed_run_ends_as_one_that_nobody_disturbed(trunk, detector, tmp_path, script):
+    job, whole, seconds = undisturbed(script, trunk, detector, tmp_path)
+    for number, part in KILLS[script]:
+        job.kill(tmp_path / "run01", part * seconds, number)
+        whole_or_absent(tmp_path / "run01")
+    check_goes_on(job, tmp_path / "run01", whole, script)
 
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_where_there_is_room_again(trunk, tmp_path):
-    job = Job(trunk, ("transfer", "--data=digits", "--train=last,scale_bias+last", "--epochs=2"))
+    job = Job("pretrain", {"trunk": trunk})
 
     def no_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
@@ -145,14 +236,14 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_where_there_is_room_aga
     assert not list((tmp_path / "run").rglob(".*.tmp"))
     whole_or_absent(tmp_path / "run")
     assert job.run(tmp_path / "run").returncode == 0
-    assert len(ends(tmp_path / "run")) == 3
+    assert len(ends(tmp_path / "run")) == 2
 
 
 def test_the_same_run_in_a_second_process_is_refused(trunk, tmp_path):
-    job = Job(trunk, TRANSFER)
+    job = Job("transfer", {"trunk": trunk})
     with subprocess.Popen(job.command(tmp_path / "run"), stderr=subprocess.DEVNULL) as first:
         wait_for(tmp_path / "run" / "config.json", first)
-        second = run_script(*job.arguments, *FEW["transfer"], f"--trunk=file:{trunk}", f"--workdir={tmp_path}/run")
+        second = job.run(tmp_path / "run")
         assert first.poll() is None, "the first ended too early to tell"
         first.kill()
     assert "another process is running in the workdir" in error_of(second)

@@ -2,22 +2,27 @@
 
 import os
 
-from tests.test_load import THREADS, check_bank, check_saved_model
+import pytest
+
+from tests.test_load import THREADS, Load, under_load
 
 SECONDS = float(os.environ.get("LOAD_SECONDS", "600"))
 GROWTH = 0.02
 """How much more memory the process may hold at the end than in the middle, in parts."""
 
 
-def flat(calls: int, wrong: list[str], memory: list[int]):
-    print(f"{calls} calls in {SECONDS:.0f} s, memory {min(memory) / 2**20:.0f} to {max(memory) / 2**20:.0f} MiB")
+@pytest.mark.parametrize("what", ["bank", "exported bank", "SavedModel", "all"])
+def test_answers_are_right_and_memory_stays_flat(trunk, images, tmp_path, what):
+    load = Load(trunk, images[:5])
+    ways = {"bank": load.ask_bank}
+    if what in ("exported bank", "all"):
+        ways["exported bank"] = load.exported_bank(tmp_path / "bank")
+    if what in ("SavedModel", "all"):
+        ways["SavedModel"] = load.saved_model(tmp_path / "all")
+    asked = [*ways.values()] if what == "all" else [ways[what]]
+    calls, wrong, memory = under_load(lambda random: asked[random.integers(len(asked))](random), SECONDS, load.change)
+    print(
+        f"{what}: {calls} calls in {SECONDS:.0f} s, memory {min(memory) / 2**20:.0f} to {max(memory) / 2**20:.0f} MiB"
+    )
     assert not wrong and calls > THREADS
     assert memory[-1] <= memory[0] * (1 + GROWTH)
-
-
-def test_a_bank(trunk, images):
-    flat(*check_bank(trunk, images[:5], SECONDS)[0])
-
-
-def test_one_saved_model(trunk, images, tmp_path):
-    flat(*check_saved_model(trunk, (images[:5] + 1) * 127.5, tmp_path / "out", SECONDS))
