@@ -114,8 +114,10 @@ class Job:
             said.seek(0)
             printed = said.read()
         if number == signal.SIGINT and process.returncode:
-            assert process.returncode == 130 and "Traceback" not in printed, printed[-2000:]
-            assert "error: interrupted: rows that are finished are kept; the same command goes on" in printed
+            # -2: Python itself was ending, after the script's last line.
+            assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in printed, printed[-2000:]
+            said_so = "error: interrupted: rows that are finished are kept; the same command goes on" in printed
+            assert said_so == (process.returncode == 130), printed[-2000:]
 
 
 def wait_for(file: Path, process: subprocess.Popen) -> float:
@@ -127,7 +129,7 @@ def wait_for(file: Path, process: subprocess.Popen) -> float:
 
 
 def ends(workdir: Path) -> dict:
-    """Returns what a run ends with: its results without times, and every bit of every patch and trunk.
+    """Returns what a run ends with: its results without times and machine, and every bit of every patch and trunk.
 
     The path of the workdir, which stands in the specs of trunks that were trained in it, is left aside. The workdirs that are
     compared must have names of one length, so that patches, which hold those specs, have one size.
@@ -136,6 +138,7 @@ def ends(workdir: Path) -> dict:
     for file in sorted(each for each in workdir.rglob("*") if each.suffix in (".safetensors", ".keras")):
         found[str(file.relative_to(workdir))] = contents(file)
     results = json.loads((workdir / "results.json").read_text().replace(str(workdir), ""))
+    results.pop("machine", None)  # How busy it is, too.
     for row in [results, *results.get("rows", ())]:
         for time_taken in ("train_seconds", "input_wait"):
             row.pop(time_taken, None)
@@ -205,7 +208,7 @@ def undisturbed(script: str, trunk: Path, detector: tuple[Path, float], folder: 
 
 
 KILLS = {
-    "transfer": [(signal.SIGKILL, 0.5), (signal.SIGINT, 0.3)],
+    "transfer": [(signal.SIGINT, 0.5), (signal.SIGKILL, 0.3)],
     "multitask": [(signal.SIGTERM, 0.7)],
     "detect": [(signal.SIGINT, 0.5)],
     "ssd_to_classification": [(signal.SIGTERM, 0.5)],
