@@ -16,10 +16,12 @@ The optimizer is Adam everywhere, and nothing is compiled by XLA or TorchInducto
 """
 
 import concurrent.futures
+import importlib
 import importlib.util
 import itertools
 import logging
 import multiprocessing
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,8 +93,7 @@ def run(config: ConfigDict, workdir: str | Path):
             raise unknown("form", form, EPOCHS)
     results: dict = {"classes": config.classes, "machine": machine(), "versions": versions(), "rows": [], "not_run": []}
     if _has_torch():
-        import torch
-
+        torch, _ = _import_torch()
         results["versions"]["torch"] = torch.__version__
     cells = itertools.product(config.training_trunks, config.training_sizes, config.training_batches)
     for trunk, size, batch in cells:
@@ -178,9 +179,7 @@ def _plain_keras(learnt: str, trunk: Trunk, classes: int) -> keras.Model:
 
 
 def _torch_step(learnt: str, name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> Step:
-    import torch
-    import torchvision
-
+    torch, torchvision = _import_torch()
     torch.set_num_threads(machine()["cores"])
     make, options = _TORCH_NETS[name]
     model = getattr(torchvision.models, make)(num_classes=classes, **options).to(memory_format=torch.channels_last)
@@ -218,6 +217,12 @@ def _measure_memory(classes: int, trunk: str, size: int, batch: int, form: str) 
     for _ in range(4):
         step()
     return peak_bytes() - before
+
+
+def _import_torch():
+    """Returns torch and torchvision, without Triton, which is for GPUs: imported after TensorFlow it ends the process."""
+    sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+    return importlib.import_module("torch"), importlib.import_module("torchvision")
 
 
 def _has_torch() -> bool:
