@@ -197,11 +197,12 @@ def _path() -> str:
 
 
 def _hardware() -> str:
-    """Returns what computes, in words."""
+    """Returns what computes, in words, and how busy it is."""
     of = machine()
     memory = f", {of['memory_gib']} GiB memory" if "memory_gib" in of else ""
     accelerators = "no accelerator" if of["accelerators"] == "none" else of["accelerators"]
-    return f"{of['cores']} cores of {of['cpu']}{memory}, {accelerators}"
+    load = f"load {of['load_per_core']:.1f} per core at the end, where it is about 1 if nothing else runs"
+    return f"{of['cores']} cores of {of['cpu']}{memory}, {accelerators}; {load}"
 
 
 def write_page(suite: str, workdir: Path, output: Path) -> list[Verdict]:
@@ -226,7 +227,9 @@ def write_page(suite: str, workdir: Path, output: Path) -> list[Verdict]:
         )
     verdicts = evaluate(results)
     header, rows = _verdicts_table(verdicts)
-    print_table("What the paper claims, at our scale", header, rows)
+    print_table(
+        "What the paper claims, at our scale", header[:-1], [row[:-1] for row in rows]
+    )  # Numbers would not fit.
     left_out = f"\nNot run: {', '.join(missing)}.\n" if missing else ""
     page = "\n".join([_head(suite), markdown(header, rows) + left_out, *sections])
     write_bytes(output / PAGE, page.encode())
