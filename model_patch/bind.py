@@ -150,8 +150,8 @@ def bind(
         A `BoundTask`.
 
     Raises:
-        ModelPatchError: `train` is not understood, `remat` is asked of another backend than TensorFlow, the trunk has no slot for one of its kinds, or is being trained
-            itself, or the tasks that share a head differ in their labels.
+        ModelPatchError: `train` is not understood, `remat` is asked of another backend than TensorFlow, the trunk has no slot
+            for one of its kinds, or is being trained itself, or the tasks that share a head differ in their labels.
     """
     trained = Trained.parse(train) if isinstance(train, str) else train
     if remat and keras.backend.backend() != "tensorflow":

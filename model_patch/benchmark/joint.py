@@ -16,6 +16,7 @@ from model_patch.kinds import Trained
 from model_patch.report.machine import machine
 from model_patch.report.table import markdown, print_table
 from model_patch.tasks import Task
+from model_patch.training.packed_adam import adam
 from model_patch.training.workdir import versions
 from model_patch.trunks import open_trunk
 
@@ -101,5 +102,5 @@ def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) 
 
 def _step(model: keras.Model, images, answers, loss, metrics) -> Callable[[], object]:
     """Returns a training step on one batch, as `fit` makes it, which waits for its loss."""
-    model.compile(keras.optimizers.Adam(1e-3), loss=loss, metrics=metrics, jit_compile=False)
+    model.compile(adam(1e-3), loss=loss, metrics=metrics, jit_compile=False)
     return lambda: model.train_on_batch(images, answers)

@@ -12,7 +12,7 @@ Form | What is learnt
 `keras ...` | Keras' own layers with their `trainable` flags: all; batch norms and last layer, as `scale_bias+last, batch`; the last layer
 `torch ...` | the same net of torchvision, channels last, `requires_grad` likewise; `frozen` with norms in inference mode
 
-The optimizer is Adam everywhere, and nothing is compiled by XLA or TorchInductor.
+The optimizer is Adam everywhere, in this package's forms as the package trains with it, and nothing is compiled by XLA or TorchInductor.
 """
 
 import concurrent.futures
@@ -39,6 +39,7 @@ from model_patch.report.machine import machine
 from model_patch.report.table import markdown, print_table
 from model_patch.spec import parse
 from model_patch.tasks import Task
+from model_patch.training.packed_adam import adam
 from model_patch.training.workdir import versions
 from model_patch.trunk import Trunk
 from model_patch.trunks import open_trunk
@@ -47,6 +48,9 @@ _logger = logging.getLogger(__name__)
 
 Step = Callable[[], object]
 """One step on one batch, always the same, which waits for its result."""
+
+RATE = 1e-4
+"""Learning rate of all forms."""
 
 BASE = "keras full"
 """What the others are compared with."""
@@ -150,7 +154,8 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
         return _torch_step(form.removeprefix("torch "), _net(trunk), images, labels, classes)
     opened = open_trunk(trunk, size)
     if form.startswith("keras "):
-        return _fitted(_plain_keras(form.removeprefix("keras "), opened, classes), images, labels)
+        plain = _plain_keras(form.removeprefix("keras "), opened, classes)
+        return _fitted(plain, images, labels, keras.optimizers.Adam(RATE))
     task = Task("task", tuple(map(str, range(classes))), opened.preprocessing)
     trained, statistics, remat = _TRAINED.get(form, ("last", "frozen", False))
     bound = bind(opened, task, Trained.parse(trained, statistics), remat=remat)
@@ -159,13 +164,13 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
     if form == "last, cached":
         features = bound.features.predict_on_batch(images)
         inputs = keras.Input(features.shape[1:])
-        return _fitted(keras.Model(inputs, bound.head(inputs)), features, labels)
-    return _fitted(bound.model, images, labels)
+        return _fitted(keras.Model(inputs, bound.head(inputs)), features, labels, adam(RATE))
+    return _fitted(bound.model, images, labels, adam(RATE))
 
 
-def _fitted(model: keras.Model, images, labels) -> Step:
+def _fitted(model: keras.Model, images, labels, optimizer: keras.optimizers.Optimizer) -> Step:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(1e-4), loss, jit_compile=False)
+    model.compile(optimizer, loss, jit_compile=False)
     return lambda: model.train_on_batch(images, labels)
 
 
@@ -190,7 +195,7 @@ def _torch_step(learnt: str, name: str, images: np.ndarray, labels: np.ndarray, 
             parameter.requires_grad = is_learnt
     head.requires_grad_(True)
     model.train(learnt != "last" and not learnt.endswith("frozen"))
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-4)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], RATE)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
     y = torch.from_numpy(labels)
 
