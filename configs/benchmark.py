@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
             "keras last",
         ),
         *("torch full", "torch scale_bias+last, batch", "torch scale_bias+last, frozen", "torch last"),
+        *("torch full, channels first", "torch scale_bias+last, batch, channels first"),
     )
     config.training_memory_of = ("last", "scale_bias+last", "scale_bias+last, remat", "scale_bias+last, batch")
     config.training_memory_of += ("depthwise+last", "full", "full, remat", "keras full")

@@ -3,7 +3,7 @@
 Part | Work | Costs
 -----|------|------
 `joint` | tasks that are trained together, the same number of images each | a step, after all that is compiled; until then
-`bank` | tasks in a bank | a batch of images of different tasks; the memory of all; adding one more
+`bank` | tasks in a bank | a batch of images of different tasks; the bytes of all values; adding one more
 `data` | images of a data set on disk, read, decoded, augmented, and trained on | an epoch; peak memory beside the first steps
 """
 
@@ -11,6 +11,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import logging
+import math
 import multiprocessing
 import os
 import tempfile
@@ -117,18 +118,24 @@ def _bank(config: ConfigDict) -> list[dict]:
     images = np.random.default_rng(0).uniform(-1, 1, (ASKED, *trunk.model.input.shape[1:])).astype("float32")
     asks, rows = {}, []
     for number in config.scale_patches:
-        before = resident_bytes()
         bank = Bank(trunk, "scale_bias", capacity=number, classes=config.classes)
+        bank.add(patch)  # The first one binds the task, to see what such a patch holds.
+        bank.remove(patch.task.name)
         start = time.perf_counter()
         for k in range(number):
             bank.add(dataclasses.replace(patch, task=dataclasses.replace(patch.task, name=f"task{k}")))
         added = time.perf_counter() - start
         names = [f"task{k * number // ASKED}" for k in range(ASKED)]
         asks[str(number)] = lambda bank=bank, names=names: np.asarray(bank(images, names))
-        rows.append({"work": number, "add_ms": 1e3 * added / number, "bytes": max(1, resident_bytes() - before)})
+        rows.append({"work": number, "add_ms": 1e3 * added / number, "bytes": _bytes(bank.model)})
         _logger.info("%d patches added in %.1f s", number, added)
     seconds = interleaved(asks, config.rounds, 2, config.scale_bank_seconds)
     return [{"work": r["work"], "batch_ms": 1e3 * float(np.median(seconds[str(r["work"])])), **r} for r in rows]
+
+
+def _bytes(model: keras.Model) -> int:
+    """Returns what the values of a model take, tables, kernels and all."""
+    return sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in model.variables)
 
 
 def _data(config: ConfigDict) -> list[dict]:
@@ -223,7 +230,7 @@ _UNITS = {
     "step_ms": ("a step", "ms", 1.0),
     "first_step_after_s": ("until the first step is done", "s", 1.0),
     "batch_ms": (f"a batch of {ASKED} images", "ms", 1.0),
-    "bytes": ("memory of the bank", "MiB", 2**-20),
+    "bytes": ("values of the bank", "MiB", 2**-20),
     "add_ms": ("adding one patch", "ms", 1.0),
     "epoch_s": ("an epoch", "s", 1.0),
     "peak_bytes": ("peak memory beyond the first step's", "MiB", 2**-20),
@@ -275,6 +282,8 @@ def _plot(results: dict):
         axes.loglog(work, [row[law["cost"]] * factor for row in rows], "o", color="C0")
         line = (law["base"] + law["each"] * work) * factor
         axes.loglog(work[line > 0], line[line > 0], color="C1")
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, high / 10), max(high, low * 10))  # At least a decade, so that what is flat looks flat.
         axes.set(xlabel=_WORK[law["part"]], ylabel=_label(law["cost"]), title=f"exponent {law['exponent']:.2f}")
     for axes in panels[len(laws) :]:
         axes.set_axis_off()

@@ -10,7 +10,7 @@ Form | What is learnt
 `scale_bias+last, batch` | scales and biases, with the statistics of the batch
 `full` | a net of its own
 `keras ...` | Keras' own layers with their `trainable` flags: all; batch norms and last layer, as `scale_bias+last, batch`; the last layer
-`torch ...` | the same net of torchvision, channels last, `requires_grad` likewise; `frozen` with norms in inference mode
+`torch ...` | the same net of torchvision, `requires_grad` likewise, `frozen` with norms in inference mode; channels last, which is faster on CPUs, or `channels first`, PyTorch's default
 
 The optimizer is Adam everywhere, in this package's forms as the package trains with it, and nothing is compiled by XLA or TorchInductor.
 """
@@ -65,7 +65,11 @@ _TRAINED = {
     "full": ("full", "batch", False),
     "full, remat": ("full", "batch", True),
 }
-_TORCH = ("torch full", "torch scale_bias+last, batch", "torch scale_bias+last, frozen", "torch last")
+CHANNELS_FIRST = ", channels first"
+_TORCH = (
+    *("torch full", "torch scale_bias+last, batch", "torch scale_bias+last, frozen", "torch last"),
+    *(f"torch full{CHANNELS_FIRST}", f"torch scale_bias+last, batch{CHANNELS_FIRST}"),
+)
 _TORCH_NETS = {"MobileNetV2": ("mobilenet_v2", {}), "InceptionV3": ("inception_v3", {"aux_logits": False})}
 
 FORMS = (
@@ -186,8 +190,10 @@ def _plain_keras(learnt: str, trunk: Trunk, classes: int) -> keras.Model:
 def _torch_step(learnt: str, name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> Step:
     torch, torchvision = _import_torch()
     torch.set_num_threads(machine()["cores"])
+    layout = torch.contiguous_format if learnt.endswith(CHANNELS_FIRST) else torch.channels_last
+    learnt = learnt.removesuffix(CHANNELS_FIRST)
     make, options = _TORCH_NETS[name]
-    model = getattr(torchvision.models, make)(num_classes=classes, **options).to(memory_format=torch.channels_last)
+    model = getattr(torchvision.models, make)(num_classes=classes, **options).to(memory_format=layout)
     head = model.classifier if hasattr(model, "classifier") else model.fc
     for module in model.modules():
         is_learnt = learnt == "full" or (learnt != "last" and isinstance(module, torch.nn.BatchNorm2d))
@@ -196,7 +202,7 @@ def _torch_step(learnt: str, name: str, images: np.ndarray, labels: np.ndarray, 
     head.requires_grad_(True)
     model.train(learnt != "last" and not learnt.endswith("frozen"))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], RATE)
-    x = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(memory_format=layout)
     y = torch.from_numpy(labels)
 
     def step():

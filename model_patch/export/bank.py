@@ -7,11 +7,10 @@ import numpy as np
 
 from model_patch.bank import Bank
 from model_patch.bind import BoundTask
-from model_patch.export.saved_model import require_classification, require_tensorflow
+from model_patch.export.saved_model import reader, require_classification, require_tensorflow
 from model_patch.export.signatures import ask_by_name
 from model_patch.files import new_folder
 from model_patch.kinds import KINDS
-from model_patch.preprocessing import decode
 
 
 def export_bank(bank: Bank, path: str | Path):
@@ -93,8 +92,6 @@ def _save(bank: Bank, folder: Path):
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="contents"), names])
     def serve_encoded(contents, tasks):
-        spec = tf.TensorSpec((size, size, 3), tf.float32)
-        read = tf.map_fn(lambda one: prepare.resize(decode(one)), contents, fn_output_signature=spec)
-        return answer(read, tasks)
+        return answer(reader(prepare)(contents), tasks)
 
     tf.saved_model.save(module, str(folder), {"serving_default": serve, "encoded": serve_encoded})

@@ -1,6 +1,7 @@
 """Tasks as SavedModels, one each: images in, logits, probabilities and labels out."""
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,13 +9,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from model_patch import preprocessing
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
 from model_patch.export import plain_call
 from model_patch.export.alone import call_alone
 from model_patch.files import new_folder
-from model_patch.preprocessing import Preprocessing
+from model_patch.preprocessing import Preprocessing, decode
 from model_patch.rewrite import walk
 from model_patch.tasks import CLASSIFICATION
 
@@ -135,9 +135,23 @@ def serving(prepare: Preprocessing, answer: Callable):
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="contents")])
     def serve_encoded(contents):
-        def read(one):
-            return prepare.resize(preprocessing.decode(one))
-
-        return answer(tf.map_fn(read, contents, fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32)))
+        return answer(reader(prepare)(contents))
 
     return serve.get_concrete_function(), serve_encoded.get_concrete_function()
+
+
+@functools.cache
+def reader(prepare: Preprocessing):
+    """Returns a function from encoded images, string `(batch,)`, to resized ones, float32 `(batch, image_size, image_size, 3)`.
+
+    It is one and the same for all tasks with one preprocessing, so that a SavedModel holds its graph once.
+    """
+    import tensorflow as tf
+
+    resized = tf.TensorSpec((prepare.image_size, prepare.image_size, 3), tf.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
+    def read(contents):
+        return tf.map_fn(lambda one: prepare.resize(decode(one)), contents, fn_output_signature=resized)
+
+    return read

@@ -40,7 +40,7 @@ def patch(work, data, train):
 
 def test_transfer_prints_a_table_and_writes_results(work):
     results = json.loads((work / "digits" / "results.json").read_text())
-    assert results.keys() == {"trunk", "data", "image_size", "versions", "rows"}
+    assert results.keys() == {"trunk", "data", "image_size", "versions", "machine", "rows"}
     assert [row["train"] for row in results["rows"]] == ["last", "scale_bias+last"]
     assert (work / "digits" / "results.md").read_text().count("\n| ") == 4
 
@@ -152,7 +152,7 @@ def test_an_interrupted_run_says_how_it_goes_on_and_does(work, tmp_path):
         "--max_test_images=50",
         f"--workdir={tmp_path}/run",
     )
-    command = [sys.executable, str(ROOT / "scripts" / "transfer.py"), *flags, "--epochs=12"]
+    command = [sys.executable, str(ROOT / "scripts" / "transfer.py"), *flags, "--epochs=24"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     results = tmp_path / "run" / "results.json"
     deadline = time.monotonic() + 120
@@ -163,13 +163,13 @@ def test_an_interrupted_run_says_how_it_goes_on_and_does(work, tmp_path):
     for _ in range(3):
         running.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(timeout=20)
+            running.wait(timeout=4)
             break
     _, stderr = running.communicate(timeout=60)
     assert running.returncode == 130 and "Traceback" not in stderr, stderr[-2000:]
     assert "error: interrupted: rows that are finished are kept; the same command goes on" in stderr
     (kept,) = json.loads(results.read_text())["rows"]
-    ran = run_script("transfer", *flags, "--epochs=12")
+    ran = run_script("transfer", *flags, "--epochs=24")
     assert ran.returncode == 0, ran.stderr[-2000:]
     rows = json.loads(results.read_text())["rows"]
     assert rows[0] == kept and [row["train"] for row in rows] == ["last", "full"]
