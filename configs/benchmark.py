@@ -1,8 +1,8 @@
 """What `scripts/benchmark.py` times: MobileNetV2 1.0 at 96 px, unless told otherwise.
 
 Commands: `python scripts/benchmark.py --suite=serving --workdir=runs/serving`, and `--suite=joint`, `--suite=training`,
-`--suite=scale` likewise. Figures, and the machine they were taken on, are in docs/serving.md, docs/multitask.md and docs/speed.md. Weights are random: they
-do not matter to time.
+`--suite=scale` likewise. Figures, and the machine they were taken on, are in docs/serving.md, docs/multitask.md and
+docs/speed.md. Weights are random: they do not matter to time.
 """
 
 from ml_collections import ConfigDict
