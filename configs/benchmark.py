@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
         64  # Beyond so many tasks no separate models are made: each is compiled, and holds all weights.
     )
     config.seconds = 6.0  # For each number of tasks, mix and batch size; three rounds there always are.
+    config.op_threads = 0  # Threads of each operation (TensorFlow's intra_op_parallelism_threads); 0: as many as cores.
     # joint
     config.joint_tasks = 4
     config.joint_images_per_task = 8

@@ -2,6 +2,8 @@
 
 import collections
 import contextlib
+import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,8 +20,8 @@ from model_patch.patch import Patch
 from model_patch.tasks import CLASSIFICATION, HEAD, Task
 from model_patch.trunk import Trunk
 
-HALVED = 32
-"""Batches of at least so many images run as two halves at once on CPUs; measured, see docs/serving.md."""
+PART = 16
+"""Images that a part of a batch has at least, where CPUs compute parts of a batch at once; measured, see docs/serving.md."""
 
 
 class Bank:
@@ -302,16 +304,30 @@ def _compiled(model: keras.Model) -> Callable:
 
     specs = [tf.TensorSpec(x.shape, x.dtype, x.name) for x in model.inputs]
 
-    @tf.function(input_signature=specs)
-    def whole(images, rows):
-        return model([images, rows], training=False)
+    def in_parts(count: int) -> Callable:
+        @tf.function(input_signature=specs)
+        def run(images, rows):
+            # Side by side, what waits for memory (scales and biases) in one part goes on while another one multiplies.
+            bounds = [tf.shape(rows)[0] * i // count for i in range(count + 1)]
+            parts = [(images[a:b], rows[a:b]) for a, b in itertools.pairwise(bounds)]
+            return tf.concat([model(list(part), training=False) for part in parts], axis=0)
 
-    @tf.function(input_signature=specs)
-    def halves(images, rows):
-        # Side by side, what waits for memory (scales and biases) in one half goes on while the other one multiplies.
-        half = tf.shape(rows)[0] // 2
-        parts = (images[:half], rows[:half]), (images[half:], rows[half:])
-        return tf.concat([model(list(part), training=False) for part in parts], axis=0)
+        return run
 
-    on_cpu = not tf.config.list_physical_devices("GPU")
-    return lambda images, rows: (halves if on_cpu and len(rows) >= HALVED else whole)(images, rows)
+    functions = {count: in_parts(count) for count in _numbers_of_parts()}
+    return lambda images, rows: functions[max(n for n in functions if n == 1 or n * PART <= len(rows))](images, rows)
+
+
+def _numbers_of_parts() -> tuple[int, ...]:
+    """Returns in how many parts batches may be computed at once: one, and on CPUs two.
+
+    Where an operation has one thread only (`tf.config.threading.set_intra_op_parallelism_threads(1)`), parts are all that
+    can keep the cores at work: then two for each core, eight at most, as each is a graph of its own.
+    """
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return (1,)
+    if tf.config.threading.get_intra_op_parallelism_threads() != 1:
+        return (1, 2)
+    return tuple(2**i for i in range(4) if 2**i <= 2 * (os.cpu_count() or 1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model_patch import ModelPatchError, PatchError, Preprocessing, Task, Trunk, bind
-from model_patch.bank import HALVED, Bank
+from model_patch.bank import PART, Bank
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, random_norms, same, small_net, snapshot
 
@@ -114,15 +114,21 @@ def test_other_nets(net, images, random):
     assert_answers(bank, tasks, images, random)
 
 
-def test_large_batches_and_patches_out_of_files(trunk, random, tmp_path):
+@pytest.mark.parametrize("op_threads", [0, 1])
+def test_large_batches_and_patches_out_of_files(trunk, random, tmp_path, monkeypatch, op_threads):
     from model_patch import Patch
 
+    # Batches fall into parts, and where operations have one thread only, into more of them.
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: op_threads)
     tasks = tasks_of(trunk)
     bank = Bank(trunk, capacity=4, classes=7)
     for task in tasks:
         task.patch().save(tmp_path / "p.safetensors")
         bank.add(Patch.load(tmp_path / "p.safetensors"))
-    images = random.uniform(-1, 1, (HALVED + 1, SIZE, SIZE, 3)).astype("float32")
+    images = random.uniform(-1, 1, (4 * PART + 1, SIZE, SIZE, 3)).astype("float32")
     assert_answers(bank, tasks, images, random)
 
 

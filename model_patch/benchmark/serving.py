@@ -56,11 +56,12 @@ def run(config: ConfigDict, workdir: str | Path):
 
     Args:
         config: see `configs/benchmark.py`; `trunk`, `image_size`, `kinds`, `classes`, `tasks`, `mixes`, `batch_sizes`,
-            `forms`, `memory_of`, `max_separate`, `rounds`, `seconds`.
+            `forms`, `memory_of`, `max_separate`, `rounds`, `seconds`, `op_threads`.
         workdir: folder for the files.
 
     Raises:
-        ModelPatchError: a name in the config is unknown, or TensorFlow is not there.
+        ModelPatchError: a name in the config is unknown, a number cannot be used, or TensorFlow is not there, or runs
+            with another number of threads.
     """
     for noun, given, known in (("mix", config.mixes, MIXES), ("form", config.forms, FORMS)):
         for name in given:
@@ -71,12 +72,14 @@ def run(config: ConfigDict, workdir: str | Path):
             raise ModelPatchError(
                 f"{name} is {', '.join(map(str, numbers)) or 'empty'}: expected numbers of at least 1"
             )
+    _set_op_threads(config.op_threads)
     trunk = open_trunk(config.trunk, config.image_size)
     results = {
         "trunk": config.trunk,
         "image_size": trunk.preprocessing.image_size,
         "kinds": config.kinds,
         "classes": config.classes,
+        "op_threads": config.op_threads,
         "machine": machine(),
         "versions": versions(),
         "switching_ms": _switching(trunk, config),
@@ -92,6 +95,20 @@ def run(config: ConfigDict, workdir: str | Path):
             _logger.info("%d tasks, %s, batch %d: done", num_tasks, mix, batch)
         write_json(Path(workdir) / "serving.json", results)
     _report(results, Path(workdir))
+
+
+def _set_op_threads(count: int):
+    import tensorflow as tf
+
+    if count < 0:
+        raise ModelPatchError(f"op_threads is {count}: expected at least 1, or 0 for as many as cores")
+    if count != tf.config.threading.get_intra_op_parallelism_threads():
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(count)
+        except RuntimeError as error:
+            raise ModelPatchError(
+                f"op_threads is {count}, but TensorFlow runs already, with another number: begin a new process"
+            ) from error
 
 
 def _cell(answers: dict[str, Answer], mix: str, batch: int, num_tasks: int, trunk: Trunk, config) -> list[dict]:
@@ -155,6 +172,7 @@ def _memory(config: ConfigDict, form: str, num_tasks: int) -> dict:
 
 def _measure_memory(fields: dict, form: str, num_tasks: int) -> dict:
     config = ConfigDict(fields)
+    _set_op_threads(config.op_threads)
     trunk = open_trunk(config.trunk, config.image_size)
     bound = bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
     before, start = resident_bytes(), time.perf_counter()

@@ -2,6 +2,8 @@
 
 import collections
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -44,6 +46,18 @@ def test_serving(config, tmp_path):
     assert all(each["bytes"] > 0 for each in results["memory"])
     assert "not run beyond 1 tasks" in (tmp_path / "out" / "serving.md").read_text()
     assert (tmp_path / "out" / "serving.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_serving_with_one_thread_for_each_operation(config, tmp_path):
+    config.op_threads, config.tasks, config.mixes, config.batch_sizes = 1, (2,), ("distinct",), (64,)
+    config.forms, config.memory_of = ("bank", "folded"), ()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(suite("serving").run, config, tmp_path / "out").result()
+    results = json.loads((tmp_path / "out" / "serving.json").read_text())
+    assert results["op_threads"] == 1
+    assert [row["form"] for row in results["rows"]] == ["bank", "folded"]
+    with pytest.raises(ModelPatchError, match="begin a new process"):
+        suite("serving").run(config, tmp_path / "other")
 
 
 def test_joint(config, tmp_path, monkeypatch):
