@@ -6,7 +6,6 @@ from pathlib import Path
 import keras
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from model_patch.bind import BoundTask, bind_patch
 from model_patch.data import open_data
@@ -15,6 +14,7 @@ from model_patch.export.alone import call_alone
 from model_patch.export.saved_model import export_saved_model
 from model_patch.files import write_bytes
 from model_patch.patch import Patch
+from model_patch.progress import progress
 from model_patch.report.comparison import save_figure
 from model_patch.report.grid import prediction_grid
 from model_patch.report.table import print_table
@@ -51,7 +51,7 @@ def demo(config: ConfigDict, workdir: str | Path):
     trunk = open_trunk(config.transfer.trunk, config.transfer.image_size or None)
     shutil.rmtree(workdir / "saved_models", ignore_errors=True)
     table, grid = [], []
-    for name, path in tqdm(chosen.items(), "exporting and checking", unit="task", leave=False):
+    for name, path in progress(chosen.items(), "exporting and checking", unit="task"):
         bound = bind_patch(trunk, Patch.load(path))
         images, true = _test_images(name, config.num_images)
         saved_model = workdir / "saved_models" / name

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 import keras
-from tqdm import tqdm
 
 from model_patch.errors import ModelPatchError, TrainingError
+from model_patch.progress import progress
 
 
 class Progress(keras.callbacks.Callback):
@@ -15,7 +15,7 @@ class Progress(keras.callbacks.Callback):
 
     def __init__(self, num_steps: int, description: str, finished: int = 0):
         super().__init__()
-        self.bar = tqdm(total=num_steps, initial=finished, desc=description, unit="step", leave=False)
+        self.bar = progress(None, description, num_steps, initial=finished)
         self.at = 0
 
     def on_epoch_begin(self, epoch, logs=None):

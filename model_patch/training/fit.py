@@ -9,12 +9,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from model_patch.bind import BoundTask
 from model_patch.data.epochs import in_epochs, shuffled
 from model_patch.data.images import ImageData
 from model_patch.data.pipeline import batches
+from model_patch.progress import progress
 from model_patch.tasks import Task
 from model_patch.training import replicated, strategies
 from model_patch.training.callbacks import InputWait, Logs, Progress, StopAtNaN
@@ -279,7 +279,7 @@ def features_and_head(bound: BoundTask, images, batch_size: int, num_images: int
     # As arrays: under another backend than TensorFlow, Keras takes none of its tensors.
     outputs = [
         (np.asarray(forward(x.numpy())), y)
-        for x, y in tqdm(images, "features", math.ceil(num_images / batch_size), unit="batch", delay=2, leave=False)
+        for x, y in progress(images, "features", math.ceil(num_images / batch_size), "batch")
     ]
     features, labels = (np.concatenate(part) for part in zip(*outputs, strict=True))
     cached = tf.data.Dataset.from_tensor_slices((features, labels))

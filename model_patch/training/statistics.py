@@ -10,12 +10,12 @@ import itertools
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
 from model_patch.join import JoinedTasks
 from model_patch.layers import PatchedBatchNormalization
+from model_patch.progress import progress
 
 
 def estimate_statistics(bound: BoundTask, batches, num_batches: int = 50):
@@ -101,7 +101,7 @@ def _measure(model: keras.Model, batches, num_batches: int) -> dict[int, _Moment
     batch_statistics = _compile(batch_statistics)
     measured = [_Moments(layer, 0) for layer in layers]
     some = itertools.islice(batches, num_batches)
-    for images in tqdm(some, "statistics", num_batches, unit="batch", delay=2, leave=False):
+    for images in progress(some, "statistics", num_batches, "batch"):
         if keras.backend.backend() != "tensorflow":
             images = keras.tree.map_structure(np.asarray, images)
         values = [keras.ops.convert_to_numpy(v).astype("float64") for v in batch_statistics(images)]
