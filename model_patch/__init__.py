@@ -6,6 +6,7 @@ Multi-task and Transfer Learning", ICLR 2019.
 
 from model_patch.bank import Bank
 from model_patch.bind import BoundTask, bind, bind_patch
+from model_patch.detection.task import DetectionTask
 from model_patch.errors import ModelPatchError, PatchError
 from model_patch.fold import Folded, fold
 from model_patch.join import JoinedTasks, join
@@ -17,6 +18,7 @@ from model_patch.trunk import Trunk
 __all__ = [
     "Bank",
     "BoundTask",
+    "DetectionTask",
     "Folded",
     "JoinedTasks",
     "ModelPatchError",

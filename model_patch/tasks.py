@@ -13,6 +13,9 @@ HEAD = "head"
 
 CLASSIFICATION = "classification"
 
+_TYPES: dict[str, type["Task"]] = {}
+"""Subclasses by type; each puts itself there when it is defined, which is when the package is imported."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -35,6 +38,10 @@ class Task:
     name: str
     labels: tuple[str, ...]
     preprocessing: Preprocessing
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        _TYPES[cls.type] = cls
 
     def __post_init__(self):
         if not self.name or any(c in self.name for c in "/\\\0") or self.name in (".", ".."):
@@ -85,15 +92,9 @@ class Task:
         Raises:
             KeyError, TypeError, ModelPatchError: the object is not one that `to_json` wrote.
         """
-        if fields.get("type", CLASSIFICATION) != CLASSIFICATION:
-            return _task_class(fields["type"]).from_json(fields)
-        return cls(fields["name"], tuple(fields["labels"]), Preprocessing(**fields["preprocessing"]))
-
-
-def _task_class(name: str) -> type[Task]:
-    """Returns the class of a type of task, imported only now: it builds on this module."""
-    if name != "detection":
-        raise unknown("type of task", name, [CLASSIFICATION, "detection"])
-    from model_patch.detection.task import DetectionTask
-
-    return DetectionTask
+        name = fields.get("type", CLASSIFICATION)
+        if name == CLASSIFICATION:
+            return cls(fields["name"], tuple(fields["labels"]), Preprocessing(**fields["preprocessing"]))
+        if name not in _TYPES:
+            raise unknown("type of task", name, [CLASSIFICATION, *_TYPES])
+        return _TYPES[name].from_json(fields)
