@@ -48,6 +48,12 @@ def whole():
     return bind(trunk, task, "scale_bias+last", seed=2), patch, patch.to_bytes()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def made_before():
+    """Keras draws from Python's global random numbers, which no strategy of hypothesis may."""
+    whole()
+
+
 def parts(contents: bytes) -> tuple[dict, dict]:
     """Returns the manifest and the tensors of a whole file."""
     (length,) = struct.unpack("<Q", contents[:8])
