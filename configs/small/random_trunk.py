@@ -2,8 +2,8 @@
 
 Command: `python scripts/transfer.py --config=configs/small/random_trunk.py:mnist --workdir=runs/small/random-mnist`; `:fashion` needs
 Debian's package dataset-fashion-mnist and takes 6,000 of its images. About 380 steps, three seeds. Statistics are
-those of the task's batches: the trunk has none. Not run yet in full;
-`scripts/reproduce.py` writes docs/results.md.
+those of the task's batches: the trunk has none.
+Figures: docs/results.md.
 """
 
 import runpy

@@ -2,8 +2,8 @@
 
 Command: `python scripts/multitask.py --config=configs/small/resolutions.py --workdir=runs/small/resolutions`. Stands for the paper's
 ImageNet at five resolutions. About 470 steps of 96 images. The images are 28 x 28, so the sizes differ in how coarse the net
-sees them. Not run yet in full;
-`scripts/reproduce.py` writes docs/results.md.
+sees them.
+Figures: docs/results.md.
 """
 
 import runpy
