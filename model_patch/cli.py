@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -157,7 +158,9 @@ def define_config(path: Path) -> flags.FlagHolder:
     try:
         return config_flags.DEFINE_config_file(CONFIG, str(path), "Python file with get_config().")
     except AttributeError as error:  # --config.NAME is looked up in the default file as soon as the flag is defined.
-        _fail(f"--config has no field {str(error).strip(chr(34))}: see {path.name} for the fields it has")
+        field, *nearest = re.findall(r"""['"]([\w.]+)\\?['"]""", str(error)) or [str(error)]
+        hint = f"did you mean {nearest[0]}? See" if nearest else "see"
+        _fail(f"--config has no field {field!r}: {hint} {path.name} for the fields it has")
 
 
 def define_outputs() -> tuple[flags.FlagHolder, flags.FlagHolder]:

@@ -1,5 +1,6 @@
 """The folder of one run: its configuration, its results, and the refusal to mix two runs."""
 
+import atexit
 import importlib.metadata
 import json
 import platform
@@ -16,15 +17,23 @@ LOCK = ".lock"
 
 
 def claim(workdir: str | Path):
-    """Takes a workdir for this process until its end.
+    """Takes a workdir for this process until its end; a new one in which nothing was written goes with the process.
 
     Raises:
         ModelPatchError: another process that lives is running in it.
     """
+    is_new = not Path(workdir).exists()
     if not lock(Path(workdir) / LOCK):
         raise ModelPatchError(
             f"another process is running in the workdir {workdir}: wait for its end, or choose another --workdir"
         )
+    if is_new:
+        atexit.register(_remove_if_empty, Path(workdir).absolute())
+
+
+def _remove_if_empty(folder: Path):
+    if folder.exists() and [each.name for each in folder.iterdir()] == [LOCK]:
+        shutil.rmtree(folder)
 
 
 class Workdir:

@@ -127,7 +127,7 @@ def test_a_loss_that_becomes_nan_ends_the_run_and_keeps_no_row(work, tmp_path):
         (["--epoch=3"], "Unknown command line flag 'epoch'. Did you mean: epochs"),
         (["--seeds=0,x"], "--seeds=0,x is not a list of integers"),
         (["--config=nowhere.py"], "--config=nowhere.py cannot be read"),
-        (["--config.epoch=3"], "--config has no field"),
+        (["--config.epoch=3"], "--config has no field 'epoch': did you mean epochs? See transfer.py"),
         (["bundled"], "unexpected argument 'bundled'"),
     ],
 )

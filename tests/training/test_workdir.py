@@ -117,6 +117,22 @@ def test_no_suite_begins_where_another_process_is_running(held, tmp_path):
     assert [file.name for file in (held / "run").iterdir()] == [".lock"]
 
 
+def test_a_new_workdir_in_which_nothing_was_written_goes_with_the_process(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name, stays in (("new", False), ("mine", True)):
+        ran = subprocess.run(
+            [
+                *(sys.executable, ROOT / "scripts" / "benchmark.py", "--suite=serving", "--config.op_threads=-1"),
+                f"--workdir={tmp_path / name}",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 2 and "op_threads is -1: expected at least 1" in ran.stderr
+        assert (tmp_path / name).exists() == stays
+
+
 def test_results_that_find_no_room_leave_what_was_there(tmp_path):
     folder = Workdir(tmp_path / "run", CONFIG)
     folder.write_results({"rows": [1]})
