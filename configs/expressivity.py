@@ -10,7 +10,12 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Returns the defaults of `scripts/expressivity.py`."""
     config = ConfigDict()
-    config.functions = ("sine", "absolute", "step", "two_waves")  # Names in `model_patch.expressivity.FUNCTIONS`.
+    config.functions = (
+        "sine",
+        "absolute",
+        "step",
+        "two_waves",
+    )  # Names in `model_patch.experiments.expressivity.FUNCTIONS`.
     config.widths = (8, 32, 128, 512)  # Units of the hidden layer.
     config.num_points = 256  # Where the functions are given, evenly spaced in -1..1.
     config.steps = 3000

@@ -4,7 +4,7 @@ Reference implementation of Mudrakarta, Sandler, Zhmoginov and Howard, "K for th
 Multi-task and Transfer Learning", ICLR 2019.
 """
 
-from model_patch.bank import Bank
+from model_patch.bank.bank import Bank
 from model_patch.bind import BoundTask, bind, bind_patch
 from model_patch.detection.task import DetectionTask
 from model_patch.errors import ModelPatchError, PatchError

@@ -7,13 +7,13 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError, PatchError
-from model_patch.kinds import Trained, owned
+from model_patch.graph.frozen_norm import TunedModel
+from model_patch.graph.rewrite import rewrite, walk
+from model_patch.kinds import TrainSpec, owned
 from model_patch.layers import patch_layer, variables
 from model_patch.patch import Patch
-from model_patch.rewrite import rewrite, walk
 from model_patch.tasks import HEAD, Task
 from model_patch.trunk import Trunk
-from model_patch.tune import TunedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class BoundTask:
     head: keras.Layer
     trunk: Trunk
     task: Task
-    trained: Trained
+    trained: TrainSpec
     patch_variables: dict[str, keras.Variable]
     head_variables: dict[str, keras.Variable]
 
@@ -121,7 +121,7 @@ class BoundTask:
 def bind(
     trunk: Trunk,
     task: Task,
-    train: str | Trained = "scale_bias+last",
+    train: str | TrainSpec = "scale_bias+last",
     *,
     seed: int = 0,
     momentum: float = 0.9,
@@ -138,13 +138,13 @@ def bind(
     Args:
         trunk: stays frozen and unchanged, and can be bound to any number of tasks.
         task: gets a new last layer with random values.
-        train: what is learnt, see `Trained.parse`.
+        train: what is learnt, see `TrainSpec.parse`.
         seed: of the last layer's initial values.
         momentum: weight of the old average in the patch's moving statistics, in [0, 1). The nets of keras.applications
             have 0.99 to 0.999, with which a short training ends before its statistics have arrived.
         patch_of: a task bound to the same trunk, in the same way, whose patch this task uses too: one patch for both.
         head_of: a task whose last layer this task uses too. It is learnt from now on where `train` says so.
-        remat: train with less memory: most maps are computed again when their gradients are due, see `model_patch.remat`.
+        remat: train with less memory: most maps are computed again when their gradients are due, see `model_patch.graph.remat`.
 
     Returns:
         A `BoundTask`.
@@ -153,7 +153,7 @@ def bind(
         ModelPatchError: `train` is not understood, `remat` is asked of another backend than TensorFlow, the trunk has no slot
             for one of its kinds, or is being trained itself, or the tasks that share a head differ in their labels.
     """
-    trained = Trained.parse(train) if isinstance(train, str) else train
+    trained = TrainSpec.parse(train) if isinstance(train, str) else train
     if remat and keras.backend.backend() != "tensorflow":
         raise ModelPatchError(f"remat works on TensorFlow, not on {keras.backend.backend()}: leave it out")
     for kind in trained.kinds:

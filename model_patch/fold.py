@@ -9,11 +9,11 @@ import numpy as np
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
+from model_patch.graph.rewrite import Graph, functional, rewrite
 from model_patch.kinds import NORMS
 from model_patch.layers import Patched
 from model_patch.layers.affine import Affine, scale_and_bias
 from model_patch.layers.scaled import Scaled
-from model_patch.rewrite import Graph, functional, rewrite
 
 TOLERANCE = 1e-4
 """Largest difference of logits that counts as rounding, in parts of the largest logit where that is above 1."""

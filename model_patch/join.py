@@ -9,12 +9,12 @@ import keras
 
 from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError, mismatches, unknown
-from model_patch.kinds import Trained
+from model_patch.graph.frozen_norm import TunedModel
+from model_patch.graph.rewrite import functional, rewrite, walk
+from model_patch.kinds import TrainSpec
 from model_patch.layers.joined import Apart, Merge, MergeParts, Part, Split, join_layers
-from model_patch.rewrite import functional, rewrite, walk
 from model_patch.tasks import CLASSIFICATION, Task
 from model_patch.trunk import Trunk
-from model_patch.tune import TunedModel
 
 SHARE = {
     "nothing": "each task has a net of its own, head and all: independent nets",
@@ -74,7 +74,7 @@ class JoinedTasks:
 def join(
     trunk: Trunk | Sequence[Trunk],
     tasks: Sequence[Task],
-    train: str | Trained = "scale_bias+last",
+    train: str | TrainSpec = "scale_bias+last",
     *,
     share: str = "trunk",
     share_head: bool = False,
@@ -92,8 +92,8 @@ def join(
         trunk: the net that the tasks share; for several image sizes the net at each of them, as `open_trunk` opens it.
             They all get the variables of the first.
         tasks: at least one, with different names.
-        train: what of a task is learnt, see `Trained.parse`. Given as text, the statistics of batch norm are the tasks'
-            own (`batch`) where the trunk is trained, and else as `Trained` chooses.
+        train: what of a task is learnt, see `TrainSpec.parse`. Given as text, the statistics of batch norm are the tasks'
+            own (`batch`) where the trunk is trained, and else as `TrainSpec` chooses.
         share: one of `SHARE`; `nothing` means full nets, whatever `train` says.
         share_head: one last layer for all tasks, which then need the same labels.
         head_of: a bound task whose last layer they all use; with `train` without `last` it stays as it is. So an image
@@ -119,7 +119,7 @@ def join(
     train_trunk = train_trunk and share != "nothing"
     if share == "nothing" and str(train) != "full":
         train = "full"
-    trained = Trained.parse(train, "batch" if train_trunk else "auto") if isinstance(train, str) else train
+    trained = TrainSpec.parse(train, "batch" if train_trunk else "auto") if isinstance(train, str) else train
 
     bounds: list[BoundTask] = []
     for task in tasks:

@@ -103,7 +103,7 @@ NORM_STATISTICS = ("auto", *STATISTICS)
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainSpec:
     """What is trained for a task, and with which statistics.
 
     Attributes:
@@ -130,7 +130,7 @@ class Trained:
             )
 
     @classmethod
-    def parse(cls, text: str, norm_statistics: str = "auto") -> "Trained":
+    def parse(cls, text: str, norm_statistics: str = "auto") -> "TrainSpec":
         """Parses names of kinds and `last`, joined by `+`, such as `scale_bias+depthwise+last`. `full` includes `last`.
 
         Raises:

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from model_patch.errors import ModelPatchError, PatchError, mismatches
 from model_patch.files import write_bytes
-from model_patch.kinds import Trained
+from model_patch.kinds import TrainSpec
 from model_patch.tasks import Task
 
 FORMAT_VERSION = 2
@@ -58,7 +58,7 @@ class Patch:
 
     values: dict[str, np.ndarray]
     task: Task
-    trained: Trained
+    trained: TrainSpec
     trunk: str
     fingerprint: str
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -68,7 +68,7 @@ class Patch:
         """Returns the values that replace variables of the trunk, by key."""
         return {key: value for key, value in self.values.items() if "/" in key}
 
-    def require_fit(self, trunk: str, trained: Trained, shapes: dict[str, tuple], fingerprint: str):
+    def require_fit(self, trunk: str, trained: TrainSpec, shapes: dict[str, tuple], fingerprint: str):
         """Checks that the patch belongs to a trunk.
 
         Args:
@@ -201,7 +201,7 @@ def _from_manifest(manifest: dict, values: dict[str, np.ndarray]) -> Patch:
         and 0 < size <= MAX_IMAGE_SIZE
     ):
         raise TypeError("a field is of another type, or out of range")
-    trained = Trained.parse(manifest["train"], manifest["norm_statistics"])
+    trained = TrainSpec.parse(manifest["train"], manifest["norm_statistics"])
     return Patch(
         values,
         Task.from_json(task),

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError
+from model_patch.graph.inline import open_layers
+from model_patch.graph.rewrite import functional, resized, walk
 from model_patch.kinds import offer_scale_bias
 from model_patch.layers import variables
-from model_patch.opening import open_layers
 from model_patch.preprocessing import Preprocessing
-from model_patch.rewrite import functional, resized, walk
 
 
 class Trunk:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from absl import flags
 
-from model_patch import cli
-from model_patch.benchmark import SUITES, suite
+from model_patch.experiments import cli
+from model_patch.experiments.benchmark import SUITES, suite
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "benchmark.py")
 _SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "What is timed.", required=True)
@@ -28,7 +28,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the figures.", requi
 
 def main():
     """Config to the suite."""
-    from model_patch.training.workdir import claim
+    from model_patch.experiments.workdir import claim
 
     claim(_WORKDIR.value)
     suite(_SUITE.value).run(_CONFIG.value, _WORKDIR.value)

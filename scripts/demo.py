@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from model_patch import cli
+from model_patch.experiments import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "demo.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
@@ -15,7 +15,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the 
 
 def main():
     """Config to `demo`."""
-    from model_patch.demo import demo
+    from model_patch.experiments.demo import demo
 
     demo(_CONFIG.value, _WORKDIR.value)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from absl import flags
 
-from model_patch import cli
+from model_patch.experiments import cli
 
 cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "detect_scenes.py")
 flags.DEFINE_string("workdir", None, "Folder for everything that a training writes.")
@@ -57,9 +57,9 @@ def train(
     synchronise=None,
 ):
     """Trains detectors; `--workdir` or `--dry_run` is needed."""
-    from model_patch.detection.training import train_detector
-    from model_patch.dry_run import dry_run_detector
     from model_patch.errors import ModelPatchError
+    from model_patch.experiments.detector import train_detector
+    from model_patch.experiments.dry_run import dry_run_detector
 
     del strategy, mixed_precision, synchronise  # Flags of training alone, which `_DEVICES` reads.
     if bool(workdir) == dry_run:

@@ -17,7 +17,7 @@ What each format holds and how it is used: docs/serving.md. The first, with Tens
 
 from absl import flags
 
-from model_patch import cli
+from model_patch.experiments import cli
 
 _TRUNK = flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
 _PATCHES = flags.DEFINE_list("patches", None, "Patch files, joined by commas.", required=True)

@@ -8,7 +8,7 @@ missing. Fields of the config are set with --config.NAME=VALUE.
 
 from pathlib import Path
 
-from model_patch import cli
+from model_patch.experiments import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "expressivity.py")
 _WORKDIR, _DRY_RUN = cli.define_outputs()
@@ -16,7 +16,7 @@ _WORKDIR, _DRY_RUN = cli.define_outputs()
 
 def main():
     """Config to `expressivity`."""
-    from model_patch.expressivity import dry_run, expressivity
+    from model_patch.experiments.expressivity import dry_run, expressivity
 
     if _DRY_RUN.value:
         dry_run(_CONFIG.value)

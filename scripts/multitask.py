@@ -21,7 +21,7 @@ are missing. Flags override the config; what is not a flag can be set with --con
 
 from pathlib import Path
 
-from model_patch import cli
+from model_patch.experiments import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "multitask.py")
 _WORKDIR, _DRY_RUN = cli.define_outputs()
@@ -71,11 +71,11 @@ _FIELDS.number_lists(task_weights="What each task's mean loss counts; by default
 
 def main():
     """Flags to config, config to `multitask`."""
-    from model_patch.training.multitask import multitask
+    from model_patch.experiments.multitask import multitask
 
     config = _FIELDS.over(_CONFIG.value)
     if _DRY_RUN.value:
-        from model_patch.dry_run import dry_run_multitask
+        from model_patch.experiments.dry_run import dry_run_multitask
 
         dry_run_multitask(config)
     else:

@@ -13,7 +13,7 @@ numbers of images.
 
 from absl import flags
 
-from model_patch import cli
+from model_patch.experiments import cli
 
 flags.DEFINE_string("trunk", None, "The trunk to verify against, scheme:rest.")
 flags.DEFINE_string("output", None, "File to write; it must not exist.")
@@ -23,12 +23,12 @@ flags.DEFINE_list("weights", None, "A positive number for each patch that is ave
 
 def list_patches(path, *paths):
     """Prints a line per patch."""
-    from model_patch import patch_tools
-    from model_patch.report.table import print_lines
+    from model_patch import patch_files
+    from model_patch.experiments.report.table import print_lines
 
     rows, damaged = [], []
     for each in (path, *paths):
-        files, sentences = patch_tools.find(each)
+        files, sentences = patch_files.find(each)
         damaged += sentences
         for file in files:
             task = file.patch.task
@@ -37,16 +37,16 @@ def list_patches(path, *paths):
             rows.append([str(cell) for cell in (file.path, *cells)])
     print_lines(("file", "task", "classes", "train", "trunk", "bytes", "metrics"), rows)
     if damaged:
-        raise patch_tools.PatchError("; ".join(damaged))
+        raise patch_files.PatchError("; ".join(damaged))
 
 
 def info(patch, *patches):
     """Prints all that each file says."""
-    from model_patch import patch_tools
-    from model_patch.report.table import print_table
+    from model_patch import patch_files
+    from model_patch.experiments.report.table import print_table
 
     for path in (patch, *patches):
-        file = patch_tools.read(path)
+        file = patch_files.read(path)
         task, trained = file.patch.task, file.patch.trained
         for name, value in (
             ("file", file.path),
@@ -65,17 +65,17 @@ def info(patch, *patches):
             print(f"{name:14} {value}")
         rows = [
             (each.name, f"{each.num_slots}", f"{each.num_values:,}", f"{each.low:.4g}", f"{each.high:.4g}")
-            for each in patch_tools.summarise(file.patch)
+            for each in patch_files.summarise(file.patch)
         ]
         print_table("", ("variables", "number", "values", "smallest", "largest"), rows)
 
 
 def verify(patch, *patches, trunk):
     """Prints the hashes of each patch that is whole and belongs to the trunk; ends at the first that does not."""
-    from model_patch import patch_tools
+    from model_patch import patch_files
 
     for path in (patch, *patches):
-        file, all_of_trunk = patch_tools.verify(trunk, path)
+        file, all_of_trunk = patch_files.verify(trunk, path)
         print(f"{path}: whole, and belongs to {trunk}")
         print(f"  sha256      {file.sha256}")
         print(f"  fingerprint {file.patch.fingerprint}  of what it leaves as it is")
@@ -84,10 +84,10 @@ def verify(patch, *patches, trunk):
 
 def diff(first, second):
     """Prints in what two patches differ."""
-    from model_patch import patch_tools
-    from model_patch.report.table import print_table
+    from model_patch import patch_files
+    from model_patch.experiments.report.table import print_table
 
-    notes, differences = patch_tools.diff(*(patch_tools.read(path).patch for path in (first, second)))
+    notes, differences = patch_files.diff(*(patch_files.read(path).patch for path in (first, second)))
     for note in notes:
         print(note)
     rows = [
@@ -106,19 +106,19 @@ def diff(first, second):
 
 def average(patch, other, *patches, output, weights=None, dtype="float32"):
     """Writes the average of patches."""
-    from model_patch import patch_tools
+    from model_patch import patch_files
 
-    loaded = [patch_tools.read(path).patch for path in (patch, other, *patches)]
-    averaged = patch_tools.average(loaded, weights and cli.numbers("weights", weights))
-    patch_tools.save_new(averaged, output, dtype)
+    loaded = [patch_files.read(path).patch for path in (patch, other, *patches)]
+    averaged = patch_files.average(loaded, weights and cli.numbers("weights", weights))
+    patch_files.save_new(averaged, output, dtype)
     print(f"{output}: average of {len(loaded)} patches for {averaged.task.name}; nothing was measured with it yet")
 
 
 def convert(patch, *, output, dtype):
     """Writes a patch with its values in another dtype."""
-    from model_patch import patch_tools
+    from model_patch import patch_files
 
-    old, new, change = patch_tools.convert(patch, output, dtype)
+    old, new, change = patch_files.convert(patch, output, dtype)
     print(f"{output}: {old.num_bytes:,} bytes became {new.num_bytes:,}; largest change of a value {100 * change:.3g} %")
 
 

@@ -6,7 +6,7 @@
 
 from absl import flags
 
-from model_patch import cli
+from model_patch.experiments import cli
 
 _TRUNK = flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
 _PATCHES = flags.DEFINE_list("patches", None, "Patch files.", required=True)

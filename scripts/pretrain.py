@@ -5,7 +5,7 @@ python scripts/pretrain.py --workdir=runs/pretrain
 
 from pathlib import Path
 
-from model_patch import cli
+from model_patch.experiments import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "pretrain_fashion_mnist.py")
 _WORKDIR, _DRY_RUN = cli.define_outputs()
@@ -16,11 +16,11 @@ _FIELDS.strings(data="Images to train on, scheme:rest.")
 
 def main():
     """Flags to config, config to `pretrain`."""
-    from model_patch.training.pretrain import pretrain
+    from model_patch.experiments.pretrain import pretrain
 
     config = _FIELDS.over(_CONFIG.value)
     if _DRY_RUN.value:
-        from model_patch.dry_run import dry_run_pretrain
+        from model_patch.experiments.dry_run import dry_run_pretrain
 
         dry_run_pretrain(config)
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from model_patch import cli
+from model_patch.experiments import cli
 
 _SUITE = flags.DEFINE_string("suite", "small", "Which experiments: small.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.", required=True)
@@ -24,7 +24,7 @@ _SMOKE = flags.DEFINE_bool("smoke", False, "Run everything as short as can be, t
 
 def main():
     """Flags to `reproduce`."""
-    from model_patch.reproduce import ROOT, reproduce
+    from model_patch.experiments.reproduce import ROOT, reproduce
 
     output = _OUTPUT.value or (Path(_WORKDIR.value) / "page" if _SMOKE.value else ROOT / "docs")
     reproduce(_SUITE.value, _WORKDIR.value, output, only=_ONLY.value, smoke=_SMOKE.value)

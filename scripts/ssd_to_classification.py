@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from model_patch import cli
+from model_patch.experiments import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "ssd_to_classification.py")
 _WORKDIR, _DRY_RUN = cli.define_outputs()
@@ -32,14 +32,14 @@ def main():
     """Detector to trunk, flags to config, config to `transfer`."""
     from model_patch.detection.detector import trunk_of
     from model_patch.errors import ModelPatchError
-    from model_patch.training.transfer import transfer
+    from model_patch.experiments.transfer import transfer
 
     if not (_DETECTOR.value or _CONFIG.value.trunk):
         raise ModelPatchError("no detector is given: expected --detector=FOLDER of one, or the spec of a trunk")
     trunk = _DETECTOR.value and trunk_of(_DETECTOR.value, _DETECTOR_SEED.value)
     config = _FIELDS.over(_CONFIG.value, trunk=trunk)
     if _DRY_RUN.value:
-        from model_patch.dry_run import dry_run_transfer
+        from model_patch.experiments.dry_run import dry_run_transfer
 
         dry_run_transfer(config)
     else:

@@ -12,7 +12,7 @@ config; what is not a flag can be set with --config.NAME=VALUE.
 
 from pathlib import Path
 
-from model_patch import cli
+from model_patch.experiments import cli
 
 _CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "transfer.py")
 _WORKDIR, _DRY_RUN = cli.define_outputs()
@@ -50,15 +50,15 @@ _FIELDS.integer_lists(seeds="Seeds, a row of results each, for example 0,1,2.")
 
 def main():
     """Flags to config, config to `transfer`."""
-    from model_patch.training.transfer import transfer
+    from model_patch.experiments.transfer import transfer
 
     config = _FIELDS.over(_CONFIG.value)
     if _DRY_RUN.value:
-        from model_patch.dry_run import dry_run_transfer
+        from model_patch.experiments.dry_run import dry_run_transfer
 
         dry_run_transfer(config)
     else:
-        from model_patch.training.sweep import sweep
+        from model_patch.experiments.sweep import sweep
 
         with _DEVICES(_WORKDIR.value) as workdir:
             (sweep if config.learning_rates else transfer)(config, workdir)

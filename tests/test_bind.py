@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
-from model_patch.kinds import Trained
+from model_patch.kinds import TrainSpec
 from tests.conftest import SIZE, random_norms, same, small_net, snapshot, train_steps
 
 TRAINS = ["last", "scale_bias", "scale_bias+last", "depthwise+last", "bias+last", "scale_bias+depthwise+last", "full"]
@@ -12,14 +12,14 @@ SETTINGS = [(train, norm) for train in TRAINS for norm in ("batch", "frozen")] +
 
 @pytest.mark.parametrize(("train", "norm"), SETTINGS)
 def test_before_training_the_features_are_the_trunks_to_the_last_bit(trunk, task, images, train, norm):
-    bound = bind(trunk, task, Trained.parse(train, norm))
+    bound = bind(trunk, task, TrainSpec.parse(train, norm))
     assert np.array_equal(bound.features(images, training=False), trunk.model(images, training=False))
     assert bound.model(images, training=False).shape == (12, 3)
 
 
 @pytest.mark.parametrize(("train", "norm"), SETTINGS)
 def test_training_changes_what_the_task_owns_and_nothing_else(trunk, task, images, labels, train, norm):
-    bound = bind(trunk, task, Trained.parse(train, norm))
+    bound = bind(trunk, task, TrainSpec.parse(train, norm))
     shared, before = snapshot(trunk.variables()), snapshot(bound.patch_variables | bound.head_variables)
     answers = np.array(bound.model(images, training=False))
     train_steps(bound, images, labels)
@@ -133,7 +133,7 @@ def test_counts_add_up_and_the_fraction_is_of_the_tasks_own_total(trunk, task):
 )
 def test_what_a_task_reuses_of_the_trunk_is_what_it_leaves_as_it_is(trunk, task, train, statistics, replaced):
     total = trunk.num_parameters()
-    reused = bind(trunk, task, Trained.parse(train, statistics)).reused_fraction()
+    reused = bind(trunk, task, TrainSpec.parse(train, statistics)).reused_fraction()
     assert reused == pytest.approx(1 - (total if replaced is None else replaced) / total, abs=1e-12)
 
 

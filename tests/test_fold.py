@@ -5,8 +5,8 @@ import pytest
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind, join
 from model_patch.detection.task import DetectionTask
 from model_patch.fold import fold
+from model_patch.graph.rewrite import walk
 from model_patch.layers.affine import Affine
-from model_patch.rewrite import walk
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, random_norms, same, small_net, snapshot, train_steps
 

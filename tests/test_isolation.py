@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from model_patch import Bank, Preprocessing, Task, Trunk, bind, join
-from model_patch.kinds import Trained
+from model_patch.kinds import TrainSpec
 from tests.conftest import SIZE, same, small_net, snapshot, train_steps
 
 OPTIMIZERS = {
@@ -50,7 +50,7 @@ REGIMES = ["last", "scale_bias+last", "depthwise+last", "statistics+last", "bias
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("train", REGIMES)
 def test_another_task_leaves_trunk_and_patches_as_they_were(undisturbed, task, images, labels, train, optimizer):
-    added = bind(undisturbed, task, Trained.parse(train, "batch"), seed=7)
+    added = bind(undisturbed, task, TrainSpec.parse(train, "batch"), seed=7)
     start = snapshot(added.patch_variables | added.head_variables)
     added.model.compile(OPTIMIZERS[optimizer](), task.loss(), jit_compile=False)
     added.model.fit(images, labels, batch_size=6, epochs=1, verbose=0)
@@ -61,7 +61,7 @@ def test_another_task_leaves_trunk_and_patches_as_they_were(undisturbed, task, i
 def test_so_do_two_that_are_joined(undisturbed, images, labels, train, optimizer):
     tasks = [Task(name, ("a", "b", "c"), undisturbed.preprocessing) for name in ("one", "other")]
     share = "nothing" if train == "full" else "trunk"
-    joined = join(undisturbed, tasks, Trained.parse(train, "batch"), share=share, seed=7)
+    joined = join(undisturbed, tasks, TrainSpec.parse(train, "batch"), share=share, seed=7)
     start = snapshot({str(i): v for i, v in enumerate(joined.model.trainable_variables)})
     joined.model.compile(OPTIMIZERS[optimizer](), joined.losses(), jit_compile=False)
     of_each = dict.fromkeys(("one", "other"), images)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from model_patch import ModelPatchError, Patch, Preprocessing, Task, Trunk, bind, bind_patch
 from model_patch.join import join, share_variables
-from model_patch.kinds import Trained
+from model_patch.kinds import TrainSpec
 from model_patch.layers import variables
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, random_norms, same, small_net, snapshot
@@ -101,7 +101,7 @@ def steps_alone(joined, statistics: str, learns, images, labels):
 @pytest.mark.parametrize("train_trunk", [False, True])
 def test_a_step_is_that_of_a_loop_over_ordinary_models(statistics, train_trunk):
     trunk = Trunk(net_with_scales(), "test", Preprocessing(SIZE, "tf"))
-    joined = join(trunk, tasks(), Trained.parse("scale_bias+last", statistics), train_trunk=train_trunk)
+    joined = join(trunk, tasks(), TrainSpec.parse("scale_bias+last", statistics), train_trunk=train_trunk)
     before, (images, labels) = snapshot(trunk.variables()), batch()
 
     def learns(layer):
@@ -125,7 +125,7 @@ def test_a_step_is_that_of_a_loop_over_ordinary_models(statistics, train_trunk):
 
 def test_depthwise_kernels_learn_as_in_ordinary_models():
     trunk = Trunk(net_with_scales(), "test", Preprocessing(SIZE, "tf"))
-    joined = join(trunk, tasks(), Trained.parse("depthwise+last", "frozen"))
+    joined = join(trunk, tasks(), TrainSpec.parse("depthwise+last", "frozen"))
     images, labels = batch()
     _, alone = steps_alone(joined, "frozen", lambda layer: "depthwise" in layer.name, images, labels)
     step(joined, images, labels)
@@ -139,7 +139,7 @@ def test_depthwise_kernels_learn_as_in_ordinary_models():
 @pytest.mark.parametrize("share", ["trunk", "trunk+patch"])
 def test_a_frozen_trunk_stays_to_the_last_bit(trunk, train, share):
     before = snapshot(trunk.variables())
-    joined = join(trunk, tasks(), Trained.parse(train, "batch"), share=share)
+    joined = join(trunk, tasks(), TrainSpec.parse(train, "batch"), share=share)
     heads = snapshot(joined.tasks["two"].head_variables)
     for _ in range(3):
         step(joined, *batch())
@@ -150,7 +150,7 @@ def test_a_frozen_trunk_stays_to_the_last_bit(trunk, train, share):
 def test_a_task_is_untouched_by_the_images_of_another(trunk):
     after = []
     for other in (0.0, 50.0):
-        joined = join(trunk, tasks(), Trained.parse("scale_bias+last", "batch"))
+        joined = join(trunk, tasks(), TrainSpec.parse("scale_bias+last", "batch"))
         images, labels = batch()
         images["five"] = images["five"] + other
         step(joined, images, labels)
@@ -268,7 +268,7 @@ def test_a_nested_trunk_is_joined_inside(task):
     image = keras.Input((SIZE, SIZE, 3))
     inner = small_net()
     net = keras.Model(image, keras.layers.Dense(8, name="project")(inner(image)))
-    joined = join(Trunk(net, "nested", task.preprocessing), tasks(), Trained.parse("scale_bias+last", "batch"))
+    joined = join(Trunk(net, "nested", task.preprocessing), tasks(), TrainSpec.parse("scale_bias+last", "batch"))
     images, labels = batch()
     assert "small/stem_bn/gamma" in joined.tasks["two"].patch_variables
     outputs = joined.model(images, training=False)
@@ -298,7 +298,7 @@ def test_dropout_is_on_where_patches_or_the_trunk_are_learnt(task):
 
     def is_random(train, train_trunk):
         trunk = Trunk(net, "dropout", task.preprocessing)
-        model = join(trunk, tasks(), Trained.parse(train, "frozen"), train_trunk=train_trunk).model
+        model = join(trunk, tasks(), TrainSpec.parse(train, "frozen"), train_trunk=train_trunk).model
         return not np.array_equal(model(images, training=True)["two"], model(images, training=False)["two"])
 
     assert is_random("scale_bias+last", False) and is_random("last", True) and not is_random("last", False)

@@ -3,19 +3,19 @@ import numpy as np
 import pytest
 
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
-from model_patch.kinds import KINDS, Trained
+from model_patch.kinds import KINDS, TrainSpec
 
 
 @pytest.mark.parametrize(
     "text", ["last", "scale_bias", "scale_bias+last", "scale_bias+depthwise+last", "statistics", "full"]
 )
 def test_what_is_trained_is_written_as_it_is_read(text):
-    assert str(Trained.parse(text)) == text
+    assert str(TrainSpec.parse(text)) == text
 
 
 def test_the_order_of_kinds_does_not_matter_and_full_includes_the_last_layer():
-    assert Trained.parse("last+depthwise+scale_bias") == Trained.parse("scale_bias+depthwise+last")
-    assert Trained.parse("full") == Trained.parse("full+last")
+    assert TrainSpec.parse("last+depthwise+scale_bias") == TrainSpec.parse("scale_bias+depthwise+last")
+    assert TrainSpec.parse("full") == TrainSpec.parse("full+last")
 
 
 @pytest.mark.parametrize(
@@ -32,17 +32,17 @@ def test_the_order_of_kinds_does_not_matter_and_full_includes_the_last_layer():
 )
 def test_what_cannot_be_trained_is_refused(text, message):
     with pytest.raises(ModelPatchError, match=message):
-        Trained.parse(text)
+        TrainSpec.parse(text)
 
 
 def test_statistics_must_be_one_of_two_and_go_with_the_kind():
-    assert Trained.parse("scale_bias+last") == Trained.parse("scale_bias+last", "frozen")
-    assert Trained.parse("full") == Trained.parse("full", "batch")
-    assert Trained.parse("statistics+last") == Trained.parse("statistics+last", "batch")
+    assert TrainSpec.parse("scale_bias+last") == TrainSpec.parse("scale_bias+last", "frozen")
+    assert TrainSpec.parse("full") == TrainSpec.parse("full", "batch")
+    assert TrainSpec.parse("statistics+last") == TrainSpec.parse("statistics+last", "batch")
     with pytest.raises(ModelPatchError, match="unknown norm_statistics 'moving'"):
-        Trained.parse("last", "moving")
+        TrainSpec.parse("last", "moving")
     with pytest.raises(ModelPatchError, match="statistics alone with norm_statistics=frozen changes nothing"):
-        Trained.parse("statistics", "frozen")
+        TrainSpec.parse("statistics", "frozen")
 
 
 # Learnt values by (net, what is trained): the counts of the paper's nets, and a check that no kind goes untested.
@@ -95,7 +95,7 @@ def test_a_new_kind_is_one_function():
         model = keras.applications.MobileNetV2(alpha=0.35, weights=None, include_top=False, input_shape=(32, 32, 3))
         trunk = Trunk(model, "test", Preprocessing(32, "tf"))
         bound = bind(
-            trunk, Task("toy", ("a", "b"), Preprocessing(32, "tf")), Trained.parse("first_kernel+last", "frozen")
+            trunk, Task("toy", ("a", "b"), Preprocessing(32, "tf")), TrainSpec.parse("first_kernel+last", "frozen")
         )
         assert set(bound.patch_variables) == {"Conv1/kernel"}
         assert bound.counts().patch == int(np.prod(trunk.variables()["Conv1/kernel"].shape))

@@ -6,11 +6,11 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from model_patch.bank import Bank
-from model_patch.benchmark.timing import resident_bytes
+from model_patch.bank.bank import Bank
+from model_patch.experiments.benchmark.timing import resident_bytes
 from model_patch.export import export
 from model_patch.export.bank import export_bank
-from tests.test_bank import bound_task, tasks_of
+from tests.bank.test_bank import bound_task, tasks_of
 
 THREADS = 32
 SECONDS = 3.0

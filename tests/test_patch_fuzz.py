@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_patch import ModelPatchError, Patch, PatchError, Preprocessing, Task, Trunk, bind
-from model_patch.kinds import Trained
+from model_patch.kinds import TrainSpec
 from model_patch.patch import METADATA_KEY
 from tests.conftest import SIZE, same, small_net, snapshot
 
@@ -213,7 +213,7 @@ def test_a_whole_file_takes_less_than_twice_its_size(path, dtype, features, clas
     values = {f"{i}/{name}": random.uniform(1, 2, features) for i in range(20) for name in ("gamma", "moving_variance")}
     values |= {"head.kernel": random.normal(size=(features, classes)), "head.bias": np.ones(classes)}
     task = Task("many", tuple(f"n{k:08} a thing" for k in range(classes)), Preprocessing(SIZE, "tf"))
-    patch = Patch(values, task, Trained.parse("scale_bias+last"), "test", "f" * 64)
+    patch = Patch(values, task, TrainSpec.parse("scale_bias+last"), "test", "f" * 64)
     contents = patch.to_bytes(dtype)
     # In float16 the values alone are twice the file; the labels are Python's objects besides.
     assert peak_of_loading(path, contents) <= 2 * len(contents) + SPARE_BYTES + BYTES_PER_LABEL * classes

@@ -12,12 +12,12 @@ from model_patch.detection.data import open_detection_data
 from model_patch.detection.evaluation import detect, evaluate
 from model_patch.detection.pictures import draw, save_png
 from model_patch.detection.task import DetectionTask
-from model_patch.detection.training import detector_path
 from model_patch.errors import ModelPatchError
+from model_patch.experiments.detector import detector_path
+from model_patch.experiments.workdir import Workdir
 from model_patch.files import read_json
 from model_patch.patch import Patch
 from model_patch.preprocessing import decode_file
-from model_patch.training.workdir import Workdir
 from model_patch.trunks import open_trunk
 
 

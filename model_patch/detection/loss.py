@@ -6,7 +6,7 @@ from keras import ops
 
 from model_patch.detection.boxes import BACKGROUND, encode, match
 from model_patch.errors import unknown
-from model_patch.replicas import mean_over_replicas
+from model_patch.layers.replicas import mean_over_replicas
 
 CONFIDENCES = {
     "softmax": "classes and background by softmax, with hard negative mining (Liu et al. 2016, section 2.2)",

@@ -11,8 +11,8 @@ from model_patch.detection.boxes import DefaultBoxes
 from model_patch.detection.head import SSDLiteHead
 from model_patch.detection.loss import CONFIDENCES, FOCAL_PRIOR, MultiboxLoss
 from model_patch.errors import ModelPatchError, unknown
+from model_patch.graph.rewrite import output_of
 from model_patch.preprocessing import Preprocessing
-from model_patch.rewrite import output_of
 from model_patch.tasks import HEAD, Task
 from model_patch.trunk import Trunk
 

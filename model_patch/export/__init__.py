@@ -8,7 +8,7 @@ from typing import Any
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError, unknown
-from model_patch.export.alone import agreement, differences
+from model_patch.export.verify import agreement, differences
 from model_patch.files import new_folder
 from model_patch.preprocessing import Preprocessing
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_patch.bank import Bank
+from model_patch.bank.bank import Bank
 from model_patch.bind import BoundTask
 from model_patch.export.saved_model import reader, require_classification, require_tensorflow
 from model_patch.export.signatures import ask_by_name

@@ -9,11 +9,11 @@ import numpy as np
 import safetensors.numpy
 
 from model_patch.bind import BoundTask
-from model_patch.export import plain_litert
-from model_patch.export.alone import call_alone
+from model_patch.export import clean_litert
 from model_patch.export.litert_file import convert, input_of, probable, with_manifest
-from model_patch.export.one_net import one_net
 from model_patch.export.saved_model import require_tensorflow
+from model_patch.export.vector_net import vector_net
+from model_patch.export.verify import call_alone
 from model_patch.files import write_bytes
 
 NET = "net.tflite"
@@ -36,10 +36,10 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
     Arguments as `model_patch.export.litert_file.export`. With `dynamic`, what stands in the vector stays float32.
 
     Raises:
-        ModelPatchError: as `one_net`, or Keras runs on another backend than TensorFlow.
+        ModelPatchError: as `vector_net`, or Keras runs on another backend than TensorFlow.
     """
     require_tensorflow("a LiteRT file")
-    net = one_net(tasks)
+    net = vector_net(tasks)
     prepare = tasks[0].task.preprocessing
 
     def answer(images, vector):
@@ -67,6 +67,6 @@ def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarra
     found = []
     for bound, batch in zip(tasks, images, strict=True):
         vector = str(folder / f"{bound.task.name}.safetensors")
-        given = call_alone(plain_litert.__file__, folder / NET, batch, vector)
+        given = call_alone(clean_litert.__file__, folder / NET, batch, vector)
         found.append({name: each[:, : len(bound.task.labels)] for name, each in given.items()})
     return found

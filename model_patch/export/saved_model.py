@@ -11,11 +11,11 @@ import numpy as np
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
-from model_patch.export import plain_call
-from model_patch.export.alone import call_alone
+from model_patch.export import clean_saved_model
+from model_patch.export.verify import call_alone
 from model_patch.files import new_folder
+from model_patch.graph.rewrite import walk
 from model_patch.preprocessing import Preprocessing, decode
-from model_patch.rewrite import walk
 from model_patch.tasks import CLASSIFICATION
 
 LABELS = "labels.txt"
@@ -54,7 +54,7 @@ def export(tasks: Sequence[BoundTask], folder: Path):
 def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Returns what each task's SavedModel answers, see `model_patch.export.Format`."""
     folders = [_of(folder, bound, tasks) for bound in tasks]
-    return [call_alone(plain_call.__file__, *each) for each in zip(folders, images, strict=True)]
+    return [call_alone(clean_saved_model.__file__, *each) for each in zip(folders, images, strict=True)]
 
 
 def _of(folder: Path, bound: BoundTask, tasks: Sequence[BoundTask]) -> Path:

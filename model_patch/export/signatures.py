@@ -8,10 +8,10 @@ import numpy as np
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
-from model_patch.export import plain_call
-from model_patch.export.alone import call_alone
-from model_patch.export.one_net import one_net
+from model_patch.export import clean_saved_model
 from model_patch.export.saved_model import LABELS, labels_asset, require_tensorflow, serving
+from model_patch.export.vector_net import vector_net
+from model_patch.export.verify import call_alone
 
 ENCODED = ".encoded"
 """What the name of a task's signature for encoded files ends in."""
@@ -22,10 +22,10 @@ def export(tasks: Sequence[BoundTask], folder: Path):
 
     The signatures of a task are `NAME`, of `images`, and `NAME.encoded`, of `contents`: what they take and return is
     that of `export_saved_model`. The class names are in `assets/NAME.labels.txt`. There is one graph of the net, which all
-    signatures call with the vector of their task, see `one_net`, so that a task more adds little more than its values.
+    signatures call with the vector of their task, see `vector_net`, so that a task more adds little more than its values.
 
     Raises:
-        ModelPatchError: as `one_net`, a name ends in `.encoded`, or Keras runs on another backend than TensorFlow.
+        ModelPatchError: as `vector_net`, a name ends in `.encoded`, or Keras runs on another backend than TensorFlow.
     """
     require_tensorflow("a SavedModel")
     import tensorflow as tf
@@ -35,7 +35,7 @@ def export(tasks: Sequence[BoundTask], folder: Path):
             raise ModelPatchError(
                 f"the task name {bound.task.name!r} ends in {ENCODED}: signatures for files are named so"
             )
-    net = one_net(tasks)
+    net = vector_net(tasks)
     prepare = tasks[0].task.preprocessing
     module = tf.Module()
     module.weights = [variable.value for variable in net.constants]
@@ -67,7 +67,7 @@ def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarra
 def ask_by_name(folder: Path, tasks: Sequence[BoundTask], images: np.ndarray) -> list[dict[str, np.ndarray]]:
     """Asks one SavedModel about the same images for each task, in one process; returns the answers in the tasks' order."""
     names = [bound.task.name for bound in tasks]
-    given = call_alone(plain_call.__file__, folder, images, *names)
+    given = call_alone(clean_saved_model.__file__, folder, images, *names)
     return [
         {key.removeprefix(f"{name}/"): each for key, each in given.items() if key.startswith(f"{name}/")}
         for name in names

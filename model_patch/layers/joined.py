@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from model_patch.layers.batch_normalization import PatchedBatchNormalization
-from model_patch.replicas import mean_over_replicas
+from model_patch.layers.replicas import mean_over_replicas
 
 
 @keras.saving.register_keras_serializable(package="model_patch")

@@ -13,7 +13,7 @@ from model_patch.data.pipeline import batches
 from model_patch.data.sampling import hold_out, joint_batches
 from model_patch.errors import ModelPatchError
 from model_patch.join import JoinedTasks
-from model_patch.kinds import Trained
+from model_patch.kinds import TrainSpec
 from model_patch.training.callbacks import Logs, Progress, StopAtNaN
 from model_patch.training.fit import fit_epochs, tester
 from model_patch.training.recipe import Recipe
@@ -199,7 +199,7 @@ def _callbacks(joined: JoinedTasks, sizes, steps_per_epoch: int, finished: int, 
 def _compile(joined: JoinedTasks, recipe: Recipe, num_steps: int, weights: Mapping[str, float] | None):
     trained = next(iter(joined.tasks.values())).trained
     # Where the trunk is learnt, its rate is the one that goes: a patch would bear a higher one, the kernels would not.
-    rate_of = Trained.parse("full", trained.norm_statistics) if joined.train_trunk else trained
+    rate_of = TrainSpec.parse("full", trained.norm_statistics) if joined.train_trunk else trained
     # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
     joined.model.compile(
         recipe.make_optimizer(rate_of, num_steps // recipe.epochs),

@@ -7,7 +7,7 @@ import keras
 
 from model_patch.data.augment import augmenter
 from model_patch.errors import ModelPatchError, unknown
-from model_patch.kinds import Trained
+from model_patch.kinds import TrainSpec
 from model_patch.training.packed_adam import adam
 
 OPTIMIZERS = {
@@ -32,7 +32,7 @@ PAPER_LEARNING_RATE = 0.045
 """The paper's, for RMSProp."""
 
 ADAM_LEARNING_RATES = {
-    # Trained by name: with batch statistics, with frozen ones.
+    # TrainSpec by name: with batch statistics, with frozen ones.
     "full": (0.003, 0.001),
     "last": (0.1, 0.1),
     "depthwise": (0.003, 0.003),
@@ -83,14 +83,14 @@ class Recipe:
             if not least <= getattr(self, field) < math.inf:
                 raise ModelPatchError(f"{field} is {getattr(self, field)}: expected at least {least}")
 
-    def make_optimizer(self, trained: Trained, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    def make_optimizer(self, trained: TrainSpec, steps_per_epoch: int) -> keras.optimizers.Optimizer:
         """Returns a new optimizer with its schedule for `epochs * steps_per_epoch` steps."""
         rate = self.learning_rate or default_learning_rate(self.optimizer, trained)
         schedule = SCHEDULES[self.schedule](rate, self.epochs * steps_per_epoch, steps_per_epoch)
         return OPTIMIZERS[self.optimizer](schedule)
 
 
-def default_learning_rate(optimizer: str, trained: Trained) -> float:
+def default_learning_rate(optimizer: str, trained: TrainSpec) -> float:
     """Returns the learning rate to use where none is given; the numbers were measured, see docs/choices.md."""
     if not optimizer.startswith("adam"):
         return PAPER_LEARNING_RATE

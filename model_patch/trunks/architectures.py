@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import keras
 
-from model_patch.rewrite import rewrite, walk
+from model_patch.graph.rewrite import rewrite, walk
 from model_patch.trunks.applications import SIZES, build
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -14,8 +14,8 @@ import h5py
 import keras
 
 from model_patch.errors import ModelPatchError, reason
+from model_patch.graph.rewrite import functional, resized
 from model_patch.preprocessing import Preprocessing
-from model_patch.rewrite import functional, resized
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
 from model_patch.trunks import keras2

@@ -13,7 +13,7 @@ from model_patch.errors import ModelPatchError, reason
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
-from model_patch.trunks.modules import FILES, features_of, load_module, own_size
+from model_patch.trunks.reusable import FILES, features_of, load_module, own_size
 from model_patch.trunks.source import Source, recognise
 
 TOLERANCE = 1e-4

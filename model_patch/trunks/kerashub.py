@@ -4,9 +4,9 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError, reason
-from model_patch.opening import open_layers
+from model_patch.graph.inline import open_layers
+from model_patch.graph.rewrite import resized
 from model_patch.preprocessing import MODES, Preprocessing
-from model_patch.rewrite import resized
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
 

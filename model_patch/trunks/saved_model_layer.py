@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from model_patch.errors import ModelPatchError
-from model_patch.trunks.modules import call_module, features_of, load_module
+from model_patch.trunks.reusable import call_module, features_of, load_module
 
 SCALE_BIAS = {"gamma", "beta"}
 """Last parts of the names of a batch norm's variables that are learnt; besides them it has `moving_variance`."""

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError, mismatches
+from model_patch.graph.rewrite import rewrite, walk
 from model_patch.layers import variables
 from model_patch.preprocessing import TORCH_DEVIATION, TORCH_MEAN
-from model_patch.rewrite import rewrite, walk
 from model_patch.trunks.architectures import ARCHITECTURES, Architecture
 from model_patch.trunks.weights import refresh
 

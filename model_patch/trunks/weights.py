@@ -9,7 +9,7 @@ import safetensors.numpy
 
 from model_patch.errors import ModelPatchError, mismatches
 from model_patch.files import write_bytes
-from model_patch.rewrite import walk
+from model_patch.graph.rewrite import walk
 from model_patch.trunk import Trunk
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
-from model_patch.export import plain_call
+from model_patch.export import clean_saved_model
 from model_patch.export.saved_model import export_saved_model
 from model_patch.preprocessing import MODES, decode
 from tests.conftest import small_net, train_steps
@@ -35,7 +35,7 @@ def test_a_process_without_this_package_gets_the_same_answers(bound, pixels, tmp
     np.save(tmp_path / "images.npy", pixels)
     command = [
         sys.executable,
-        plain_call.__file__,
+        clean_saved_model.__file__,
         tmp_path / "task",
         tmp_path / "images.npy",
         tmp_path / "answers.npz",

@@ -11,7 +11,7 @@ from model_patch.export import check, export
 from model_patch.fold import fold
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, random_norms
-from tests.test_opening import Net
+from tests.graph.test_inline import Net
 from tests.trunks import slim_nets, test_kerashub
 from tests.trunks.slim_nets import SlimNet
 from tests.trunks.test_hub import write_module

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model_patch.training.transfer import transfer
+from model_patch.experiments.transfer import transfer
 from model_patch.trunks import bundled
 
 TRANSFER = Path(__file__).resolve().parents[2] / "configs" / "transfer.py"

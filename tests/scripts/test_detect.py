@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from model_patch import Patch, bind_patch
-from model_patch.export import plain_call
+from model_patch.export import clean_saved_model
 from model_patch.trunks import open_trunk
 from tests.conftest import small_net
 from tests.scripts.run_script import error_of, run_script
@@ -64,7 +64,7 @@ def test_its_export_runs_in_plain_tensorflow(work, tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((2, 20, 30, 3), "float32"))
     command = [
         sys.executable,
-        plain_call.__file__,
+        clean_saved_model.__file__,
         tmp_path / "saved",
         tmp_path / "images.npy",
         tmp_path / "answers.npz",

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from model_patch.data import open_data
-from model_patch.export import plain_call
+from model_patch.export import clean_saved_model
 from tests.conftest import small_net
 from tests.scripts.run_script import ROOT, error_of, run_script
 
@@ -53,7 +53,9 @@ def test_an_exported_task_runs_in_plain_tensorflow(work):
     assert "10 classes" in ran.stdout and float(ran.stdout.rpartition("largest difference ")[2]) < 1e-4
     np.save(work / "images.npy", np.zeros((2, 20, 30, 3), "float32"))
     subprocess.run(
-        [sys.executable, plain_call.__file__, output, work / "images.npy", work / "answers.npz"], check=True, cwd=work
+        [sys.executable, clean_saved_model.__file__, output, work / "images.npy", work / "answers.npz"],
+        check=True,
+        cwd=work,
     )
     assert np.load(work / "answers.npz")["probabilities"].shape == (2, 10)
     assert "exists: choose another --output" in error_of(run_script("export", *flags, f"--output={output}"))

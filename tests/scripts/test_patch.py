@@ -9,7 +9,7 @@ import keras
 import pytest
 
 from model_patch import Patch, Preprocessing, Task, Trunk, bind
-from model_patch.training.transfer import transfer
+from model_patch.experiments.transfer import transfer
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, small_net
 from tests.scripts.run_script import ROOT, error_of, run_script

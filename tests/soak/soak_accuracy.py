@@ -15,13 +15,13 @@ import pytest
 from model_patch import Task, bind
 from model_patch.data import open_data
 from model_patch.data.pipeline import batches
-from model_patch.kinds import Trained
+from model_patch.experiments.report.table import markdown
+from model_patch.graph.frozen_norm import TunedModel
+from model_patch.kinds import TrainSpec
 from model_patch.layers import PatchedBatchNormalization
-from model_patch.report.table import markdown
 from model_patch.training.fit import evaluate, fit, run_epochs
 from model_patch.training.recipe import Recipe
 from model_patch.trunks import open_trunk
-from model_patch.tune import TunedModel
 
 SEEDS = (0, 1, 2)
 
@@ -53,7 +53,7 @@ def trained(name: str, seed: int, recipe: Recipe, with_it: bool):
     keras.utils.set_random_seed(seed)
     trunk, data = open_trunk("bundled"), open_data("digits")
     task = Task("digits", data.labels, trunk.preprocessing)
-    bound = bind(trunk, task, Trained.parse(*PAIRS[name]), seed=seed, remat=with_it and name.startswith("remat"))
+    bound = bind(trunk, task, TrainSpec.parse(*PAIRS[name]), seed=seed, remat=with_it and name.startswith("remat"))
     with contextlib.nullcontext() if with_it else without(name):
         if name.startswith("kept") and not with_it:
 

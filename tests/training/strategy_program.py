@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from model_patch import Preprocessing, Task, Trunk, bind, join
 from model_patch.detection.task import DetectionTask
-from model_patch.kinds import Trained
+from model_patch.kinds import TrainSpec
 from model_patch.training import strategies
 from model_patch.training.callbacks import Progress
 from model_patch.training.fit import fit_epochs, run_epochs, tester
@@ -67,7 +67,7 @@ def one_task(train, statistics, checkpoint=None, steps=None):
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(BATCH)
     opened = trunk()
     bound = bind(
-        opened, Task("shapes", ("circle", "square", "star"), opened.preprocessing), Trained.parse(train, statistics)
+        opened, Task("shapes", ("circle", "square", "star"), opened.preprocessing), TrainSpec.parse(train, statistics)
     )
     recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, learning_rate=0.03)
     callbacks = [CutAt(steps)] if steps else []
@@ -90,7 +90,7 @@ def joined_tasks(share, train_trunk):
     opened = trunk()
     tasks = [Task("shapes", ("circle", "square", "star"), opened.preprocessing)]
     tasks.append(Task("colours", ("red", "green"), opened.preprocessing))
-    joined = join(opened, tasks, Trained.parse("scale_bias+last", "batch"), share=share, train_trunk=train_trunk)
+    joined = join(opened, tasks, TrainSpec.parse("scale_bias+last", "batch"), share=share, train_trunk=train_trunk)
     sizes = {"shapes": 8, "colours": 4}
     data = {
         name: (random_images(i)[:16], np.arange(16) % len(bound.task.labels))

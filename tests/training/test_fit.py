@@ -9,8 +9,8 @@ from tqdm import tqdm
 from model_patch import ModelPatchError, Trunk, bind
 from model_patch.data.pipeline import batches
 from model_patch.errors import TrainingError
-from model_patch.kinds import Trained
-from model_patch.rewrite import walk
+from model_patch.graph.rewrite import walk
+from model_patch.kinds import TrainSpec
 from model_patch.training.callbacks import InputWait
 from model_patch.training.fit import evaluate, features_and_head, fit, run_epochs
 from tests.conftest import same, small_net, snapshot
@@ -24,7 +24,7 @@ def test_training_learns_what_it_says_and_leaves_the_trunk_as_it_was(trunk, digi
     if train.startswith("statistics") and statistics == "frozen":
         pytest.skip("nothing of the trunk would change")
     before = snapshot(trunk.variables())
-    bound = bind(trunk, digits, Trained.parse(train, statistics))
+    bound = bind(trunk, digits, TrainSpec.parse(train, statistics))
     patch, head = snapshot(bound.patch_variables), snapshot(bound.head_variables)
     assert fit(bound, data, recipe).seconds > 0
     assert same(before, snapshot(trunk.variables()))

@@ -13,7 +13,7 @@ from model_patch.data.pipeline import batches
 from model_patch.data.sampling import Sampler, hold_out, joint_batches
 from model_patch.errors import TrainingError
 from model_patch.join import join
-from model_patch.kinds import Trained
+from model_patch.kinds import TrainSpec
 from model_patch.training.fit import evaluate
 from model_patch.training.joint import VALIDATION, fit_joined
 from model_patch.training.statistics import estimate_joint_statistics, estimate_statistics
@@ -147,8 +147,8 @@ def plain_batches(sources, tasks, sizes):
 
 def test_private_statistics_are_re_estimated_as_for_each_task_alone(trunk, tasks, sources, sizes):
     images = list(plain_batches(sources, tasks, sizes))
-    joined = join(trunk, tasks, Trained.parse("scale_bias+last", "batch"))
-    alone = join(trunk, tasks, Trained.parse("scale_bias+last", "batch"))
+    joined = join(trunk, tasks, TrainSpec.parse("scale_bias+last", "batch"))
+    alone = join(trunk, tasks, TrainSpec.parse("scale_bias+last", "batch"))
     estimate_joint_statistics(joined, images)
     for name, bound in alone.tasks.items():
         estimate_statistics(bound, [(x[name], y[name]) for x, y in images])

@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from model_patch import ModelPatchError
-from model_patch.kinds import Trained
+from model_patch.kinds import TrainSpec
 from model_patch.training.recipe import ADAM_LEARNING_RATES, OPTIMIZERS, PAPER_LEARNING_RATE, SCHEDULES, Recipe
 
 
@@ -10,7 +10,7 @@ from model_patch.training.recipe import ADAM_LEARNING_RATES, OPTIMIZERS, PAPER_L
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_optimizer_goes_with_every_schedule(optimizer, schedule):
     recipe = Recipe(optimizer=optimizer, schedule=schedule, learning_rate=0.125)
-    assert float(recipe.make_optimizer(Trained.parse("last"), 20).learning_rate) == 0.125
+    assert float(recipe.make_optimizer(TrainSpec.parse("last"), 20).learning_rate) == 0.125
 
 
 def test_the_papers_schedule_falls_by_two_percent_every_two_and_a_half_epochs():
@@ -21,7 +21,7 @@ def test_the_papers_schedule_falls_by_two_percent_every_two_and_a_half_epochs():
 
 def test_the_cosine_ends_at_zero_with_the_last_step():
     recipe = Recipe(epochs=3, schedule="cosine", learning_rate=1.0)
-    schedule = recipe.make_optimizer(Trained.parse("last"), 7)._learning_rate
+    schedule = recipe.make_optimizer(TrainSpec.parse("last"), 7)._learning_rate
     assert float(schedule(21)) == pytest.approx(0.0, abs=1e-7)
 
 
@@ -36,14 +36,14 @@ def test_the_cosine_ends_at_zero_with_the_last_step():
     ],
 )
 def test_the_default_rate_follows_what_is_trained(train, statistics, name):
-    optimizer = Recipe().make_optimizer(Trained.parse(train, statistics), 10)
+    optimizer = Recipe().make_optimizer(TrainSpec.parse(train, statistics), 10)
     assert isinstance(optimizer, keras.optimizers.Adam)
     expected = ADAM_LEARNING_RATES[name][statistics == "frozen"]
     assert float(optimizer.learning_rate) == pytest.approx(expected)
 
 
 def test_other_optimizers_start_at_the_papers_rate():
-    optimizer = Recipe(optimizer="rmsprop").make_optimizer(Trained.parse("scale_bias"), 10)
+    optimizer = Recipe(optimizer="rmsprop").make_optimizer(TrainSpec.parse("scale_bias"), 10)
     assert float(optimizer.learning_rate) == pytest.approx(PAPER_LEARNING_RATE)
 
 

@@ -14,16 +14,16 @@ import safetensors
 
 from model_patch import ModelPatchError, Task, bind
 from model_patch.data import open_data
+from model_patch.experiments.workdir import Workdir
 from model_patch.join import join
 from model_patch.training.callbacks import Logs
 from model_patch.training.fit import fit
 from model_patch.training.joint import fit_joined
-from model_patch.training.workdir import Workdir
 from tests.conftest import full_disk, same, snapshot
 
 OTHER_PROCESS = """
 import sys, time
-from model_patch.training.workdir import Workdir
+from model_patch.experiments.workdir import Workdir
 Workdir(sys.argv[1], {"epochs": 3})
 print("running", flush=True)
 time.sleep(600)

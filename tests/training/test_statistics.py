@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from model_patch import ModelPatchError, bind
-from model_patch.kinds import Trained
+from model_patch.kinds import TrainSpec
 from model_patch.training.statistics import estimate_statistics
 from tests.conftest import same, snapshot
 
@@ -15,7 +15,7 @@ def batches(images, *sizes):
 
 def test_statistics_are_those_of_the_mixture_of_batches(trunk, task, images):
     """Against the layer's inputs in training mode, read off a second net, batch by batch."""
-    bound = bind(trunk, task, Trained.parse("scale_bias+last", "batch"))
+    bound = bind(trunk, task, TrainSpec.parse("scale_bias+last", "batch"))
     layers = {layer.name: layer for layer in bound.features.layers if "_bn" in layer.name}
     reader = keras.Model(bound.features.input, [layer.input for layer in layers.values()])
     parts = [reader(x, training=True) for x, _ in batches(images, 5, 7)]
@@ -30,7 +30,7 @@ def test_statistics_are_those_of_the_mixture_of_batches(trunk, task, images):
 
 def test_nothing_but_the_tasks_own_statistics_moves(trunk, task, images):
     before = snapshot(trunk.variables())
-    bound = bind(trunk, task, Trained.parse("scale_bias+last", "batch"))
+    bound = bind(trunk, task, TrainSpec.parse("scale_bias+last", "batch"))
     learnt = {key: v for key, v in bound.patch_variables.items() if "moving" not in key} | bound.head_variables
     values = snapshot(learnt)
     estimate_statistics(bound, batches(images, 12))
@@ -39,7 +39,7 @@ def test_nothing_but_the_tasks_own_statistics_moves(trunk, task, images):
 
 @pytest.mark.parametrize("train", ["last", "scale_bias+last", "depthwise+last"])
 def test_the_trunks_statistics_stay(trunk, task, images, train):
-    bound = bind(trunk, task, Trained.parse(train, "frozen"))
+    bound = bind(trunk, task, TrainSpec.parse(train, "frozen"))
     before = snapshot(bound.patch_variables)
     estimate_statistics(bound, batches(images, 12))
     assert same(before, snapshot(bound.patch_variables))
@@ -47,4 +47,4 @@ def test_the_trunks_statistics_stay(trunk, task, images, train):
 
 def test_no_batch_is_refused(trunk, task):
     with pytest.raises(ModelPatchError, match="no image came"):
-        estimate_statistics(bind(trunk, task, Trained.parse("scale_bias", "batch")), [])
+        estimate_statistics(bind(trunk, task, TrainSpec.parse("scale_bias", "batch")), [])

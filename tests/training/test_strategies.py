@@ -12,7 +12,7 @@ import pytest
 
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind, join
 from model_patch.detection.task import DetectionTask
-from model_patch.kinds import Trained
+from model_patch.kinds import TrainSpec
 from model_patch.training import strategies
 from tests.conftest import SIZE, small_net
 from tests.scripts.run_script import ROOT
@@ -100,7 +100,7 @@ def test_joined_tasks_train_in_bfloat16(images, statistics):
     with strategies.devices(mixed_precision=True):
         trunk = Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
         tasks = [Task(name, ("circle", "square"), trunk.preprocessing) for name in ("one", "two")]
-        joined = join(trunk, tasks, Trained.parse("scale_bias+last", statistics))
+        joined = join(trunk, tasks, TrainSpec.parse("scale_bias+last", statistics))
     assert {output.dtype for output in joined.model.outputs} == {"float32"}
     assert {v.dtype for v in joined.model.weights} == {"float32"}
     joined.model.compile("sgd", loss=joined.losses(), metrics=joined.metrics())

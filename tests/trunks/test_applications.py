@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from model_patch import ModelPatchError
+from model_patch.graph.rewrite import walk
 from model_patch.layers import variables
 from model_patch.preprocessing import Preprocessing
-from model_patch.rewrite import walk
 from model_patch.trunks import open_trunk
 from model_patch.trunks.applications import DECIDED, NETS, SIZES, build, mode_of
 from model_patch.trunks.weights import save_weights

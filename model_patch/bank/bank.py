@@ -1,0 +1,333 @@
+"""Bank: one model that answers for thousands of tasks, mixed in one batch."""
+
+import collections
+import contextlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+from model_patch.bank.graph import BankGraph, ValueOf
+from model_patch.bank.layers import BankedHead, PatchTable
+from model_patch.bind import BoundTask, bind
+from model_patch.errors import ModelPatchError, unknown
+from model_patch.kinds import TrainSpec
+from model_patch.patch import Patch
+from model_patch.tasks import CLASSIFICATION, HEAD, Task
+from model_patch.trunk import Trunk
+
+PART = 16
+"""Images that a part of a batch has at least, where CPUs compute parts of a batch at once; measured, see docs/serving.md."""
+
+
+class Bank:
+    """Many tasks on one trunk, each example of a batch answered by its own task, in inference.
+
+    Tasks are added and removed while other threads ask: an answer comes from a patch as a whole, the old or the new one. As
+    long as a row of `capacity` is free nothing is compiled again. Where none is, it is doubled, with a new model.
+
+    Attributes:
+        trunk: shared by all tasks, as it is.
+        kinds: the patch kinds that tasks may have; with `depthwise`, every task holds depthwise kernels of its own.
+        classes: the widest head that it takes.
+        model: Keras model, images `(batch, height, width, 3)` and rows int32 `(batch,)` to logits `(batch, classes)`.
+    """
+
+    def __init__(self, trunk: Trunk, kinds: str = "scale_bias", *, capacity: int = 64, classes: int = 10):
+        """Makes an empty bank.
+
+        Args:
+            trunk: as above.
+            kinds: names of patch kinds joined by `+`.
+            capacity: how many tasks there is room for at first. A row of MobileNetV2 1.0 takes 136 KB for its scales and
+                biases, 365 KB with depthwise kernels, and 5 KB for each of `classes`.
+            classes: classes of the widest head; heads with fewer are filled up.
+
+        Raises:
+            ModelPatchError: the kinds or numbers cannot be used, or a layer of the trunk cannot be banked.
+        """
+        if capacity < 1 or classes < 2:
+            raise ModelPatchError(f"capacity {capacity}, classes {classes}: expected at least 1 and 2")
+        parsed = TrainSpec.parse(kinds, "batch")
+        if not parsed.kinds or parsed.last:
+            raise ModelPatchError(f"there is no bank of {kinds!r}: give patch kinds other than full, without last")
+        self.trunk = trunk
+        self.kinds = parsed.kinds
+        self.classes = classes
+        self._expected: dict[TrainSpec, tuple[dict[str, tuple], str]] = {}
+        self._trunk_values = {key: np.array(ops.convert_to_numpy(v)) for key, v in trunk.variables().items()}
+        self._writing = threading.Lock()
+        self._rows = _Rows(capacity)
+        self._tasks: dict[str, Task] = {}
+        self._compiled = _Compiled(trunk, self.kinds, capacity, classes)
+
+    @property
+    def model(self) -> keras.Model:
+        """The Keras model at present; a new one after the bank has grown."""
+        return self._compiled.model
+
+    @property
+    def capacity(self) -> int:
+        """How many tasks there is room for at present."""
+        return self._compiled.capacity
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """The tasks at present, by name."""
+        return dict(self._tasks)
+
+    def row(self, name: str) -> int:
+        """Returns the row of a task, for `model`.
+
+        Raises:
+            ModelPatchError: there is no such task.
+        """
+        with self._rows.pinned([name]) as (row,):
+            return row
+
+    def add(self, patch: Patch | BoundTask, *, replace: bool = False):
+        """Adds a task.
+
+        Args:
+            patch: a patch of this trunk, or a bound task with the values it has now.
+            replace: whether a task of the same name is replaced; whoever asks meanwhile is answered by the old one, which
+                is why this takes a free row, too.
+
+        Raises:
+            PatchError: the patch does not belong to the trunk.
+            ModelPatchError: the name is taken, the task is no classification or has too many classes, or the patch holds
+                values that the kinds of this bank leave to the trunk, or that give no finite scale.
+        """
+        patch = patch.patch() if isinstance(patch, BoundTask) else patch
+        name = patch.task.name
+        with self._writing:
+            if name in self._tasks and not replace:
+                raise ModelPatchError(
+                    f"the bank holds a task named {name!r} already: remove it, or add with replace=True"
+                )
+            self._check(patch)
+            vectors = self._compiled.vectors(self._value_of(patch))
+            if self._rows.full:
+                self._grow()
+            row = self._rows.take()
+            self._compiled.write(row, vectors, patch.values[f"{HEAD}.kernel"], patch.values[f"{HEAD}.bias"])
+            # From here on it can be asked for: its row is written as a whole.
+            self._tasks[name] = patch.task
+            self._rows.publish(name, row)
+
+    def remove(self, name: str):
+        """Removes a task. Who asked before is still answered.
+
+        Raises:
+            ModelPatchError: there is no such task.
+        """
+        with self._writing:
+            self._rows.unpublish(name)
+            del self._tasks[name]
+
+    def __call__(self, images, names: Sequence[str]):
+        """Answers each image by the task that is named for it.
+
+        Args:
+            images: preprocessed, `(batch, height, width, 3)`.
+            names: of the tasks, `batch` of them.
+
+        Returns:
+            float32 logits `(batch, classes)`: those of a task with fewer classes end in -infinity.
+
+        Raises:
+            ModelPatchError: there is no such task, or not one name for each image.
+        """
+        if len(images) != len(names):
+            raise ModelPatchError(f"{len(images)} images with {len(names)} task names: give one for each")
+        with self._rows.pinned(names) as rows:
+            # Read after the rows: a model that has grown since holds all that they stood for.
+            return self._compiled.run(images, np.array(rows, "int32"))
+
+    def _check(self, patch: Patch):
+        task = patch.task
+        if task.type != CLASSIFICATION:
+            raise ModelPatchError(f"the task {task.name!r} is of the type {task.type}: a bank takes {CLASSIFICATION}")
+        if len(task.labels) > self.classes:
+            raise ModelPatchError(
+                f"the task {task.name!r} has {len(task.labels)} classes: make the bank with classes={len(task.labels)}"
+            )
+        if task.preprocessing != self.trunk.preprocessing:
+            raise ModelPatchError(
+                f"the task {task.name!r} takes images of {task.preprocessing.image_size} px ({task.preprocessing.mode}), and "
+                f"the bank's trunk {self.trunk.preprocessing.image_size} px ({self.trunk.preprocessing.mode}): expected the same"
+            )
+        if patch.trained not in self._expected:
+            self._expected[patch.trained] = self._expect(patch)
+        expected, fingerprint = self._expected[patch.trained]
+        head = {f"{HEAD}.kernel": (self._compiled.channels, len(task.labels)), f"{HEAD}.bias": (len(task.labels),)}
+        patch.require_fit(self.trunk.name, patch.trained, expected | head, fingerprint)
+
+    def _expect(self, patch: Patch) -> tuple[dict[str, tuple], str]:
+        """Returns the shapes that a patch of such kinds has, and its fingerprint; checks that the bank has room for them."""
+        bound = bind(self.trunk, patch.task, patch.trained)
+        beyond = [key for key in bound.patch_variables if not self._compiled.has_own(key)]
+        if beyond:
+            raise ModelPatchError(
+                f"the task {patch.task.name!r} ({patch.trained}) has its own {', '.join(beyond[:3])}, which a bank of "
+                f"{'+'.join(self.kinds)} leaves to the trunk: make the bank with the kinds of all its tasks"
+            )
+        shapes = {key: tuple(v.shape) for key, v in bound.patch_variables.items()}
+        return shapes, self.trunk.fingerprint(self.trunk.variables().keys() - shapes.keys())
+
+    def _value_of(self, patch: Patch) -> ValueOf:
+        def value_of(path: str, name: str):
+            key = f"{path}/{name}"
+            return patch.values[key] if key in patch.values else self._trunk_values.get(key)
+
+        return value_of
+
+    def _grow(self):
+        now = self._compiled
+        self._compiled = now.grown(_Compiled(self.trunk, self.kinds, 2 * now.capacity, self.classes))
+        self._rows.extend(range(now.capacity, 2 * now.capacity))
+
+
+class _Rows:
+    """Which row each task has. A row is given anew only when no one who is being answered reads it any more."""
+
+    def __init__(self, capacity: int):
+        self._lock = threading.Lock()
+        self._of: dict[str, int] = {}
+        self._free = collections.deque(range(capacity))
+        self._readers: collections.Counter[int] = collections.Counter()
+        self._retired: set[int] = set()
+
+    @contextlib.contextmanager
+    def pinned(self, names: Sequence[str]) -> Iterator[list[int]]:
+        """Yields the rows of tasks, which keep what they hold until the end of the block."""
+        with self._lock:
+            for name in names:
+                if name not in self._of:
+                    raise unknown("task", name, self._of)
+            rows = [self._of[name] for name in names]
+            self._readers.update(set(rows))
+        try:
+            yield rows
+        finally:
+            with self._lock:
+                for row in set(rows):
+                    self._readers[row] -= 1
+                    self._free_unread(row)
+
+    @property
+    def full(self) -> bool:
+        return not self._free
+
+    def extend(self, rows: range):
+        self._free.extend(rows)
+
+    def take(self) -> int:
+        """Returns a row that no one reads, and that no one will before it is published."""
+        return self._free.popleft()
+
+    def publish(self, name: str, row: int):
+        """Makes a row the task's, in place of the one that it had."""
+        with self._lock:
+            self._retire(self._of.get(name))
+            self._of[name] = row
+
+    def unpublish(self, name: str):
+        with self._lock:
+            if name not in self._of:
+                raise unknown("task", name, self._of)
+            self._retire(self._of.pop(name))
+
+    def _retire(self, row: int | None):
+        if row is not None:
+            self._retired.add(row)
+            self._free_unread(row)
+
+    def _free_unread(self, row: int):
+        if row in self._retired and not self._readers[row]:
+            self._retired.remove(row)
+            self._free.append(row)
+
+
+class _Compiled:
+    """The model of a bank at one capacity.
+
+    Attributes:
+        model, capacity: as the bank's.
+        channels: of the features.
+        run: compiled `model`, images and rows to logits.
+    """
+
+    def __init__(self, trunk: Trunk, kinds: Sequence[str], capacity: int, classes: int):
+        self.capacity = capacity
+        graph = BankGraph(trunk, kinds)
+        self._slots, self.has_own = graph.slots, graph.has_own
+        self._table = PatchTable([slot.layer for slot in graph.slots], capacity, name="patches")
+
+        images = keras.Input(trunk.model.input.shape[1:], name="images")
+        rows = keras.Input((), dtype="int32", name="rows")
+        patches = self._table(rows)
+        model = graph.model(patches)
+        # Every classification task takes the same features of a trunk.
+        pooled = Task("any", ("a", "b"), trunk.preprocessing).features(model)
+        features = keras.Model(model.inputs, pooled, name="trunk")([images, *patches])
+        self.channels = features.shape[-1]
+        self._head = BankedHead(capacity, self.channels, classes, name=HEAD)
+        self.model = keras.Model([images, rows], self._head(features, rows), name="bank")
+        self.run = _compiled(self.model)
+
+    def vectors(self, value_of: ValueOf) -> list[list[np.ndarray]]:
+        """Returns what the banked layers read for one task."""
+        return [slot.vectors(value_of) for slot in self._slots]
+
+    def write(self, row: int, vectors: Sequence[Sequence], kernel: np.ndarray, bias: np.ndarray):
+        """Writes one task into a row: its vectors, and its head `(channels, its classes)` and `(its classes,)`."""
+        self._table.write(row, vectors)
+        self._head.write(row, kernel, bias)
+
+    def grown(self, larger: "_Compiled") -> "_Compiled":
+        """Copies all rows into a larger model, and returns that."""
+        self._table.copy_to(larger._table)
+        self._head.copy_to(larger._head)
+        return larger
+
+
+def _compiled(model: keras.Model) -> Callable:
+    """Returns images and rows to logits as compiled functions, which batches of any size share."""
+    if keras.backend.backend() != "tensorflow":
+        return lambda images, rows: model([images, rows], training=False)
+    import tensorflow as tf
+
+    specs = [tf.TensorSpec(x.shape, x.dtype, x.name) for x in model.inputs]
+
+    def in_parts(count: int) -> Callable:
+        @tf.function(input_signature=specs)
+        def run(images, rows):
+            # Side by side, what waits for memory (scales and biases) in one part goes on while another one multiplies.
+            bounds = [tf.shape(rows)[0] * i // count for i in range(count + 1)]
+            parts = [(images[a:b], rows[a:b]) for a, b in itertools.pairwise(bounds)]
+            return tf.concat([model(list(part), training=False) for part in parts], axis=0)
+
+        return run
+
+    functions = {count: in_parts(count) for count in _numbers_of_parts()}
+    return lambda images, rows: functions[max(n for n in functions if n == 1 or n * PART <= len(rows))](images, rows)
+
+
+def _numbers_of_parts() -> tuple[int, ...]:
+    """Returns in how many parts batches may be computed at once: one, and on CPUs two.
+
+    Where an operation has one thread only (`tf.config.threading.set_intra_op_parallelism_threads(1)`), parts are all that
+    can keep the cores at work: then two for each core, eight at most, as each is a graph of its own.
+    """
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return (1,)
+    if tf.config.threading.get_intra_op_parallelism_threads() != 1:
+        return (1, 2)
+    return tuple(2**i for i in range(4) if 2**i <= 2 * (os.cpu_count() or 1))

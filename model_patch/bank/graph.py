@@ -1,0 +1,304 @@
+"""The graph of a bank: a trunk's graph in which every slot is filled, example by example, out of tables."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from model_patch.bank.layers import (
+    FROM_HWBC,
+    TO_HWBC,
+    Banked,
+    BankedAffine,
+    BankedDepthwise,
+    BankedSeparable,
+    BatchFirst,
+    GlobalMean,
+    Permute,
+    Product,
+)
+from model_patch.errors import ModelPatchError
+from model_patch.graph.rewrite import followers, functional, input_shapes, nodes, rewrite
+from model_patch.kinds import NORMS, owned
+from model_patch.layers.affine import scale_and_bias
+from model_patch.layers.conv2d import PatchedConv2D
+from model_patch.layers.patched import patch_layer
+from model_patch.layers.scaled import CONVOLUTIONS
+from model_patch.trunk import Trunk
+
+POINTWISE = (
+    keras.layers.Activation,
+    keras.layers.Add,
+    keras.layers.Dense,
+    keras.layers.Dropout,
+    keras.layers.ELU,
+    keras.layers.Identity,
+    keras.layers.LayerNormalization,
+    keras.layers.LeakyReLU,
+    keras.layers.Normalization,
+    keras.layers.ReLU,
+    keras.layers.Rescaling,
+)
+"""Layers that compute the same whatever the order of height, width and batch."""
+
+ELEMENTWISE = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Relu", "Relu6", "Sigmoid"}
+"""Names of bare operations of Keras of which that is true, too."""
+
+ValueOf = Callable[[str, str], Any]
+"""Given a layer's path and a variable's name, returns a task's value, an array: its own, else the trunk's; None if neither
+has one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A banked layer and how the values of a task become the vectors that it reads.
+
+    Attributes:
+        layer: reads vectors of the widths `layer.widths`.
+        vectors: returns them for one task, arrays in that order.
+        paths: of the trunk's layers whose variables they stand for.
+    """
+
+    layer: Banked
+    vectors: Callable[[ValueOf], list[np.ndarray]]
+    paths: tuple[str, ...]
+
+
+class BankGraph:
+    """A trunk with banked layers in place of those that hold slots.
+
+    Batch norms always are; other layers if one of the kinds owns something of them. A batch norm behind a depthwise
+    convolution is one banked layer with it. The trunk stays as it is, and lends all other layers.
+
+    Attributes:
+        slots: in graph order.
+        hwbc: whether it computes in HWBC, see `layers.banked`: where there are depthwise convolutions, and no operation
+            that could mix up the axes.
+
+    Raises:
+        ModelPatchError: the trunk runs as it is, or one of its layers cannot be banked.
+    """
+
+    def __init__(self, trunk: Trunk, kinds: Sequence[str]):
+        trunk.require_graph("a bank")
+        self.slots: list[Slot] = []
+        self._trunk = trunk
+        self._kinds = kinds
+        self._layers = trunk.layers()
+        self._next = followers(trunk.model)
+        self._input_shapes = input_shapes(trunk.model)
+        is_depthwise = any(_channels_of_depthwise(layer) for layer in self._layers.values())
+        self.hwbc = is_depthwise and _is_elementwise(trunk.model)
+        self._new: dict[str, keras.Layer] = {}
+        for path, layer in self._layers.items():
+            if path not in self._new:
+                self._new[path] = self._banked(path, layer) or self._lent(layer)
+
+    def has_own(self, key: str) -> bool:
+        """Whether tasks of the bank can have a value of their own for a variable of the trunk."""
+        path, _, name = key.rpartition("/")
+        banked = any(path in slot.paths for slot in self.slots)
+        is_kernel = name in ("kernel", "depthwise_kernel", "pointwise_kernel")
+        return banked and (not is_kernel or (name == "depthwise_kernel" and "depthwise" in self._kinds))
+
+    def model(self, patches: Sequence[keras.KerasTensor]) -> keras.Model:
+        """Returns the model from images `(batch, height, width, 3)`, and what a `PatchTable` returns, to the trunk's output.
+
+        Args:
+            patches: tensors of the same shapes as the model is to take.
+        """
+
+        def call(layer, *args, extra=None, mask=None, **kwargs):
+            return layer(*args, **kwargs)  # Keras hands batch norms a mask of None, which nothing else takes.
+
+        reshape = (lambda shape: tuple(shape[i] for i in TO_HWBC) if len(shape) == 4 else shape) if self.hwbc else None
+        model = rewrite(self._trunk.model, lambda path, _: self._new[path], call, extra=patches, reshape=reshape)
+        if not self.hwbc:
+            return model
+        images = keras.Input(self._trunk.model.input.shape[1:])
+        output = model([Permute(TO_HWBC)(images), *model.inputs[1:]])
+        output = Permute(FROM_HWBC)(output) if len(output.shape) == 4 else output
+        return keras.Model([images, *model.inputs[1:]], output)
+
+    def _banked(self, path: str, layer: keras.Layer) -> keras.Layer | None:
+        """Returns the banked form of a layer of which tasks own something, and notes its slot."""
+        own = set().union(*(owned(kind, layer) for kind in self._kinds))
+        if isinstance(layer, keras.layers.BatchNormalization):
+            _require_channels_last(path, layer.axis in (-1, len(layer.input.shape) - 1))
+            activation = self._activation_after(path)
+            new = BankedAffine(layer.input.shape[-1], None, activation, hwbc=self.hwbc, name=layer.name)
+            return self._note(new, lambda value_of: _norm(path, layer, value_of), path)
+        if _channels_of_depthwise(layer) and (own or self.hwbc):
+            return self._depthwise(path, layer)
+        if not own:
+            return None
+        if isinstance(layer, NORMS):
+            _require_channels_last(path, layer.axis in (-1, [-1], len(layer.input.shape) - 1))
+            core = patch_layer(layer, set(), scale=False, center=False)
+            new = BankedAffine(layer.input.shape[-1], self._lent(core, layer), hwbc=self.hwbc, name=layer.name)
+            return self._note(new, lambda value_of: _scale_and_bias(path, value_of), path)
+        if isinstance(layer, keras.layers.Dense | keras.layers.Conv2D | keras.layers.Conv1D):
+            core = patch_layer(layer, set(), use_bias=False, activation=None)
+            lent = self._lent(core, layer)
+            new = BankedAffine(layer.output.shape[-1], lent, layer.activation, hwbc=self.hwbc, name=layer.name)
+            return self._note(new, lambda value_of: _scale_and_bias(path, value_of), path)
+        raise ModelPatchError(
+            f"the layer {path!r} ({type(layer).__name__}), of which tasks own {', '.join(sorted(own))}, cannot be banked: "
+            "leave its kind out, or bind its tasks one by one"
+        )
+
+    def _depthwise(self, path: str, layer) -> Banked:
+        """Returns a depthwise or separable convolution with a kernel per example, and with it the batch norm behind it."""
+        follower = self._next.get(path, "")
+        norm = self._layers.get(follower)
+        merges = isinstance(norm, keras.layers.BatchNormalization) and layer.activation is keras.activations.linear
+        activation = layer.activation
+        if merges:
+            self._new[follower] = keras.layers.Identity(name=follower.rpartition("/")[2])
+            activation = self._activation_after(follower)
+
+        def outer(value_of: ValueOf) -> list:
+            scale, bias = _scale_and_bias(path, value_of)
+            if not merges:
+                return [scale, bias]
+            more, shift = _norm(follower, norm, value_of)
+            return [scale * more, bias * more + shift]
+
+        own_kernel, channels = "depthwise" in self._kinds, _channels_of_depthwise(layer)
+
+        def taps(value_of: ValueOf, scale) -> list:
+            kernel = value_of(path, "depthwise_kernel")
+            return [*(kernel.reshape(-1, channels) * scale)] if own_kernel else [scale]
+
+        separable = isinstance(layer, keras.layers.SeparableConv2D)
+        kernel = layer.depthwise_kernel if separable else layer.kernel
+        depthwise = BankedDepthwise(
+            channels,
+            None if own_kernel else kernel,
+            kernel.shape[:2],
+            layer.strides,
+            self._same_padding(path, layer),
+            layer.dilation_rate,
+            activation=None if separable else activation,
+            hwbc=self.hwbc,
+            name=layer.name,
+        )
+        paths = (path, follower) if merges else (path,)
+        if not separable:
+
+            def vectors(value_of):
+                scale, bias = outer(value_of)
+                return [bias, *taps(value_of, scale)]
+
+            return self._note(depthwise, vectors, *paths)
+        pointwise = BankedAffine(layer.filters, _pointwise(layer), activation, self.hwbc, name="pointwise")
+        both = BankedSeparable(depthwise, pointwise, name=layer.name)
+        return self._note(both, lambda value_of: [0.0, *taps(value_of, 1.0), *outer(value_of)], *paths)
+
+    def _activation_after(self, path: str) -> Callable | None:
+        """Returns the elementwise activation that alone follows a layer, and takes it out of its place in the graph."""
+        follower = self._next.get(path, "")
+        layer = self._layers.get(follower)
+        if not isinstance(layer, keras.layers.ReLU | keras.layers.Activation):
+            return None
+        if getattr(layer, "activation", None) in (keras.activations.softmax, keras.activations.log_softmax):
+            return None  # These look at all channels of an example, and here examples stand beside one another.
+        self._new[follower] = keras.layers.Identity(name=layer.name)
+        return layer
+
+    def _same_padding(self, path: str, layer) -> str:
+        """Returns the convolution's padding; takes out zeros padded before it where `same` stands for them."""
+        before = next((p for p, after in self._next.items() if after == path), "")
+        pad = self._layers.get(before)
+        if layer.padding != "valid" or not isinstance(pad, keras.layers.ZeroPadding2D):
+            return layer.padding
+        sizes, strides = self._input_shapes[before][1:3], layer.strides
+        reach = [1 + (k - 1) * d for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
+        for size, stride, k, given in zip(sizes, strides, reach, pad.padding, strict=True):
+            total = max((-(-size // stride) - 1) * stride + k - size, 0)
+            if tuple(given) != (total // 2, total - total // 2):
+                return layer.padding
+        self._new[before] = keras.layers.Identity(name=pad.name)
+        return "same"
+
+    def _note(self, new: Banked, vectors: Callable, *paths: str) -> Banked:
+        self.slots.append(Slot(new, vectors, paths))
+        return new
+
+    def _lent(self, layer: keras.Layer, like: keras.Layer | None = None) -> keras.Layer:
+        """Returns what computes a layer that has no slots, in the layout of the graph.
+
+        Args:
+            layer: of the trunk, or one that stands for `like` of the trunk.
+        """
+        if not self.hwbc or _is_pointwise(layer):
+            return layer
+        inputs = keras.tree.flatten((like or layer).input)
+        if isinstance(layer, keras.layers.Multiply):
+            return Product(name=layer.name)
+        if isinstance(layer, keras.layers.Concatenate) and layer.axis in (-1, 3):
+            return layer
+        if isinstance(layer, keras.layers.GlobalAveragePooling2D) and layer.data_format == "channels_last":
+            return GlobalMean(layer.keepdims, name=layer.name)
+        if all(len(x.shape) < 4 for x in inputs) and len(layer.output.shape) < 4:
+            return layer
+        return BatchFirst(layer, name=layer.name)
+
+
+def _norm(path: str, layer: keras.layers.BatchNormalization, value_of: ValueOf) -> list:
+    """Returns the scale and bias that a batch norm comes to in inference."""
+    values = {name: value_of(path, name) for name in ("gamma", "beta", "moving_mean", "moving_variance")}
+    return [*scale_and_bias(path, {name: v for name, v in values.items() if v is not None}, layer.epsilon)]
+
+
+def _scale_and_bias(path: str, value_of: ValueOf) -> list:
+    """Returns the scale and bias of another layer: gamma, and what it makes of a convolution's own bias, with beta.
+
+    1 and 0 where there are none.
+    """
+    gamma, beta, bias = (value_of(path, name) for name in ("gamma", "beta", "bias"))
+    scale = np.float64(1.0) if gamma is None else gamma.astype("float64")
+    shift = np.float64(0.0) if beta is None else beta
+    return [scale, shift if bias is None else shift + bias * scale]
+
+
+def _pointwise(layer: keras.layers.SeparableConv2D) -> keras.layers.Conv2D:
+    """Returns the second half of a separable convolution, with the same kernel, without bias and activation."""
+    new = PatchedConv2D(layer.filters, 1, use_bias=False, name="kernel")
+    new.borrow({"kernel": layer.pointwise_kernel})
+    new.build((None, None, None, layer.pointwise_kernel.shape[2]))
+    return new
+
+
+def _channels_of_depthwise(layer: keras.Layer) -> int:
+    """Returns the channels of a depthwise convolution that gives each of them one kernel; 0 for other layers."""
+    is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.SeparableConv2D)
+    if not is_depthwise or layer.depth_multiplier != 1 or layer.data_format != "channels_last":
+        return 0
+    return layer.input.shape[-1]
+
+
+def _is_pointwise(layer: keras.Layer) -> bool:
+    if isinstance(layer, keras.layers.Conv2D):
+        return layer.kernel_size == (1, 1) == layer.strides and layer.data_format == "channels_last"
+    return isinstance(layer, POINTWISE) and not isinstance(layer, CONVOLUTIONS)
+
+
+def _is_elementwise(model: keras.Model) -> bool:
+    """Whether all bare operations in the graph, nested models opened, are elementwise with operands of one shape."""
+    for node in nodes(functional(model)):
+        if isinstance(node.operation, keras.Model):
+            if not _is_elementwise(node.operation):
+                return False
+        elif not isinstance(node.operation, keras.Layer):
+            shapes = {tuple(x.shape) for x in node.arguments.keras_tensors}
+            if type(node.operation).__name__ not in ELEMENTWISE or len(shapes) > 1:
+                return False
+    return True
+
+
+def _require_channels_last(path: str, is_last: bool):
+    if not is_last:
+        raise ModelPatchError(f"the layer {path!r} normalises another axis than the last: a bank needs channels last")

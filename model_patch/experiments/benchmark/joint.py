@@ -1,0 +1,106 @@
+"""Joint training: one step of K tasks together against K steps of one task each, on the same images."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+from ml_collections import ConfigDict
+
+from model_patch.bind import bind
+from model_patch.experiments.benchmark.output import write_page
+from model_patch.experiments.benchmark.timing import interleaved
+from model_patch.experiments.report.machine import machine
+from model_patch.experiments.report.table import markdown, print_table
+from model_patch.experiments.workdir import versions
+from model_patch.join import join
+from model_patch.kinds import TrainSpec
+from model_patch.tasks import Task
+from model_patch.training.packed_adam import adam
+from model_patch.trunks import open_trunk
+
+_logger = logging.getLogger(__name__)
+
+SETTINGS = {
+    "trunk frozen, its statistics": ("frozen", False),
+    "trunk frozen, the tasks' statistics": ("batch", False),
+    "trunk trained, the tasks' statistics": ("batch", True),
+}
+"""Which batch-norm statistics, and whether the trunk is learnt, too; with that, a single task trains a net of its own."""
+
+
+def run(config: ConfigDict, workdir: str | Path):
+    """Times the steps in all settings, and writes `joint.json` and `joint.md` into the workdir.
+
+    Args:
+        config: see `configs/benchmark.py`; `trunk`, `image_size`, `kinds`, `classes`, `joint_tasks`,
+            `joint_images_per_task`, `rounds`, `seconds`.
+        workdir: folder for the files.
+    """
+    results = {
+        "trunk": config.trunk,
+        "image_size": config.image_size,
+        "tasks": config.joint_tasks,
+        "images_per_task": config.joint_images_per_task,
+        "machine": machine(),
+        "versions": versions(),
+        "rows": [_setting(config, name, *setting) for name, setting in SETTINGS.items()],
+    }
+    header = ["training", "joint step (ms)", f"{config.joint_tasks} single steps (ms)", "ratio", "spread", "rounds"]
+    body = [
+        [
+            row["training"],
+            f"{row['joint_ms']:.1f}",
+            f"{row['single_ms']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_p25']:.2f} to {row['ratio_p75']:.2f}",
+            str(row["rounds"]),
+        ]
+        for row in results["rows"]
+    ]
+    title = f"{config.trunk} at {config.image_size} px, {config.joint_tasks} x {config.joint_images_per_task} images"
+    print_table(title, header, body)
+    note = "`ratio`: median over rounds; `spread`: its quartiles."
+    write_page(Path(workdir), "joint", title, results, [markdown(header, body), note])
+
+
+def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) -> dict:
+    trunk = open_trunk(config.trunk, config.image_size)
+    labels = tuple(map(str, range(config.classes)))
+    tasks = [Task(f"task{k}", labels, trunk.preprocessing) for k in range(config.joint_tasks)]
+    trained = TrainSpec.parse(f"{config.kinds}+last", statistics)
+    random, count = np.random.default_rng(0), config.joint_images_per_task
+    shape = (count, *trunk.model.input.shape[1:])
+    images = {task.name: random.uniform(-1, 1, shape).astype("float32") for task in tasks}
+    answers = {task.name: random.integers(0, config.classes, count) for task in tasks}
+
+    # Before the trunk is learnt jointly: then nothing can be bound to it.
+    single_trained = TrainSpec.parse("full") if train_trunk else trained
+    singles = []
+    for task in tasks:
+        bound = bind(trunk, task, single_trained)
+        loss, metrics = task.loss(), task.metrics()
+        singles.append(_step(bound.model, images[task.name], answers[task.name], loss, metrics))
+    joined = join(trunk, tasks, trained, train_trunk=train_trunk)
+    joint = _step(joined.model, images, answers, joined.losses(), joined.metrics())
+
+    calls = {"joint": joint, "single": lambda: [step() for step in singles]}
+    seconds = interleaved(calls, config.rounds, 2, config.joint_seconds)
+    ratios = seconds["joint"] / seconds["single"]
+    _logger.info("%s: %.2f", name, np.median(ratios))
+    return {
+        "training": name,
+        "joint_ms": round(1e3 * float(np.median(seconds["joint"])), 2),
+        "single_ms": round(1e3 * float(np.median(seconds["single"])), 2),
+        "ratio": round(float(np.median(ratios)), 3),
+        "ratio_p25": round(float(np.percentile(ratios, 25)), 3),
+        "ratio_p75": round(float(np.percentile(ratios, 75)), 3),
+        "rounds": len(ratios),
+    }
+
+
+def _step(model: keras.Model, images, answers, loss, metrics) -> Callable[[], object]:
+    """Returns a training step on one batch, as `fit` makes it, which waits for its loss."""
+    model.compile(adam(1e-3), loss=loss, metrics=metrics, jit_compile=False)
+    return lambda: model.train_on_batch(images, answers)

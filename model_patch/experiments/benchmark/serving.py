@@ -1,0 +1,375 @@
+"""Serving: many tasks, mixed in a batch, by a bank and by the other ways there are.
+
+Form | What answers
+-----|-------------
+`separate` | a Keras model per task, each with all its weights
+`switch` | one Keras model; for each task of a batch its values are assigned, then its images run
+`sub-batches` | one net that takes a task's values as an input; for each task of a batch its images run
+`bank` | the bank: all images at once
+`folded` | a folded net of one task, all images at once, as if they were all of that task: the bound
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import logging
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from model_patch.bank.bank import Bank
+from model_patch.bind import BoundTask, bind
+from model_patch.errors import ModelPatchError, unknown
+from model_patch.experiments.benchmark.output import write_page
+from model_patch.experiments.benchmark.timing import interleaved, resident_bytes
+from model_patch.experiments.report.machine import machine
+from model_patch.experiments.report.table import markdown, print_table
+from model_patch.experiments.workdir import versions
+from model_patch.export.saved_model import export_saved_model
+from model_patch.export.vector_net import vector_net
+from model_patch.files import write_json
+from model_patch.fold import fold
+from model_patch.patch import Patch
+from model_patch.tasks import Task
+from model_patch.trunk import Trunk
+from model_patch.trunks import open_trunk
+
+_logger = logging.getLogger(__name__)
+
+MIXES = ("identical", "uniform", "skewed", "distinct")
+"""Which tasks a batch has: all one; drawn evenly; drawn with 1/n for the n-th most popular (Zipf); all different, or in
+turns where there are fewer tasks than images. The four settings are those of Punica's benchmark (Chen et al. 2023)."""
+
+FORMS = ("separate", "switch", "sub-batches", "bank", "folded")
+
+Answer = Callable[[np.ndarray, np.ndarray], object]
+"""Given images and the number of each one's task, computes all logits and waits for them."""
+
+
+def run(config: ConfigDict, workdir: str | Path):
+    """Times all forms, and writes `serving.json`, `serving.md` and `serving.png` into the workdir.
+
+    Args:
+        config: see `configs/benchmark.py`; `trunk`, `image_size`, `kinds`, `classes`, `tasks`, `mixes`, `batch_sizes`,
+            `forms`, `memory_of`, `max_separate`, `rounds`, `seconds`, `op_threads`.
+        workdir: folder for the files.
+
+    Raises:
+        ModelPatchError: a name in the config is unknown, a number cannot be used, or TensorFlow is not there, or runs
+            with another number of threads.
+    """
+    for noun, given, known in (("mix", config.mixes, MIXES), ("form", config.forms, FORMS)):
+        for name in given:
+            if name not in known:
+                raise unknown(noun, name, known)
+    for name, numbers in (("tasks", config.tasks), ("batch_sizes", config.batch_sizes)):
+        if not numbers or min(numbers) < 1:
+            raise ModelPatchError(
+                f"{name} is {', '.join(map(str, numbers)) or 'empty'}: expected numbers of at least 1"
+            )
+    _set_op_threads(config.op_threads)
+    trunk = open_trunk(config.trunk, config.image_size)
+    results = {
+        "trunk": config.trunk,
+        "image_size": trunk.preprocessing.image_size,
+        "kinds": config.kinds,
+        "classes": config.classes,
+        "op_threads": config.op_threads,
+        "machine": machine(),
+        "versions": versions(),
+        "switching_ms": _switching(trunk, config),
+        "rows": [],
+        "memory": [],
+        "not_run": [],
+    }
+    for num_tasks in config.tasks:
+        answers = _forms(trunk, config, num_tasks, results)
+        results["memory"] += [_memory(config, form, num_tasks) for form in answers if form in config.memory_of]
+        for mix, batch in itertools.product(config.mixes if num_tasks > 1 else ("identical",), config.batch_sizes):
+            results["rows"] += _cell(answers, mix, batch, num_tasks, trunk, config)
+            _logger.info("%d tasks, %s, batch %d: done", num_tasks, mix, batch)
+        write_json(Path(workdir) / "serving.json", results)
+    _report(results, Path(workdir))
+
+
+def _set_op_threads(count: int):
+    import tensorflow as tf
+
+    if count < 0:
+        raise ModelPatchError(f"op_threads is {count}: expected at least 1, or 0 for as many as cores")
+    if count != tf.config.threading.get_intra_op_parallelism_threads():
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(count)
+        except RuntimeError as error:
+            raise ModelPatchError(
+                f"op_threads is {count}, but TensorFlow runs already, with another number: begin a new process"
+            ) from error
+
+
+def _cell(answers: dict[str, Answer], mix: str, batch: int, num_tasks: int, trunk: Trunk, config) -> list[dict]:
+    """Times all forms on batches of one kind."""
+    size = trunk.preprocessing.image_size
+    random = np.random.default_rng(0)
+    images = random.uniform(-1, 1, (batch, size, size, 3)).astype("float32")
+    batches = [mixed(mix, batch, num_tasks, random) for _ in range(8)]
+
+    def in_turn(answer: Answer) -> Callable[[], object]:
+        chosen = itertools.cycle(batches)  # Each form its own: all get the same tasks in the same round.
+        return lambda: answer(images, next(chosen))
+
+    calls = {name: in_turn(answer) for name, answer in answers.items()}
+    seconds = interleaved(calls, config.rounds, 2, config.seconds)
+    return [
+        {
+            "tasks": num_tasks,
+            "mix": mix,
+            "batch": batch,
+            "form": form,
+            "images_per_second": round(batch / float(np.median(times)), 2),
+            "p50_ms": round(1e3 * float(np.median(times)), 3),
+            "p99_ms": round(1e3 * float(np.percentile(times, 99)), 3),
+            "rounds": len(times),
+        }
+        for form, times in seconds.items()
+    ]
+
+
+def mixed(mix: str, batch: int, num_tasks: int, random: np.random.Generator) -> np.ndarray:
+    """Draws the task of each image of a batch, int `(batch,)` in 0..num_tasks-1."""
+    if mix == "identical":
+        return np.full(batch, random.integers(num_tasks))
+    if mix == "distinct":
+        return np.resize(random.permutation(num_tasks), batch)
+    popularity = np.ones(num_tasks) if mix == "uniform" else 1 / np.arange(1, num_tasks + 1)
+    return random.choice(num_tasks, batch, p=popularity / popularity.sum())
+
+
+def _forms(trunk: Trunk, config, num_tasks: int, results: dict) -> dict[str, Answer]:
+    """Makes the forms for some number of tasks, and notes those that are not."""
+    bound = bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
+    patches = _Patches(bound, config)
+    made: dict[str, Answer] = {}
+    for form in config.forms:
+        if form == "separate" and num_tasks > config.max_separate:
+            reason = f"a model is compiled for each task: not run beyond {config.max_separate} tasks (max_separate)"
+            results["not_run"].append({"tasks": num_tasks, "form": form, "reason": reason})
+            continue
+        made[form] = _MAKE[form](bound, patches, num_tasks, config)
+        _logger.info("%d tasks, %s: made", num_tasks, form)
+    return made
+
+
+def _memory(config: ConfigDict, form: str, num_tasks: int) -> dict:
+    """Returns the memory that one form takes and how long it takes to make, in a process of its own: freed memory is not reused."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_measure_memory, config.to_dict(), form, num_tasks).result()
+
+
+def _measure_memory(fields: dict, form: str, num_tasks: int) -> dict:
+    config = ConfigDict(fields)
+    _set_op_threads(config.op_threads)
+    trunk = open_trunk(config.trunk, config.image_size)
+    bound = bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
+    before, start = resident_bytes(), time.perf_counter()
+    answer = _MAKE[form](bound, _Patches(bound, config), num_tasks, config)
+    seconds = time.perf_counter() - start
+    size, batch = trunk.preprocessing.image_size, max(config.batch_sizes)
+    answer(np.zeros((batch, size, size, 3), "float32"), np.arange(batch) % num_tasks)
+    taken = resident_bytes() - before
+    return {"tasks": num_tasks, "form": form, "bytes": taken, "seconds_to_make": round(seconds, 2)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Patches:
+    """Patches of any number of tasks, different ones, made when they are asked for."""
+
+    bound: BoundTask
+    config: ConfigDict
+
+    def __getitem__(self, i: int) -> Patch:
+        random = np.random.default_rng(i)
+        first = self.bound.patch()
+        values = {k: v * random.uniform(0.9, 1.1, v.shape).astype("float32") for k, v in first.values.items()}
+        return dataclasses.replace(first, values=values, task=_task(self.bound.trunk, self.config, i))
+
+
+def _task(trunk: Trunk, config, i: int) -> Task:
+    return Task(f"task{i}", tuple(map(str, range(config.classes))), trunk.preprocessing)
+
+
+def _compiled(model):
+    """Returns a model, of images and perhaps more, as a TensorFlow function for batches of any size."""
+    import tensorflow as tf
+
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in model.inputs]
+    many = len(specs) > 1
+    return tf.function(
+        lambda *inputs: model(list(inputs) if many else inputs[0], training=False), input_signature=specs
+    )
+
+
+def _by_task(answer: Callable[[int, np.ndarray], object]) -> Answer:
+    """Returns what answers a mixed batch task by task."""
+
+    def answer_all(images, tasks):
+        return [np.asarray(answer(task, images[tasks == task])) for task in np.unique(tasks)]
+
+    return answer_all
+
+
+def _separate(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answer:
+    import keras
+
+    runs = []
+    for _ in range(num_tasks):
+        model = keras.models.clone_model(bound.model)
+        model.set_weights(bound.model.get_weights())
+        model.trainable = False
+        runs.append(_compiled(model))
+        runs[-1](np.zeros((1, *bound.model.input.shape[1:]), "float32"))
+    return _by_task(lambda task, images: runs[task](images))
+
+
+def _switch(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answer:
+    prepared = [_prepared(bound, patches[i]) for i in range(num_tasks)]
+    run = _compiled(bound.model)
+
+    def answer(task, images):
+        for variable, value in prepared[task]:
+            variable.assign(value)
+        return run(images)
+
+    return _by_task(answer)
+
+
+def _prepared(bound: BoundTask, patch: Patch) -> list:
+    """Returns the variables of a bound task with the values of a patch, as tensors."""
+    import tensorflow as tf
+
+    owned = bound.patch_variables | bound.head_variables
+    return [(variable.value, tf.constant(patch.values[key])) for key, variable in owned.items()]
+
+
+def _sub_batches(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answer:
+    import tensorflow as tf
+
+    net = vector_net([bound])
+    run = _compiled(net.model)
+    (first,) = net.vectors.values()
+    random = np.random.default_rng(0)
+    vectors = [tf.constant(first * random.uniform(0.9, 1.1, first.shape), "float32") for _ in range(num_tasks)]
+    return _by_task(lambda task, images: run(images, vectors[task]))
+
+
+def _bank(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answer:
+    bank = Bank(bound.trunk, config.kinds, capacity=num_tasks, classes=config.classes)
+    for i in range(num_tasks):
+        bank.add(patches[i])
+    names = np.array([f"task{i}" for i in range(num_tasks)])
+    return lambda images, tasks: np.asarray(bank(images, list(names[tasks])))
+
+
+def _folded(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answer:
+    run = _compiled(fold(bound).model)
+    return lambda images, tasks: np.asarray(run(images))
+
+
+_MAKE = {"separate": _separate, "switch": _switch, "sub-batches": _sub_batches, "bank": _bank, "folded": _folded}
+
+
+def _switching(trunk: Trunk, config) -> dict[str, float]:
+    """Returns how long it takes to go from one task to another, in milliseconds, the images' run left out."""
+    import tensorflow as tf
+
+    bound = bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
+    patches = _Patches(bound, config)
+    prepared = _prepared(bound, patches[1])
+    bank = Bank(trunk, config.kinds, capacity=2, classes=config.classes)
+    bank.add(patches[0])
+    replaced = patches[0]
+
+    def assign():
+        for variable, value in prepared:
+            variable.assign(value)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        export_saved_model(bound, Path(scratch) / "model")
+        file = Path(scratch) / "patch.safetensors"
+        patches[1].save(file)
+        calls = {
+            "bank: another task's row": lambda: bank.row("task0"),
+            "bank: a new patch written to a row": lambda: bank.add(replaced, replace=True),
+            "bank: a patch file read and written to a row": lambda: bank.add(
+                dataclasses.replace(Patch.load(file), task=replaced.task), replace=True
+            ),
+            "one Keras model: values assigned": assign,
+            "a SavedModel loaded": lambda: tf.saved_model.load(str(Path(scratch) / "model")),
+        }
+        seconds = interleaved(calls, 15)
+    return {name: round(1e3 * float(np.median(times)), 4) for name, times in seconds.items()}
+
+
+def _report(results: dict, folder: Path):
+    """Prints the figures and writes them as a table and a plot."""
+    rows = results["rows"]
+    forms = list(dict.fromkeys(row["form"] for row in rows))
+    cells: dict[tuple, dict[str, dict]] = {}
+    for row in rows:
+        cells.setdefault((row["tasks"], row["mix"], row["batch"]), {})[row["form"]] = row
+
+    def table(text: Callable[[dict], str]) -> tuple[list[str], list[list[str]]]:
+        return ["tasks", "mix", "batch", *forms, "bank / folded"], [
+            [*map(str, key), *(text(row[form]) if form in row else "not run" for form in forms), _ratio(row)]
+            for key, row in cells.items()
+        ]
+
+    title = f"Serving {results['trunk']} at {results['image_size']} px, {results['kinds']}: images/s"
+    print_table(title, *table(lambda row: f"{row['images_per_second']:.0f}"))
+    switching = [[name, f"{ms:.3f}"] for name, ms in results["switching_ms"].items()]
+    memory = [
+        [str(row["tasks"]), row["form"], f"{row['bytes'] / 2**20:.0f}", f"{row['seconds_to_make']:.1f}"]
+        for row in results["memory"]
+    ]
+    left_out = "".join(f"`{row['form']}`, {row['tasks']} tasks: {row['reason']}.\n" for row in results["not_run"])
+    parts = [
+        left_out,
+        markdown(*table(lambda row: f"{row['images_per_second']:.0f}")),
+        "## Milliseconds per batch: median, 99th percentile",
+        markdown(*table(lambda row: f"{row['p50_ms']:.1f}, {row['p99_ms']:.1f}")),
+        "## Switching to another task",
+        markdown(["how", "ms"], switching),
+        "## Memory with one batch of the largest size, and time to make",
+        markdown(["tasks", "form", "MiB", "seconds"], memory),
+    ]
+    write_page(folder, "serving", title, results, parts, _plot(rows, forms, title))
+
+
+def _ratio(by_form: dict[str, dict]) -> str:
+    if not {"bank", "folded"} <= by_form.keys():
+        return ""
+    return f"{by_form['bank']['images_per_second'] / by_form['folded']['images_per_second']:.2f}"
+
+
+def _plot(rows: Sequence[dict], forms: Sequence[str], title: str):
+    """Returns a figure: images per second against the number of tasks, a panel per mix, for the largest batch."""
+    from matplotlib.figure import Figure
+
+    batch = max(row["batch"] for row in rows)
+    mixes = list(dict.fromkeys(row["mix"] for row in rows))
+    figure = Figure(figsize=(3.2 * len(mixes), 3.6), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(mixes), sharey=True, squeeze=False)[0]
+    for axes, mix in zip(panels, mixes, strict=True):
+        for form in forms:
+            points = [row for row in rows if (row["mix"], row["batch"], row["form"]) == (mix, batch, form)]
+            axes.plot([p["tasks"] for p in points], [p["images_per_second"] for p in points], "o-", label=form)
+        axes.set(xscale="log", xlabel="tasks", title=mix)
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel=f"images/s, batch {batch}", yscale="log")
+    panels[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    return figure

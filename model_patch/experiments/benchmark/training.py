@@ -1,0 +1,289 @@
+"""Training: a step of each way to learn a task, by this package, by plain Keras, and by PyTorch where it is installed.
+
+Form | What is learnt
+-----|---------------
+`last` | the last layer, on images
+`..., remat` | as without, with most maps computed again for their gradients, see `model_patch.graph.remat`
+`last, cached` | the same, on features that were computed before
+`features` | nothing: the pass over a batch that computes them, once per image
+`bias+last`, `scale_bias+last`, `depthwise+last` | patches, with the trunk's statistics
+`scale_bias+last, batch` | scales and biases, with the statistics of the batch
+`full` | a net of its own
+`keras ...` | Keras' own layers with their `trainable` flags: all; batch norms and last layer, as `scale_bias+last, batch`; the last layer
+`torch ...` | the same net of torchvision, `requires_grad` likewise, `frozen` with norms in inference mode; channels last, which is faster on CPUs, or `channels first`, PyTorch's default
+
+The optimizer is Adam everywhere, in this package's forms as the package trains with it, and nothing is compiled by XLA or TorchInductor.
+"""
+
+import concurrent.futures
+import importlib
+import importlib.util
+import itertools
+import logging
+import multiprocessing
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+from ml_collections import ConfigDict
+
+from model_patch.bind import bind
+from model_patch.errors import unknown
+from model_patch.experiments.benchmark.epochs import EPOCHS, epochs_of, epochs_table
+from model_patch.experiments.benchmark.output import write_page
+from model_patch.experiments.benchmark.timing import forget_peak, interleaved, peak_bytes, resident_bytes
+from model_patch.experiments.report.machine import machine
+from model_patch.experiments.report.table import markdown, print_table
+from model_patch.experiments.workdir import versions
+from model_patch.kinds import TrainSpec
+from model_patch.spec import parse
+from model_patch.tasks import Task
+from model_patch.training.packed_adam import adam
+from model_patch.trunk import Trunk
+from model_patch.trunks import open_trunk
+
+_logger = logging.getLogger(__name__)
+
+Step = Callable[[], object]
+"""One step on one batch, always the same, which waits for its result."""
+
+RATE = 1e-4
+"""Learning rate of all forms."""
+
+BASE = "keras full"
+"""What the others are compared with."""
+
+_TRAINED = {
+    "last": ("last", "frozen", False),
+    "bias+last": ("bias+last", "frozen", False),
+    "scale_bias+last": ("scale_bias+last", "frozen", False),
+    "scale_bias+last, remat": ("scale_bias+last", "frozen", True),
+    "scale_bias+last, batch": ("scale_bias+last", "batch", False),
+    "depthwise+last": ("depthwise+last", "frozen", False),
+    "full": ("full", "batch", False),
+    "full, remat": ("full", "batch", True),
+}
+CHANNELS_FIRST = ", channels first"
+_TORCH = (
+    *("torch full", "torch scale_bias+last, batch", "torch scale_bias+last, frozen", "torch last"),
+    *(f"torch full{CHANNELS_FIRST}", f"torch scale_bias+last, batch{CHANNELS_FIRST}"),
+)
+_TORCH_NETS = {"MobileNetV2": ("mobilenet_v2", {}), "InceptionV3": ("inception_v3", {"aux_logits": False})}
+
+FORMS = (
+    *_TRAINED,
+    "last, cached",
+    "features",
+    BASE,
+    "keras scale_bias+last, batch",
+    "keras last",
+    *_TORCH,
+)
+
+
+def run(config: ConfigDict, workdir: str | Path):
+    """Times all forms, measures memory, and writes `training.json`, `training.md` and `training.png` into the workdir.
+
+    Args:
+        config: see `configs/benchmark.py`; the fields `training_...`, `classes`, `rounds`.
+        workdir: folder for the files.
+
+    Raises:
+        ModelPatchError: a form is unknown, or a trunk cannot be opened.
+    """
+    for form in (*config.training_forms, *config.training_memory_of):
+        if form not in FORMS:
+            raise unknown("form", form, FORMS)
+    for form in config.training_epochs_of:
+        if form not in EPOCHS:
+            raise unknown("form", form, EPOCHS)
+    results: dict = {"classes": config.classes, "machine": machine(), "versions": versions(), "rows": [], "not_run": []}
+    if _has_torch():
+        torch, _ = _import_torch()
+        results["versions"]["torch"] = torch.__version__
+    cells = itertools.product(config.training_trunks, config.training_sizes, config.training_batches)
+    for trunk, size, batch in cells:
+        rows = _cell(config, trunk, size, batch, results["not_run"])
+        for row in rows:
+            if row["form"] in config.training_memory_of:
+                row["peak_bytes"] = _memory(config, trunk, size, batch, row["form"])
+        results["rows"] += rows
+        _report(results, Path(workdir))
+        _logger.info("%s, %d px, batch %d: done", trunk, size, batch)
+    if config.training_epochs_of:
+        results["epochs"] = epochs_of(config)
+        _report(results, Path(workdir))
+
+
+def _cell(config: ConfigDict, trunk: str, size: int, batch: int, not_run: list[dict]) -> list[dict]:
+    """Times all forms on one net, image size and batch size."""
+    steps: dict[str, Step] = {}
+    for form in config.training_forms:
+        if form in _TORCH and not _has_torch():
+            not_run.append({"trunk": trunk, "form": form, "reason": "PyTorch is not installed"})
+        elif form in _TORCH and _net(trunk) not in _TORCH_NETS:
+            not_run.append({"trunk": trunk, "form": form, "reason": "torchvision has no such net"})
+        else:
+            steps[form] = make_step(form, trunk, size, batch, config.classes)
+    seconds = interleaved(steps, config.rounds, 2, config.training_seconds)
+    base = seconds.get(BASE)
+    rows = []
+    for form, times in seconds.items():
+        low, median, high = (1e3 * float(np.percentile(times, q)) for q in (25, 50, 75))
+        row = {"trunk": trunk, "image_size": size, "batch": batch, "form": form}
+        row |= {"ms": round(median, 3), "ms_p25": round(low, 3), "ms_p75": round(high, 3), "rounds": len(times)}
+        row["images_per_second"] = round(1e3 * batch / median, 2)
+        if base is not None:
+            row["ratio"] = round(float(np.median(times / base)), 4)
+        rows.append(row)
+    return rows
+
+
+def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Step:
+    """Returns a step of one form, its net with random weights.
+
+    Args:
+        form: one of `FORMS`.
+        trunk: spec of the trunk.
+        size: of the images, in pixels.
+        batch: how many there are in a step.
+        classes: of the last layer.
+    """
+    random = np.random.default_rng(0)
+    images = random.uniform(-1, 1, (batch, size, size, 3)).astype("float32")
+    labels = random.integers(0, classes, batch)
+    if form in _TORCH:
+        return _torch_step(form.removeprefix("torch "), _net(trunk), images, labels, classes)
+    opened = open_trunk(trunk, size)
+    if form.startswith("keras "):
+        plain = _plain_keras(form.removeprefix("keras "), opened, classes)
+        return _fitted(plain, images, labels, keras.optimizers.Adam(RATE))
+    task = Task("task", tuple(map(str, range(classes))), opened.preprocessing)
+    trained, statistics, remat = _TRAINED.get(form, ("last", "frozen", False))
+    bound = bind(opened, task, TrainSpec.parse(trained, statistics), remat=remat)
+    if form == "features":
+        return lambda: bound.features.predict_on_batch(images)
+    if form == "last, cached":
+        features = bound.features.predict_on_batch(images)
+        inputs = keras.Input(features.shape[1:])
+        return _fitted(keras.Model(inputs, bound.head(inputs)), features, labels, adam(RATE))
+    return _fitted(bound.model, images, labels, adam(RATE))
+
+
+def _fitted(model: keras.Model, images, labels, optimizer: keras.optimizers.Optimizer) -> Step:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, jit_compile=False)
+    return lambda: model.train_on_batch(images, labels)
+
+
+def _plain_keras(learnt: str, trunk: Trunk, classes: int) -> keras.Model:
+    """Returns the trunk's net with a last layer, of Keras' own layers, in which `learnt` is trainable."""
+    net = trunk.model
+    net.trainable = True
+    for layer in net.layers:
+        layer.trainable = learnt == "full" or (learnt != "last" and isinstance(layer, keras.layers.BatchNormalization))
+    return keras.Model(net.input, keras.layers.Dense(classes)(net.output))
+
+
+def _torch_step(learnt: str, name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> Step:
+    torch, torchvision = _import_torch()
+    torch.set_num_threads(machine()["cores"])
+    layout = torch.contiguous_format if learnt.endswith(CHANNELS_FIRST) else torch.channels_last
+    learnt = learnt.removesuffix(CHANNELS_FIRST)
+    make, options = _TORCH_NETS[name]
+    model = getattr(torchvision.models, make)(num_classes=classes, **options).to(memory_format=layout)
+    head = model.classifier if hasattr(model, "classifier") else model.fc
+    for module in model.modules():
+        is_learnt = learnt == "full" or (learnt != "last" and isinstance(module, torch.nn.BatchNorm2d))
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad = is_learnt
+    head.requires_grad_(True)
+    model.train(learnt != "last" and not learnt.endswith("frozen"))
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], RATE)
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(memory_format=layout)
+    y = torch.from_numpy(labels)
+
+    def step():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _memory(config: ConfigDict, *cell) -> int:
+    """Returns the bytes that steps of one form take at most, beside the net itself, in a process of its own."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_measure_memory, config.classes, *cell).result()
+
+
+def _measure_memory(classes: int, trunk: str, size: int, batch: int, form: str) -> int:
+    step = make_step(form, trunk, size, batch, classes)
+    before = resident_bytes()
+    forget_peak()
+    for _ in range(4):
+        step()
+    return peak_bytes() - before
+
+
+def _import_torch():
+    """Returns torch and torchvision, without Triton, which is for GPUs: imported after TensorFlow it ends the process."""
+    sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+    return importlib.import_module("torch"), importlib.import_module("torchvision")
+
+
+def _has_torch() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
+
+
+def _net(trunk: str) -> str:
+    return parse(trunk).rest
+
+
+def _report(results: dict, folder: Path):
+    """Writes what there is by now, and prints the newest cell."""
+    tables, figures = [], []
+    for key, group in itertools.groupby(results["rows"], lambda row: (row["trunk"], row["image_size"], row["batch"])):
+        rows = list(group)
+        title = f"{key[0]} at {key[1]} px, batch {key[2]}"
+        header = ["form", "step (ms)", "quartiles", f"of {BASE}", "images/s", "peak memory (MiB)"]
+        body = [
+            [
+                row["form"],
+                f"{row['ms']:.1f}",
+                f"{row['ms_p25']:.1f} to {row['ms_p75']:.1f}",
+                f"{row['ratio']:.3f}" if "ratio" in row else "",
+                f"{row['images_per_second']:.0f}",
+                f"{row['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in row else "",
+            ]
+            for row in rows
+        ]
+        tables += [f"## {title}", markdown(header, body)]
+        figures.append((title, rows))
+    print_table(title, header, body)
+    if "epochs" in results:
+        tables.append(epochs_table(results["epochs"]))
+    reasons = "\n".join(
+        sorted({f"`{each['form']}`, {each['trunk']}: {each['reason']}." for each in results["not_run"]})
+    )
+    note = "Peak memory: of four steps in a process of its own, beside the process with the net in it."
+    write_page(folder, "training", "A training step", results, [reasons, note, *tables], _plot(figures))
+
+
+def _plot(cells: list[tuple[str, list[dict]]]):
+    """Returns a figure: the step's time by form, a panel per net and size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.5 + 3.2 * len(cells)), dpi=110, layout="constrained")
+    for axes, (title, rows) in zip(figure.subplots(len(cells), 1, squeeze=False)[:, 0], cells, strict=True):
+        colours = [
+            "C1" if r["form"].startswith("keras") else "C2" if r["form"].startswith("torch") else "C0" for r in rows
+        ]
+        axes.barh([row["form"] for row in rows], [row["ms"] for row in rows], color=colours)
+        axes.invert_yaxis()
+        axes.set(xlabel="ms per step", title=title)
+    return figure

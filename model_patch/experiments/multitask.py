@@ -1,0 +1,274 @@
+"""Multi-task: several tasks, or one task at several image sizes, trained together and compared with nets of their own."""
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+
+import keras
+import numpy as np
+from ml_collections import ConfigDict
+
+from model_patch.bind import BoundTask, bind_patch
+from model_patch.data import ImageData, open_data
+from model_patch.data.sampling import Sampler
+from model_patch.errors import ModelPatchError, unknown
+from model_patch.experiments.report.joint import write_joint_report
+from model_patch.experiments.transfer import PATCHES, make_recipe
+from model_patch.experiments.workdir import Workdir, versions
+from model_patch.join import SHARE, JoinedTasks, join
+from model_patch.kinds import TrainSpec
+from model_patch.patch import Patch
+from model_patch.tasks import Task
+from model_patch.training.fit import evaluate
+from model_patch.training.joint import fit_joined, held_out_parts
+from model_patch.training.recipe import Recipe
+from model_patch.trunk import Trunk
+from model_patch.trunks import open_trunk
+from model_patch.trunks.saving import save_trunk, saved_spec
+
+_logger = logging.getLogger(__name__)
+
+TRUNKS = "trunks"
+"""Folder of the trained trunks in the workdir."""
+
+HEADS = ("auto", "own", "shared")
+
+
+def patch_path(workdir: Path, share: str, task: str, seed: int) -> Path:
+    """Returns where `multitask` writes the patch of one row."""
+    return Path(workdir) / PATCHES / f"{share}-{task}-seed{seed}.safetensors"
+
+
+def trunk_stem(workdir: str | Path, share: str, seed: int) -> Path:
+    """Returns where `multitask` writes the trunk that was trained for one row, without the ending."""
+    return Path(workdir) / TRUNKS / f"{share}-seed{seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all rows of one run have in common.
+
+    Attributes:
+        tasks: in the order of the configuration; `data` and `weights` by their names.
+        head: a task learnt before, whose head all tasks take; None for new heads.
+    """
+
+    config: ConfigDict
+    recipe: Recipe
+    sampler: Sampler
+    tasks: tuple[Task, ...]
+    data: dict[str, ImageData]
+    weights: dict[str, float]
+    share_head: bool
+    head: BoundTask | None
+
+    def join(self, share: str, seed: int, tasks: tuple[Task, ...]) -> JoinedTasks:
+        """Joins tasks on a trunk that is opened anew, so that no row begins with what another learnt."""
+        config = self.config
+        trunks = _open_trunks(config.trunk, [task.preprocessing.image_size for task in tasks])
+        train = "full" if share == "nothing" else config.train
+        if config.norm_statistics != "auto":
+            train = TrainSpec.parse(train, config.norm_statistics)
+        return join(
+            trunks,
+            tasks,
+            train,
+            share=share,
+            share_head=self.share_head,
+            head_of=self.head,
+            train_trunk=config.train_trunk,
+            seed=seed,
+        )
+
+    def sizes(self) -> np.ndarray:
+        """Returns how many images of each task come in each step, `(steps, tasks)`: one plan for all rows."""
+        most = self.recipe.max_train_images or None
+        num_images = [self.data[task.name].train.take(most) for task in self.tasks]
+        steps_per_epoch = math.ceil(sum(num_images) / (len(num_images) * self.recipe.batch_size))
+        return self.sampler.sizes(num_images, self.recipe.batch_size, steps_per_epoch * self.recipe.epochs)
+
+    def augmentation(self) -> dict[str, str]:
+        """Returns the augmentation of each task, by name."""
+        given = self.config.augmentation
+        return {name: data.augmentation if given == "auto" else given for name, data in self.data.items()}
+
+
+def multitask(config: ConfigDict, workdir: str | Path) -> dict:
+    """Trains every row of a comparison: each of `config.share` with each of `config.seeds`, all tasks at once.
+
+    A row with `share=nothing` is as many nets, each trained alone on the same number of images. Writes, after each row,
+    `results.json`, a patch file per task and, where the trunk is learnt, the trunk; at the end a table and a plot. A row
+    that is there already is not trained again.
+
+    Args:
+        config: see `configs/multitask.py` and `configs/resolutions.py`.
+        workdir: folder for all files.
+
+    Returns:
+        What `results.json` holds: `trunk`, `data`, `train`, `resolutions`, `versions` and a list of `rows`, one per
+        `share`, `seed` and `task`, with `image_size`, `test_accuracy` (0..1), `patch_bytes`, `trunk` (the spec that
+        opens the trunk that the patch belongs to), and for all tasks of the row together `total_parameters`,
+        `trained_parameters` and `train_seconds`.
+
+    Raises:
+        ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
+    """
+    # Everything that can be wrong is looked at before the first file is written.
+    run = open_run(config)
+    for share in config.share:
+        saved_spec(config.trunk, trunk_stem(workdir, share, config.seeds[0]))
+        joined = run.join(share, config.seeds[0], run.tasks)
+        for bound in joined.tasks.values():
+            bound.patch().to_bytes(config.patch_dtype)
+    folder = Workdir(workdir, config.to_dict())
+    for note in dict.fromkeys(note for data in run.data.values() for note in data.notes):
+        _logger.warning(note)
+
+    results = folder.results() or {
+        "trunk": config.trunk,
+        "data": list(config.data),
+        "train": config.train,
+        "resolutions": list(config.resolutions),
+        "versions": versions(),
+        "rows": [],
+    }
+    done = {(row["share"], row["seed"]) for row in results["rows"]}
+    for seed in config.seeds:
+        for share in config.share:
+            if (share, seed) in done:
+                continue
+            rows = _train_row(run, share, seed, folder)
+            mean = np.mean([row["test_accuracy"] for row in rows])
+            _logger.info(
+                "share=%s, seed %d: mean test accuracy %.4f in %.1f s", share, seed, mean, rows[0]["train_seconds"]
+            )
+            results["rows"] += rows
+            folder.write_results(results)
+    write_joint_report(results, folder.path)
+    return results
+
+
+def _train_row(run: Run, share: str, seed: int, folder: Workdir) -> list[dict]:
+    """Trains the tasks with one way of sharing; returns one object per task for `results.json`."""
+    sizes, workdir, total, trained, seconds, rows = run.sizes(), folder.path, 0, 0, 0.0, []
+    together = [[k] for k in range(len(run.tasks))] if share == "nothing" else [list(range(len(run.tasks)))]
+    for columns in together:
+        keras.utils.set_random_seed(seed)
+        tasks = tuple(run.tasks[k] for k in columns)
+        joined = run.join(share, seed, tasks)
+        name = f"{share}-seed{seed}" + (f"-{tasks[0].name}" if share == "nothing" else "")
+        trained += sum(int(np.prod(v.shape)) for v in joined.model.trainable_variables)
+        total += joined.num_parameters()
+        seconds += fit_joined(
+            joined,
+            run.data,
+            run.recipe,
+            sizes[:, columns],
+            augmentation=run.augmentation(),
+            weights={task.name: run.weights[task.name] for task in tasks},
+            validation_fraction=run.config.validation_fraction,
+            seed=seed,
+            log_dir=workdir / "tensorboard" / name,
+            checkpoint=folder.checkpoint(name),
+        )
+        joined.freeze()
+        trunk = save_trunk(joined.trunk, trunk_stem(workdir, share, seed)) if joined.train_trunk else run.config.trunk
+        rows += [_test(run, share, seed, bound, trunk, workdir) for bound in joined.tasks.values()]
+    return [row | {"total_parameters": total, "trained_parameters": trained, "train_seconds": seconds} for row in rows]
+
+
+def _test(run: Run, share: str, seed: int, bound: BoundTask, trunk: str, workdir: Path) -> dict:
+    metrics = evaluate(bound, run.data[bound.task.name], run.recipe)
+    path = patch_path(workdir, share, bound.task.name, seed)
+    dataclasses.replace(bound.patch(metrics), trunk=trunk).save(path, run.config.patch_dtype)
+    return {
+        "share": share,
+        "seed": seed,
+        "task": bound.task.name,
+        "image_size": bound.task.preprocessing.image_size,
+        "test_accuracy": metrics["accuracy"],
+        "patch_bytes": path.stat().st_size,
+        "trunk": trunk,
+    }
+
+
+def open_run(config: ConfigDict) -> Run:
+    """Opens what a configuration names, and checks it; errors as `multitask`."""
+    for name in ("data", "share", "seeds"):
+        if not config[name]:
+            raise ModelPatchError(f"{name} is empty, so there is nothing to run: give at least one")
+    for share in config.share:
+        if share not in SHARE:
+            raise unknown("share", share, SHARE)
+    if config.head not in HEADS:
+        raise unknown("head", config.head, HEADS)
+    if not 0 <= config.validation_fraction < 1:
+        raise ModelPatchError(f"validation_fraction is {config.validation_fraction}: expected 0 or more, less than 1")
+    sampler = Sampler(config.sampler, config.sampler_power)
+    names, data, image_sizes = _sources(config)
+    trunks = {trunk.preprocessing.image_size: trunk for trunk in _open_trunks(config.trunk, image_sizes)}
+    own_size = next(iter(trunks))
+    tasks = tuple(
+        Task(name, each.labels, trunks[size or own_size].preprocessing)
+        for name, each, size in zip(names, data, image_sizes, strict=True)
+    )
+    share_head = config.head == "shared" or (config.head == "auto" and bool(config.resolutions))
+    recipe = make_recipe(config, "none")
+    for name, each in zip(names, data, strict=True):
+        held_out_parts(name, each, make_recipe(config, each.augmentation), config.validation_fraction)
+    weights = _weights(config, names)
+    head = _head(config) if config.head_from else None
+    return Run(config, recipe, sampler, tasks, dict(zip(names, data, strict=True)), weights, share_head, head)
+
+
+def _sources(config: ConfigDict) -> tuple[list[str], list[ImageData], list[int]]:
+    """Returns the tasks' names, images and image sizes; 0 is the trunk's own size."""
+    data = [open_data(text, skip_bad_images=config.skip_bad_images) for text in config.data]
+    if config.resolutions:
+        if len(data) > 1:
+            raise ModelPatchError(
+                f"resolutions with {len(data)} data sets: give one, which is learnt at every resolution"
+            )
+        if config.image_sizes or config.task_names:
+            raise ModelPatchError(
+                "resolutions name the tasks and their image sizes: leave task_names and image_sizes out"
+            )
+        sizes = list(config.resolutions)
+        return [f"{data[0].name}-{size}px" for size in sizes], data * len(sizes), sizes
+    for field in ("task_names", "image_sizes"):
+        if config[field] and len(config[field]) != len(data):
+            raise ModelPatchError(
+                f"{field} has {len(config[field])} values for {len(data)} data sets: give one for each"
+            )
+    names = list(config.task_names) or [each.name for each in data]
+    for name in names:
+        if names.count(name) > 1:
+            raise ModelPatchError(f"two tasks are named {name!r}: give them other names with --task_names")
+    return names, data, list(config.image_sizes) or [0] * len(data)
+
+
+def _open_trunks(spec: str, sizes: list[int]) -> list[Trunk]:
+    """Opens a trunk once for each different image size; 0 is its own."""
+    return [open_trunk(spec, size or None) for size in dict.fromkeys(sizes)]
+
+
+def _weights(config: ConfigDict, names: list[str]) -> dict[str, float]:
+    weights = list(config.task_weights) or [1.0] * len(names)
+    if len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights):
+        given = ", ".join(map(str, weights))
+        raise ModelPatchError(
+            f"task_weights {given} do not go with {len(names)} tasks: give a positive number for each"
+        )
+    return dict(zip(names, weights, strict=True))
+
+
+def _head(config: ConfigDict) -> BoundTask:
+    """Opens the task whose head the others take as it is."""
+    if config.train_trunk or any(share != "trunk" for share in config.share) or TrainSpec.parse(config.train).last:
+        raise ModelPatchError(
+            "head_from keeps trunk and head as they are: give it with --share=trunk, --notrain_trunk and a --train "
+            "without last"
+        )
+    patch = Patch.load(config.head_from)
+    return bind_patch(open_trunk(config.trunk, patch.task.preprocessing.image_size), patch)

@@ -1,0 +1,272 @@
+"""Suites: the paper's experiments, run one after the other, and the page that their results make."""
+
+import dataclasses
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from model_patch.errors import ModelPatchError, unknown
+from model_patch.experiments.expressivity import FIGURE, errors_table
+from model_patch.experiments.report import comparison, joint, rates
+from model_patch.experiments.report.claims import Verdict, evaluate
+from model_patch.experiments.report.machine import machine
+from model_patch.experiments.report.table import markdown, print_table
+from model_patch.experiments.workdir import Workdir, claim
+from model_patch.files import read_json, write_bytes, write_json
+
+_logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+"""Where `scripts/` and `configs/` are."""
+
+PAGE = "results.md"
+FASHION = "/usr/share/datasets/fashion-mnist"
+FINISHED = "finished.json"
+"""Beside the folder of an experiment: its command, and the seconds that it took in all."""
+
+TABLES = {
+    "transfer": lambda rows: (comparison.HEADER, comparison.table_rows(comparison.summarise(rows))),
+    "rates": rates.rates_table,
+    "multitask": lambda rows: joint.table(joint.summarise(rows)),
+    "expressivity": errors_table,
+}
+"""From the rows of a `results.json` to header and rows, by sort of experiment."""
+
+FIGURES = {
+    "transfer": "accuracy_vs_parameters.png",
+    "rates": "accuracy_vs_learning_rate.png",
+    "multitask": "accuracy_by_task.png",
+    "expressivity": FIGURE,
+}
+"""The plot that an experiment writes, by its sort."""
+
+SHORT = ("--config.epochs=1", "--config.max_train_images=64", "--config.max_test_images=64", "--config.seeds=(0,)")
+FEW = ("--config.train=('last', 'scale_bias+last')",)
+SMOKE = {
+    "transfer": (*SHORT, *FEW),
+    "rates": (*SHORT, *FEW, "--config.learning_rates=(0.01, 0.1)"),
+    "multitask": (*SHORT, "--config.share=('trunk', 'trunk+patch')"),
+    "expressivity": ("--config.steps=20", "--config.widths=(8,)", "--config.seeds=(0,)"),
+}
+"""Flags that show in a minute or two that an experiment runs, by its sort."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run of a script.
+
+    Attributes:
+        name: of its folder; the part before `-` says which claims look at it.
+        title: heading of its section.
+        sort: a key of `TABLES`.
+        script: name in `scripts/`.
+        config: path of the configuration below `configs/`, with its argument.
+        needs: a path without which it cannot run, such as a data set that is installed apart; empty for none.
+    """
+
+    name: str
+    title: str
+    sort: str
+    script: str
+    config: str
+    needs: str = ""
+
+    def command(self, flags: Sequence[str], workdir: Path, root: Path = Path()) -> list[str]:
+        """Returns a script and its flags, for a workdir of the suite and the root of the repository."""
+        script, config = root / "scripts" / f"{self.script}.py", root / "configs" / self.config
+        return [str(script), f"--config={config}", f"--workdir={workdir / self.name}", *flags]
+
+
+SUITES = {
+    "small": (
+        *(
+            Experiment(
+                f"transfer-{data}",
+                f"Transfer to {data}: accuracy against parameters",
+                "transfer",
+                "transfer",
+                f"small/transfer.py:{data}",
+            )
+            for data in ("digits", "mnist", "textures", "faces")
+        ),
+        Experiment(
+            "statistics", "Statistics only against scale and bias", "transfer", "transfer", "small/statistics_only.py"
+        ),
+        Experiment("rates", "Accuracy against learning rate", "rates", "transfer", "small/rates.py"),
+        Experiment("random-mnist", "A random trunk, mnist", "transfer", "transfer", "small/random_trunk.py:mnist"),
+        Experiment(
+            "random-fashion",
+            "A random trunk, Fashion-MNIST",
+            "transfer",
+            "transfer",
+            "small/random_trunk.py:fashion",
+            needs=FASHION,
+        ),
+        Experiment("multitask", "Three tasks at once", "multitask", "multitask", "parity.py", needs=FASHION),
+        Experiment(
+            "resolutions",
+            "Three resolutions at once: accuracy against resolution",
+            "multitask",
+            "multitask",
+            "small/resolutions.py",
+        ),
+        Experiment("expressivity", "Expressivity: biases alone", "expressivity", "expressivity", "expressivity.py"),
+    )
+}
+"""Every suite by name."""
+
+
+def reproduce(
+    suite: str, workdir: str | Path, output: str | Path, *, only: Sequence[str] = (), smoke: bool = False
+) -> list[Verdict]:
+    """Runs a suite, each experiment in a process of its own, and writes the page of its results.
+
+    What is finished is not run again; what was interrupted goes on as its script does. An experiment that fails does not
+    keep the others from running, and the page says what is missing.
+
+    Args:
+        suite: a key of `SUITES`.
+        workdir: folder for the runs, one folder each.
+        output: folder for `results.md`, and for raw JSON and plots in `results/`.
+        only: names of the experiments to run; empty for all. The page shows all that are finished, see `write_page`.
+        smoke: run all of them as short as can be, to see that they do.
+
+    Returns:
+        The verdicts on the paper's claims, which are printed as well.
+
+    Raises:
+        ModelPatchError: the suite or an experiment is unknown; another process is running in the workdir; or an experiment
+            failed, after all others ran.
+    """
+    if suite not in SUITES:
+        raise unknown("suite", suite, SUITES)
+    experiments = {each.name: each for each in SUITES[suite]}
+    for name in only:
+        if name not in experiments:
+            raise unknown("experiment", name, experiments)
+    claim(workdir)
+    workdir, failed = Path(workdir), []
+    for each in experiments.values():
+        if only and each.name not in only:
+            continue
+        if each.needs and not Path(each.needs).exists():
+            _logger.warning("%s is left out: it needs %s", each.name, each.needs)
+        elif not _run(each, suite, workdir, SMOKE[each.sort] if smoke else ()):
+            failed.append(each.name)
+    verdicts = write_page(suite, workdir, Path(output))
+    if failed:
+        raise ModelPatchError(
+            f"{', '.join(failed)} failed, see what is printed above: the same command runs what is missing"
+        )
+    return verdicts
+
+
+def _run(experiment: Experiment, suite: str, workdir: Path, flags: Sequence[str]) -> bool:
+    """Runs an experiment unless it is finished; returns whether it is now."""
+    command = _said(experiment, suite, flags)
+    finished = workdir / experiment.name / FINISHED
+    if finished.exists() and read_json(finished)["command"] == command:
+        _logger.info("%s is finished already", experiment.name)
+        return True
+    _logger.info("%s: %s", experiment.name, " ".join(command))
+    start = time.perf_counter()
+    here = [sys.executable, *experiment.command(flags, workdir, ROOT)]
+    ended = subprocess.run(here, env={**os.environ, "PYTHONPATH": _path()}, check=False).returncode
+    if ended == 130:
+        raise KeyboardInterrupt
+    if ended:
+        _logger.warning("%s ended with status %d", experiment.name, ended)
+        return False
+    seconds = time.perf_counter() - start
+    write_json(finished, {"command": command, "seconds": seconds, "hardware": _hardware()})
+    return True
+
+
+def _said(experiment: Experiment, suite: str, flags: Sequence[str] = ()) -> list[str]:
+    """Returns the command as people write it in the root of the repository, wherever this program runs."""
+    return ["python", *experiment.command(flags, Path("runs", suite))]
+
+
+def _path() -> str:
+    """Returns PYTHONPATH with this package, which need not be installed, in front."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
+def _hardware() -> str:
+    """Returns what computes, in words, and how busy it is."""
+    of = machine()
+    memory = f", {of['memory_gib']} GiB memory" if "memory_gib" in of else ""
+    accelerators = "no accelerator" if of["accelerators"] == "none" else of["accelerators"]
+    load = f"load {of['load_per_core']:.1f} per core at the end, where it is about 1 if nothing else runs"
+    return f"{of['cores']} cores of {of['cpu']}{memory}, {accelerators}; {load}"
+
+
+def write_page(suite: str, workdir: Path, output: Path) -> list[Verdict]:
+    """Writes `results.md`, and below `results/` the raw JSON and plots; prints and returns verdicts.
+
+    Experiments that are not finished in the workdir are taken from the raw JSON of an earlier page, where it lies in the
+    output: so a suite can be run in parts, and on several computers.
+    """
+    sections, results, missing = [], {}, []
+    for each in SUITES[suite]:
+        found = _collect(each, suite, workdir, output)
+        if found is None:
+            missing.append(each.name)
+            continue
+        results[each.name] = found
+        header, rows = TABLES[each.sort](found["rows"])
+        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        sections.append(
+            f"## {each.title}\n\n    {' '.join(found['command'])}\n\n{markdown(header, rows)}\n"
+            f"![{each.title}]({_raw(each, 'png')})\n\nRun in {found['seconds'] / 60:.1f} minutes on {found['hardware']}; {versions}. "
+            f"Raw numbers: [{each.name}.json]({_raw(each, 'json')}).\n"
+        )
+    verdicts = evaluate(results)
+    header, rows = _verdicts_table(verdicts)
+    print_table(
+        "What the paper claims, at our scale", header[:-1], [row[:-1] for row in rows]
+    )  # Numbers would not fit.
+    left_out = f"\nNot run: {', '.join(missing)}.\n" if missing else ""
+    page = "\n".join([_head(suite), markdown(header, rows) + left_out, *sections])
+    write_bytes(output / PAGE, page.encode())
+    return verdicts
+
+
+def _collect(experiment: Experiment, suite: str, workdir: Path, output: Path) -> dict | None:
+    """Returns command, seconds, hardware and results of a finished experiment, and puts them and its plot into the output."""
+    folder, raw = workdir / experiment.name, output / _raw(experiment, "json")
+    if (folder / FINISHED).exists():
+        found = read_json(folder / FINISHED) | read_json(folder / Workdir.RESULTS)
+        write_json(raw, found)
+        write_bytes(output / _raw(experiment, "png"), (folder / FIGURES[experiment.sort]).read_bytes())
+        return found
+    if not raw.exists():
+        return None
+    found = read_json(raw)
+    return found if found["command"] == _said(experiment, suite) else None
+
+
+def _raw(experiment: Experiment, ending: str) -> str:
+    return f"results/{experiment.name}.{ending}"
+
+
+def _head(suite: str) -> str:
+    return f"""# The paper's experiments, at our scale
+
+Written by `python scripts/reproduce.py --suite={suite} --workdir=runs/{suite}`; no number here was typed. Real data that come with
+packages, a MobileNetV2 0.35 that was trained on Fashion-MNIST, two to five hundred steps: small enough for two CPU cores, far
+from the paper's own experiments, which were *not run* ([configs/paper](../configs/paper)). Figures are means over the seeds, and
+the spread, in brackets or in a column, is best less worst seed. Means differ by more than the spread if they differ by more than
+either of the two.
+
+## What the paper claims, and what was found
+"""
+
+
+def _verdicts_table(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
+    header = ["claim", "where", "", "numbers"]
+    return header, [[v.claim, v.where, "holds" if v.holds else "does not hold", v.numbers] for v in verdicts]

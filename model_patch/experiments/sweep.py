@@ -1,0 +1,42 @@
+"""A sweep: the same comparison of what can be trained at several learning rates."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from model_patch.errors import ModelPatchError
+from model_patch.experiments.report.rates import write_rates_report
+from model_patch.experiments.transfer import transfer
+from model_patch.experiments.workdir import Workdir, versions
+
+
+def sweep(config: ConfigDict, workdir: str | Path) -> dict:
+    """Runs `transfer` at each of `config.learning_rates`, and compares.
+
+    Each rate has a folder of its own in the workdir, `rate-0.01`, with all that `transfer` writes; the workdir itself gets
+    `results.json`, a table and a plot of accuracy against learning rate. What is there already is not trained again.
+
+    Args:
+        config: see `configs/transfer.py`; `learning_rate` is not looked at.
+        workdir: folder for all files.
+
+    Returns:
+        What `results.json` holds: as that of `transfer`, and each row with its `learning_rate`.
+
+    Raises:
+        ModelPatchError: a rate is not positive or stands twice, or as `transfer`.
+    """
+    rates = tuple(config.learning_rates)
+    if len(set(rates)) < len(rates) or not all(rate > 0 for rate in rates):
+        raise ModelPatchError(
+            f"learning_rates are {', '.join(map(str, rates))}: expected positive numbers, each of them once"
+        )
+    folder, rows, results = Workdir(workdir, config.to_dict()), [], {}
+    for rate in rates:
+        at_rate = ConfigDict(config.to_dict() | {"learning_rate": rate, "learning_rates": ()})
+        results = transfer(at_rate, folder.path / f"rate-{rate:g}")
+        rows += [row | {"learning_rate": rate} for row in results["rows"]]
+    results = results | {"versions": versions(), "rows": rows}
+    folder.write_results(results)
+    write_rates_report(results, folder.path)
+    return results

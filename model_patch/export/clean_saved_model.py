@@ -1,0 +1,36 @@
+"""Calls a SavedModel in a process that has TensorFlow and nothing of this package: proof that the export stands alone.
+
+Run as a file, `python clean_saved_model.py SAVED_MODEL IMAGES.npy ANSWERS.npz [SIGNATURE...]`; it imports no other module of
+the package. IMAGES is a float32 array `(batch, height, width, 3)` in 0..255; ANSWERS holds what `serving_default` returns for
+it, or the signatures, or tasks of a bank, that are named, each with its name before the slash.
+"""
+
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+
+def main():
+    """Loads the model, calls it and writes its answers."""
+    saved_model, images, answers, *names = sys.argv[1:]
+    signatures = tf.saved_model.load(saved_model).signatures
+    pixels = tf.constant(np.load(images))
+    outputs = {f"{name}/{key}": value for name in names for key, value in _ask(signatures, name, pixels).items()}
+    outputs = outputs or signatures["serving_default"](images=pixels)
+    assert not any(name.partition(".")[0] == "model_patch" for name in sys.modules), "the package was imported"
+    np.savez(answers, **{name: _storable(value.numpy()) for name, value in outputs.items()})
+
+
+def _ask(signatures, name: str, pixels):
+    if name in signatures:
+        return signatures[name](images=pixels)
+    return signatures["serving_default"](images=pixels, tasks=tf.fill(tf.shape(pixels)[:1], name))  # A bank's
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    return array.astype(bytes) if array.dtype == object else array  # Strings; as objects they would be pickled.
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""One net for several tasks: their trunk once, and a vector of values for each task, which fills the net's slots."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from model_patch.bind import BoundTask, bind
+from model_patch.errors import ModelPatchError
+from model_patch.export.saved_model import require_classification
+from model_patch.fold import fold_graph
+from model_patch.graph.rewrite import rewrite, walk
+from model_patch.kinds import KINDS, TrainSpec
+from model_patch.layers import variables
+from model_patch.layers.slotted import Slot, Slotted
+from model_patch.tasks import HEAD
+
+NO_CLASS = -np.inf
+"""Bias of the outputs that a task has no class for: they get the probability 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OneNet:
+    """Several tasks as one net and a vector each.
+
+    Attributes:
+        model: Keras model of two inputs, preprocessed images `(batch, height, width, 3)` and a task's vector `(values,)`,
+            to float32 logits `(batch, classes)`; as wide as the largest head. Where a task has fewer classes, the further
+            logits are minus infinity.
+        constants: the variables that are the same for all tasks.
+        slots: what stands where in a vector.
+        vectors: float32 `(values,)` by task name.
+    """
+
+    model: keras.Model
+    constants: tuple[keras.Variable, ...]
+    slots: tuple[Slot, ...]
+    vectors: dict[str, np.ndarray]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of outputs, as many as the largest head has."""
+        return self.model.output.shape[-1]
+
+    @property
+    def num_values(self) -> int:
+        """The length of a vector."""
+        return sum(slot.size for slot in self.slots)
+
+
+def vector_net(bounds: Sequence[BoundTask]) -> OneNet:
+    """Makes one net of several tasks on one trunk.
+
+    What any of the tasks owns becomes a slot for all; where a task owns it not, its vector holds the trunk's values. A batch
+    norm that is a slot has two values per channel, scale and bias, all that is left of it in inference; those that no task
+    owns are folded. Heads are slots, too, all as wide as the widest.
+
+    Args:
+        bounds: at least one task, on the same trunk object.
+
+    Raises:
+        ModelPatchError: a task is no classification, owns a whole net, is on another trunk or at another image size than
+            the first, or two have one name.
+    """
+    _check(bounds)
+    # The tasks' kinds together: bound so, all have the same slots. Only inference is made of it, whatever the statistics.
+    kinds = tuple(kind for kind in KINDS if any(kind in bound.trained.kinds for bound in bounds))
+    union = TrainSpec(kinds, True, "batch")
+    width = max(len(bound.task.labels) for bound in bounds)
+    model = None
+    slots: tuple[Slot, ...] = ()
+    constants: tuple[keras.Variable, ...] = ()
+    vectors = {}
+    for bound in bounds:
+        wide = _with_slots(bound, union)
+        owned = {key.rpartition("/")[0] for key in wide.patch_variables}
+        folded, _ = fold_graph(wide, apart=owned)
+        if model is None:
+            slots = _slots(wide, folded, width)
+            model, constants = _slotted(folded, slots, width)
+        vectors[bound.task.name] = _vector(folded, slots)
+    return OneNet(model, constants, slots, vectors)
+
+
+def _check(bounds: Sequence[BoundTask]):
+    first = bounds[0]
+    names = [bound.task.name for bound in bounds]
+    for bound in bounds:
+        name, task = bound.task.name, bound.task
+        require_classification(bound)
+        bound.trunk.require_graph("one net for several tasks")
+        if "full" in bound.trained.kinds:
+            raise ModelPatchError(
+                f"the task {name!r} is trained {bound.trained}: it shares nothing, so export it in a file of its own"
+            )
+        if names.count(name) > 1:
+            raise ModelPatchError(f"two tasks are named {name!r}: give each its own name")
+        if bound.trunk is not first.trunk:
+            raise ModelPatchError(
+                f"the tasks {first.task.name!r} ({first.task.preprocessing.image_size} px) and {name!r} "
+                f"({task.preprocessing.image_size} px) are not on one trunk at one image size: export them apart"
+            )
+
+
+def _with_slots(bound: BoundTask, trained: TrainSpec) -> BoundTask:
+    """Returns the task with the slots of `trained`, its own values in those that it owns and the trunk's in the others."""
+    wide = bind(bound.trunk, bound.task, trained)
+    owners = wide.patch_variables | wide.head_variables
+    for key, variable in (bound.patch_variables | bound.head_variables).items():
+        owners[key].assign(variable)
+    return wide
+
+
+def _slots(wide: BoundTask, folded: keras.Model, width: int) -> tuple[Slot, ...]:
+    """Lays the variables of the slots out behind one another, in the order of the graph, the head last."""
+    owned: dict[str, set[str]] = {}
+    for key in wide.patch_variables:
+        path, _, name = key.rpartition("/")
+        owned.setdefault(path, set()).add(name)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, layer in walk(folded):
+        if path in owned:
+            # Where a norm has gone into a kernel that a task owns, the bias may depend on the kernel.
+            names = {"scale", "bias"} if _is_affine(wide, path) else owned[path] | {"bias"}
+            for key, variable in variables(path, layer).items():
+                if key.rpartition("/")[2] in names:
+                    shapes[key] = tuple(variable.shape)
+        elif path == HEAD:
+            shapes |= {key: (*v.shape[:-1], width) for key, v in variables(path, layer).items()}
+    slots, offset = [], 0
+    for key, shape in shapes.items():
+        slots.append(Slot(key, offset, shape))
+        offset += math.prod(shape)
+    return tuple(slots)
+
+
+def _is_affine(wide: BoundTask, path: str) -> bool:
+    layer = wide.trunk.layers()[path]
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _slotted(folded: keras.Model, slots: Sequence[Slot], width: int):
+    """Returns the net with its slots open, and the variables that are not of a slot."""
+    by_path: dict[str, list[Slot]] = {}
+    for slot in slots:
+        by_path.setdefault(slot.key.rpartition("/")[0], []).append(slot)
+    in_slots: set[int] = set()
+
+    def replace(path: str, layer: keras.Layer) -> keras.Layer:
+        if path not in by_path:
+            return layer
+        if path == HEAD:
+            layer = keras.layers.Dense(width, name=HEAD, dtype="float32")
+            layer.build(folded.get_layer(HEAD).kernel.shape[:1])
+        named = variables(path, layer)
+        pairs = [(named[slot.key], slot) for slot in by_path[path]]
+        in_slots.update(id(variable) for variable, _ in pairs)
+        return Slotted(layer, pairs, name=layer.name, dtype=layer.dtype_policy)
+
+    vector = keras.KerasTensor((sum(slot.size for slot in slots),), "float32")
+    model = rewrite(folded, replace, extra=[vector])
+    return model, tuple(v for v in model.variables if id(v) not in in_slots)
+
+
+def _vector(folded: keras.Model, slots: Sequence[Slot]) -> np.ndarray:
+    known = {key: variable for path, layer in walk(folded) for key, variable in variables(path, layer).items()}
+    parts = [_widened(slot, keras.ops.convert_to_numpy(known[slot.key])) for slot in slots]
+    return np.concatenate([part.reshape(-1) for part in parts]).astype("float32")
+
+
+def _widened(slot: Slot, values: np.ndarray) -> np.ndarray:
+    missing = slot.shape[-1] - values.shape[-1]
+    fill = NO_CLASS if slot.key == f"{HEAD}/bias" else 0.0
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)], constant_values=fill)

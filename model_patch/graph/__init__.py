@@ -1,0 +1,1 @@
+"""The graph of a Keras model: rebuilt, flattened, and run in other ways; nothing here knows of tasks."""

@@ -1,0 +1,200 @@
+"""Opening what holds layers inside: subclassed models, and layers made of layers, become one graph of plain layers.
+
+Patches are bound to the layers of a graph. A net whose layers stand inside other layers, as in the blocks of KerasHub's
+nets and in most subclassed models, is followed as it calls them, and its layers are copied into such a graph, with their
+values. The net itself stays as it is.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from model_patch.errors import ModelPatchError, reason
+from model_patch.graph.rewrite import rewrite, walk
+from model_patch.kinds import KINDS
+
+GRAPHS = (keras.Function, keras.Sequential)
+
+OF_KERAS = {"_layers", "_metrics", "_losses", "_tracker", "_functional", "_inbound_nodes", "_outbound_nodes"}
+"""Attributes through which Keras itself finds layers: they are no places that the author of a net gave them."""
+
+OF_TENSORFLOW = "_self_"
+"""How attributes begin through which TensorFlow finds them."""
+
+ADVICE = "write its call with layers and keras.ops alone, or rebuild the net as keras.Model(inputs, outputs)"
+
+
+def open_layers(model: keras.Model, image_size: int) -> keras.Model:
+    """Returns the model as a graph whose layers can be patched; the model itself where it is one already.
+
+    The layers of a new graph are named by where they stand: `blocks.0.norm` is `self.blocks[0].norm` of a subclassed
+    model, `stage1.norm` is `self.norm` of the layer `stage1` of a graph. Where a `call` decides by `training`, the graph is
+    that of inference.
+
+    Args:
+        model: any Keras model of one image.
+        image_size: height and width in pixels, for a model that does not say.
+
+    Raises:
+        ModelPatchError: something with a norm or a depthwise kernel inside computes with more than layers and operations of
+            Keras, so that it cannot be followed, or the graph does not give what the model gives.
+    """
+    is_graph = isinstance(model, GRAPHS)
+    if is_graph and not any(_is_closed(layer) for _, layer in walk(model)):
+        return model
+    sealed: set[int] = set()
+
+    def apply(layer, *args, **kwargs):
+        if not _holds_layers(layer) or id(layer) in sealed:
+            return layer(*args, **kwargs)
+        try:
+            return _follow(layer, *args, **kwargs)
+        except ModelPatchError:
+            if _is_closed(layer):
+                raise
+            sealed.add(id(layer))  # No slot is inside: it may stay as it is.
+            return layer(*args, **kwargs)
+
+    with _named_by_place(model) as used:
+        graph = model if is_graph else _follow_model(model, image_size)
+        while any(_holds_layers(layer) and id(layer) not in sealed for _, layer in walk(graph)):
+            graph = rewrite(graph, lambda path, layer: layer, apply)
+        opened = _copied(graph, used)
+    _check_same(model, opened, image_size)
+    return opened
+
+
+def _holds_layers(layer) -> bool:
+    """Whether a layer is made of layers, and is no graph. Keras' own layers are left as they are."""
+    if not isinstance(layer, keras.Layer) or isinstance(layer, GRAPHS) or type(layer).__module__.startswith("keras."):
+        return False
+    return any(layer._flatten_layers(include_self=False))
+
+
+def _is_closed(layer) -> bool:
+    """Whether norms or depthwise kernels, which patches are about, stand inside a layer that is no graph."""
+    if not _holds_layers(layer):
+        return False
+    inner = layer._flatten_layers(include_self=False)
+    return any(KINDS[kind](each) for each in inner for kind in ("scale_bias", "depthwise"))
+
+
+def _follow_model(model: keras.Model, image_size: int) -> keras.Model:
+    """Returns what a subclassed model calls, as a graph."""
+    if not model.built:
+        model(np.zeros((1, image_size, image_size, 3), "float32"))
+    image = keras.Input((image_size, image_size, 3), name="image")
+    return keras.Model(image, _follow(model, image), name=model.name)
+
+
+def _follow(layer: keras.Layer, *args, **kwargs):
+    """Applies a layer to symbolic tensors by what it calls itself, so that the layers inside come into the graph.
+
+    Raises:
+        ModelPatchError: it computes with more than that.
+    """
+    what = f"the {type(layer).__name__} {layer.name!r} holds layers to patch"
+    inside = {id(variable) for inner in layer._flatten_layers(include_self=False) for variable in inner.weights}
+    own = [variable.name for variable in layer.weights if id(variable) not in inside]
+    if own:
+        raise ModelPatchError(
+            f"{what} and variables of its own ({', '.join(own)}): put those into a layer inside it, too"
+        )
+    try:
+        return layer.call(*args, **kwargs)
+    except Exception as error:  # What a call raises that was not written for symbolic tensors can be anything.
+        raise ModelPatchError(f"{what}, and what it calls cannot be followed ({reason(error)}): {ADVICE}") from None
+
+
+def _copied(graph: keras.Model, used: set[keras.Layer]) -> keras.Model:
+    """Returns the same graph of copies of the layers, under their present names.
+
+    Layers that cannot make a copy of themselves are put into the graph themselves, and added to `used`.
+    """
+    copies: dict[keras.Layer, keras.Layer] = {}
+
+    def copy(path: str, layer: keras.Layer) -> keras.Layer:
+        if layer not in copies:
+            try:
+                copies[layer] = type(layer).from_config(layer.get_config())
+            except Exception:  # Whatever the constructor of somebody's layer raises.
+                copies[layer] = layer
+                used.add(layer)
+        return copies[layer]
+
+    copied = rewrite(graph, copy)
+    for layer, new in copies.items():
+        new.set_weights(layer.get_weights())
+        if isinstance(new, keras.layers.Normalization):
+            new.finalize_state()  # It computes with a copy of its variables.
+    return copied
+
+
+def _check_same(model: keras.Model, opened: keras.Model, image_size: int):
+    """A call may have been followed to what it does for one size of batch, or in training only."""
+    height, width, channels = opened.inputs[0].shape[1:]
+    shape = (2, height or image_size, width or image_size, channels)
+    images = np.random.default_rng(0).uniform(0, 1, shape).astype("float32")
+    expected = keras.tree.flatten(model(images, training=False))
+    try:
+        features = keras.tree.flatten(opened(images, training=False))
+    except Exception as error:  # What layers raise that get shapes they were not made for can be anything.
+        raise ModelPatchError(
+            f"{model.name!r}, followed as a graph, does not run ({reason(error)}): {ADVICE}"
+        ) from None
+    for one, other in zip(expected, features, strict=True):
+        one, other = keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)
+        if not np.allclose(one, other, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(one).max())):
+            raise ModelPatchError(f"{model.name!r}, followed as a graph, computes something else: {ADVICE}")
+
+
+@contextlib.contextmanager
+def _named_by_place(model: keras.Model) -> Iterator[set[keras.Layer]]:
+    """Names every layer inside a layer by its place, for as long as the context lasts.
+
+    Keras counts the names that an author leaves out, through the whole process, and lets two blocks use one name.
+
+    Yields:
+        An empty set: layers that are put into it keep their new names.
+    """
+    before = {layer: layer.name for layer in model._flatten_layers()}
+    named: set[keras.Layer] = set()
+    used: set[keras.Layer] = set()
+
+    def name_inside(layer: keras.Layer, prefix: str):
+        for place, inner in _places(layer):
+            if inner not in named:
+                named.add(inner)
+                inner.name = prefix + place
+                name_inside(inner, "" if isinstance(inner, GRAPHS) else f"{inner.name}.")
+
+    try:
+        for layer in [layer for _, layer in walk(model)] if isinstance(model, GRAPHS) else [model]:
+            if _holds_layers(layer):
+                name_inside(layer, "" if layer is model else f"{layer.name}.")
+        yield used
+    finally:
+        for layer, name in before.items():
+            if layer not in used:
+                layer.name = name
+
+
+def _places(layer: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
+    """Yields the layers that a layer holds, each with the attribute, and the index or key, that it is held under."""
+    if isinstance(layer, keras.Sequential):
+        yield from ((str(i), inner) for i, inner in enumerate(layer.layers))
+    elif not isinstance(layer, keras.Function):
+        for name, value in vars(layer).items():
+            if name not in OF_KERAS and not name.startswith(OF_TENSORFLOW):
+                yield from _layers_in(name, value)
+
+
+def _layers_in(place: str, value) -> Iterator[tuple[str, keras.Layer]]:
+    if isinstance(value, keras.Layer):
+        yield place, value
+    elif isinstance(value, list | tuple | dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _layers_in(f"{place}.{key}", inner)

@@ -1,0 +1,159 @@
+"""Suites run from one end to the other on a small net, and write what they say they do. Times are not looked at."""
+
+import collections
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+
+from model_patch import ModelPatchError
+from model_patch.experiments.benchmark import SUITES, joint, suite
+from model_patch.experiments.benchmark.growth import fit_law
+from model_patch.experiments.benchmark.scale import streamed, write_shard
+from model_patch.experiments.benchmark.serving import FORMS, MIXES, mixed
+from model_patch.experiments.benchmark.timing import interleaved
+from tests.conftest import small_net
+
+
+@pytest.fixture
+def config(tmp_path):
+    import runpy
+    from pathlib import Path
+
+    small_net().save(tmp_path / "small.keras")
+    config = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "benchmark.py"))["get_config"]()
+    config.trunk = f"file:{tmp_path / 'small.keras'}?preprocessing=tf"
+    config.image_size = 32
+    config.tasks, config.batch_sizes, config.max_separate, config.rounds = (1, 3), (1, 5), 1, 2
+    config.joint_tasks, config.joint_images_per_task = 2, 2
+    return config
+
+
+def test_serving(config, tmp_path):
+    config.memory_of = ("bank",)  # One of five: each is a process of its own.
+    suite("serving").run(config, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "serving.json").read_text())
+    cells = collections.Counter((row["tasks"], row["form"]) for row in results["rows"])
+    assert cells[1, "bank"] == 2  # One mix, as there is one task, and two batch sizes.
+    assert cells[3, "bank"] == len(MIXES) * 2
+    assert {form for tasks, form in cells if tasks == 3} == set(FORMS) - {"separate"}
+    assert [each["form"] for each in results["not_run"]] == ["separate"]
+    assert all(row["p99_ms"] >= row["p50_ms"] > 0 for row in results["rows"])
+    assert len(results["switching_ms"]) == 5
+    assert [(each["tasks"], each["form"]) for each in results["memory"]] == [(1, "bank"), (3, "bank")]
+    assert all(each["bytes"] > 0 for each in results["memory"])
+    assert "not run beyond 1 tasks" in (tmp_path / "out" / "serving.md").read_text()
+    assert (tmp_path / "out" / "serving.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_serving_with_one_thread_for_each_operation(config, tmp_path):
+    config.op_threads, config.tasks, config.mixes, config.batch_sizes = 1, (2,), ("distinct",), (64,)
+    config.forms, config.memory_of = ("bank", "folded"), ()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(suite("serving").run, config, tmp_path / "out").result()
+    results = json.loads((tmp_path / "out" / "serving.json").read_text())
+    assert results["op_threads"] == 1
+    assert [row["form"] for row in results["rows"]] == ["bank", "folded"]
+    with pytest.raises(ModelPatchError, match="begin a new process"):
+        suite("serving").run(config, tmp_path / "other")
+
+
+def test_joint(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(joint, "SETTINGS", {"trained": ("batch", True)})  # One of three: compiling takes its time.
+    joint.run(config, tmp_path / "out")
+    (row,) = json.loads((tmp_path / "out" / "joint.json").read_text())["rows"]
+    assert row["ratio_p25"] <= row["ratio"] <= row["ratio_p75"]
+
+
+def test_training(config, tmp_path):
+    config.training_trunks, config.training_sizes, config.training_batches = (config.trunk,), (32,), (3,)
+    config.training_forms = ("last", "last, cached", "features", "scale_bias+last", "full", "keras full", "torch full")
+    config.training_memory_of = ("scale_bias+last",)
+    config.training_epoch_images, config.training_epochs = 40, 2
+    config.training_epochs_of = ("last, on images", "last, features kept", "scale_bias+last, from files")
+    suite("training").run(config, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "training.json").read_text())
+    rows = {row["form"]: row for row in results["rows"]}
+    assert list(rows) == list(config.training_forms[:-1])
+    assert [each["form"] for each in results["not_run"]] == ["torch full"]  # torchvision does not have this net.
+    assert rows["keras full"]["ratio"] == 1
+    assert all(row["ms_p25"] <= row["ms"] <= row["ms_p75"] for row in rows.values())
+    assert [form for form, row in rows.items() if row.get("peak_bytes", 0) > 0] == ["scale_bias+last"]
+    epochs = {row["form"]: row for row in results["epochs"]}
+    assert list(epochs) == list(config.training_epochs_of)
+    assert all(row["first_s"] > row["epoch_s"] > 0 and 0 <= row["input_wait"] <= 1 for row in epochs.values())
+    page = (tmp_path / "out" / "training.md").read_text()
+    assert "`torch full`" in page and "| last, features kept |" in page
+    assert (tmp_path / "out" / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scale(config, tmp_path):
+    config.scale_joint_trunk = config.scale_bank_trunk = config.trunk
+    config.scale_tasks, config.scale_patches, config.scale_images = (1, 3), (1, 5, 9), (1000, 3000)
+    config.scale_images_per_task, config.scale_bank_size = 2, 32
+    suite("scale").run(config, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "scale.json").read_text())
+    work = [(row["part"], row["work"]) for row in results["rows"]]
+    assert work == [("joint", 1), ("joint", 3), ("bank", 1), ("bank", 5), ("bank", 9), ("data", 1000), ("data", 3000)]
+    assert all(value > 0 for row in results["rows"] for value in row.values() if not isinstance(value, str))
+    assert [(law["part"], law["cost"]) for law in results["laws"]][:2] == [
+        ("joint", "step_ms"),
+        ("joint", "first_step_after_s"),
+    ]
+    assert "as a power law, exponent" in (tmp_path / "out" / "scale.md").read_text()
+    assert (tmp_path / "out" / "scale.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_law_is_found_in_what_follows_it():
+    law = fit_law([1, 10, 100, 1000], [5 + 0.2 * n for n in (1, 10, 100, 1000)])
+    assert (law.base, law.each, law.largest_error) == pytest.approx((5, 0.2, 0), abs=1e-9)
+    assert law.line(50) == pytest.approx(15)
+    assert fit_law([1, 4, 16], [3, 6, 12]).exponent == pytest.approx(0.5)
+    assert fit_law([1, 64], [7, 7]).exponent == pytest.approx(0, abs=1e-9)
+    assert fit_law([1, 2, 4], [1, 1.5, 4]).largest_error > 0.1
+
+
+def test_an_image_of_a_streamed_data_set_is_read_whenever_it_comes(tmp_path):
+    shard = write_shard(tmp_path / "shard")
+    split = streamed(shard, 3000)
+    assert split.num_images == 3000 == sum(1 for _ in split.stored(3000))
+    images = list(split.dataset(2001).as_numpy_iterator())
+    assert np.array_equal(images[0][0], images[1000][0]) and not np.array_equal(images[0][0], images[1][0])
+    assert len(images) == 2001 and images[0][0].shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("forms", ("pank",), "unknown form 'pank'"), ("mixes", ("x",), "unknown mix 'x'"), ("tasks", (0,), "tasks is 0")],
+)
+def test_what_cannot_be_timed_is_refused(config, tmp_path, name, value, message):
+    config[name] = value
+    with pytest.raises(ModelPatchError, match=message):
+        suite("serving").run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mixes_have_the_tasks_that_they_say():
+    random = np.random.default_rng(0)
+    assert len(set(mixed("identical", 17, 5, random))) == 1
+    assert len(set(mixed("distinct", 17, 23, random))) == 17
+    assert sorted(collections.Counter(mixed("distinct", 17, 5, random)).values()) == [3, 3, 3, 4, 4]
+    skewed = collections.Counter(mixed("skewed", 5000, 5, random))
+    even = collections.Counter(mixed("uniform", 5000, 5, random))
+    assert skewed[0] / skewed[1] == pytest.approx(2, rel=0.15)
+    assert even[0] / even[1] == pytest.approx(1, rel=0.15)
+
+
+def test_turns_are_taken_by_all():
+    order = []
+    times = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=50, warmup=2)
+    assert {name: len(each) for name, each in times.items()} == {"a": 50, "b": 50}
+    assert all(set(order[i : i + 2]) == {"a", "b"} for i in range(0, len(order), 2))
+    short = interleaved({"a": lambda: None}, rounds=10**6, seconds=0.01)
+    assert 3 <= len(short["a"]) < 10**6
+
+
+def test_every_suite_is_there():
+    assert all(callable(suite(name).run) for name in SUITES)

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from model_patch.experiments.report import markdown, print_table, write_report
+from model_patch.experiments.report.comparison import save_figure, summarise
+from model_patch.experiments.report.grid import prediction_grid
+
+
+def row(train, seed, accuracy):
+    return {
+        "train": train,
+        "seed": seed,
+        "trained_parameters": 1234,
+        "trained_fraction": 0.034,
+        "reused_fraction": 0.9654,
+        "patch_bytes": 56_000,
+        "test_accuracy": accuracy,
+        "train_seconds": 2.0 + seed,
+    }
+
+
+@pytest.fixture
+def results():
+    rows = [row("scale_bias+last", 0, 0.75), row("last", 0, 0.5), row("scale_bias+last", 1, 0.875)]
+    return {"trunk": "bundled", "data": "digits", "image_size": 48, "versions": {"keras": "3"}, "rows": rows}
+
+
+def test_rows_are_averaged_over_seeds_in_their_order(results):
+    patched, last = summarise(results["rows"])
+    assert (patched["train"], patched["accuracy"].values) == ("scale_bias+last", (0.75, 0.875))
+    assert patched["train_seconds"] == 2.5
+    assert (last["train"], last["accuracy"].values) == ("last", (0.5,))
+
+
+def test_a_report_is_a_table_and_a_picture(results, tmp_path, capsys):
+    write_report(results, tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "# digits on bundled at 48 px" in text
+    assert "| scale_bias+last | 1,234 | 3.4 % | 56 kB | 0.8125 | 0.1250 | 2 | 2.5 |" in text
+    sentence = "Of the trunk's values stay as they are: scale_bias+last 96.5 %, last 96.5 %."
+    assert sentence in text and sentence in capsys.readouterr().out
+    with Image.open(tmp_path / "accuracy_vs_parameters.png") as picture:
+        assert picture.format == "PNG" and len(np.unique(picture)) > 10
+
+
+def test_a_run_that_did_not_note_what_is_reused_is_reported_without(results, tmp_path):
+    for each in results["rows"]:
+        del each["reused_fraction"]
+    write_report(results, tmp_path)
+    assert "stay as they are" not in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize("columns", ["20", "80"])
+def test_names_of_rows_stand_whole_where_output_is_no_terminal(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    print_table("title", ("train", "test accuracy"), [("scale_bias+depthwise+last", "0.5")])
+    assert "scale_bias+depthwise+last" in capsys.readouterr().out
+
+
+def test_markdown_aligns_numbers_to_the_right():
+    assert markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |\n"
+
+
+def test_a_wrong_answer_is_red_in_the_grid(tmp_path):
+    images = [np.full((8, 8, 3), value, "uint8") for value in (0, 128, 255)]
+    figure = prediction_grid([("greys", images, ("black", "grey", "grey"), ("black", "grey", "white"))])
+    assert [axes.title.get_color() for axes in figure.axes] == ["black", "black", "red"]
+    save_figure(figure, tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size[0] > picture.size[1]

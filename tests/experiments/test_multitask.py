@@ -1,0 +1,147 @@
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_patch import ModelPatchError, Patch, bind_patch
+from model_patch.data import open_data
+from model_patch.data.pipeline import batches
+from model_patch.experiments.multitask import multitask, patch_path
+from model_patch.resolutions import pick
+from model_patch.trunks import open_trunk
+from tests.conftest import small_net
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def make_config(name, folder, **fields):
+    small_net().save(folder / "trunk.keras")
+    config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+    config.update(
+        trunk=f"file:{folder}/trunk.keras", epochs=1, batch_size=16, max_train_images=48, max_test_images=50, **fields
+    )
+    return config
+
+
+@pytest.fixture
+def config(tmp_path):
+    return make_config("multitask", tmp_path, data=("digits", "textures"))
+
+
+def accuracy_again(row, workdir, data):
+    """The test accuracy of a row, from its files alone."""
+    bound = bind_patch(
+        open_trunk(row["trunk"], row["image_size"]),
+        Patch.load(patch_path(workdir, row["share"], row["task"], row["seed"])),
+    )
+    images = batches(open_data(data).test, bound.task.preprocessing, 50, max_images=50)
+    bound.model.compile(metrics=bound.task.metrics(), loss=bound.task.loss())
+    return bound.model.evaluate(images, verbose=0, return_dict=True)["accuracy"]
+
+
+def test_every_row_is_trained_saved_and_reported_and_its_files_are_enough(config, tmp_path):
+    results = multitask(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+    rows = {(row["share"], row["task"]): row for row in results["rows"]}
+    assert list(rows) == [(share, task) for share in config.share for task in ("digits", "textures")]
+    totals = {share: rows[share, "digits"]["total_parameters"] for share in config.share}
+    assert totals["nothing"] > totals["trunk"] > totals["trunk+patch"]
+    for (share, task), row in rows.items():
+        path = patch_path(tmp_path / "run", share, task, 0)
+        patch = Patch.load(path)
+        assert path.stat().st_size == row["patch_bytes"] and patch.trunk == row["trunk"]
+        assert patch.metrics["accuracy"] == row["test_accuracy"]
+        assert accuracy_again(row, tmp_path / "run", task) == pytest.approx(row["test_accuracy"], abs=1e-6)
+        assert (row["trunk"] == config.trunk) == (share == "nothing")
+    assert rows["trunk", "digits"]["trunk"] == f"file:{tmp_path}/run/trunks/trunk-seed0.keras?preprocessing=tf"
+    table = (tmp_path / "run" / "results.md").read_text()
+    assert "| share | digits | textures | mean |" in table and "| trunk+patch |" in table
+    for name in ("accuracy_by_task.png", "tensorboard/trunk-seed0", "tensorboard/nothing-seed0-digits"):
+        assert (tmp_path / "run" / name).exists()
+
+
+def test_the_same_run_goes_on_with_the_rows_that_are_missing(config, tmp_path):
+    config.update(share=("trunk", "trunk+patch"), train="last", train_trunk=False, task_weights=(1.0, 0.5))
+    whole = multitask(config, tmp_path / "run")
+    assert {row["trunk"] for row in whole["rows"]} == {config.trunk}
+    path = tmp_path / "run" / "results.json"
+    path.write_text(json.dumps(whole | {"rows": whole["rows"][:2]}))
+    first = patch_path(tmp_path / "run", "trunk", "digits", 0)
+    written = first.stat().st_mtime_ns
+    again = multitask(config, tmp_path / "run")
+    assert first.stat().st_mtime_ns == written
+    for row in (*whole["rows"], *again["rows"]):
+        del row["train_seconds"]
+    assert again["rows"] == whole["rows"]
+
+
+def test_resolutions_share_a_head_and_another_is_added_to_the_frozen_trunk(tmp_path):
+    config = make_config("resolutions", tmp_path, share=("trunk",), data=("digits",), resolutions=(32, 23))
+    results = multitask(config, tmp_path / "run")
+    assert [(row["task"], row["image_size"]) for row in results["rows"]] == [("digits-32px", 32), ("digits-23px", 23)]
+    spec = results["rows"][0]["trunk"]
+    patches = {size: Patch.load(patch_path(tmp_path / "run", "trunk", f"digits-{size}px", 0)) for size in (32, 23)}
+    heads = [patch.values["head.kernel"] for patch in patches.values()]
+    assert np.array_equal(*heads)
+    assert not np.array_equal(*(patch.values["stem_bn/gamma"] for patch in patches.values()))
+
+    later = make_config("resolutions", tmp_path, share=("trunk",), data=("digits",), resolutions=(41,))
+    head_from = str(patch_path(tmp_path / "run", "trunk", "digits-32px", 0))
+    later.update(trunk=spec, train="scale_bias", train_trunk=False, head_from=head_from)
+    (row,) = multitask(later, tmp_path / "added")["rows"]
+    assert row["trained_parameters"] == 56 and row["trunk"] == spec
+    patches[41] = Patch.load(patch_path(tmp_path / "added", "trunk", "digits-41px", 0))
+    assert np.array_equal(patches[41].values["head.kernel"], heads[0])
+    tasks = [bind_patch(open_trunk(spec, size), patch) for size, patch in patches.items()]
+    assert [pick(tasks, side, side).task.name for side in (20, 32, 500)] == [
+        "digits-23px",
+        "digits-32px",
+        "digits-41px",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"trunk": "keras:MobilNetV2"}, "unknown net 'MobilNetV2'"),
+        ({"data": ("digits", "texture")}, "unknown data 'texture'"),
+        ({"data": ()}, "data is empty"),
+        ({"data": ("digits", "digits")}, "two tasks are named 'digits': give them other names with --task_names"),
+        ({"task_names": ("a",)}, "task_names has 1 values for 2 data sets"),
+        ({"task_names": ("a/b", "c")}, "task name 'a/b' cannot name a file"),
+        ({"task_names": ("a b", "c")}, "task name 'a b' cannot name an output"),
+        ({"image_sizes": (32, 32, 32)}, "image_sizes has 3 values for 2 data sets"),
+        ({"resolutions": (32, 23)}, "resolutions with 2 data sets: give one"),
+        ({"share": ("trunk", "head")}, "unknown share 'head'"),
+        ({"share": ()}, "share is empty"),
+        ({"train": "scale_bais"}, "unknown patch kind 'scale_bais'"),
+        ({"head": "one"}, "unknown head 'one'"),
+        ({"head": "shared"}, "'digits' and 'textures' have other labels: give each its head"),
+        ({"head_from": "nowhere"}, "head_from keeps trunk and head as they are"),
+        ({"norm_statistics": "frosen"}, "unknown norm_statistics 'frosen'"),
+        ({"sampler": "random"}, "unknown sampler 'random'"),
+        ({"sampler_power": -1.0}, "sampler_power is -1.0"),
+        ({"task_weights": (1.0,)}, "task_weights 1.0 do not go with 2 tasks"),
+        ({"task_weights": (1.0, 0.0)}, "give a positive number for each"),
+        ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
+        ({"augmentation": "turn"}, "unknown augmentation 'turn'"),
+        ({"optimizer": "adem"}, "unknown optimizer 'adem'"),
+        ({"patch_dtype": "int8"}, "int8"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"seeds": ()}, "seeds is empty"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_written(config, tmp_path, fields, message):
+    config.update(fields)
+    with pytest.raises(ModelPatchError, match=message):
+        multitask(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_are_too_few_to_hold_some_out_are_refused_before_anything_is_written(config, tmp_path):
+    config.update(max_train_images=1)
+    with pytest.raises(ModelPatchError, match="of 1 training images of 'digits', 1 cannot be held out"):
+        multitask(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

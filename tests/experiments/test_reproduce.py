@@ -1,0 +1,64 @@
+"""Suites: their configurations, and one experiment from its process to the page."""
+
+import json
+import runpy
+
+import pytest
+
+from model_patch import ModelPatchError
+from model_patch.experiments.dry_run import dry_run_multitask, dry_run_transfer
+from model_patch.experiments.reproduce import FIGURES, ROOT, SMOKE, SUITES, TABLES, reproduce, write_page
+
+EXPERIMENTS = {each.name: each for each in SUITES["small"]}
+
+
+@pytest.mark.parametrize("name", [name for name, each in EXPERIMENTS.items() if each.sort != "expressivity"])
+def test_every_configuration_can_be_built(name):
+    experiment = EXPERIMENTS[name]
+    path, _, argument = experiment.config.partition(":")
+    config = runpy.run_path(str(ROOT / "configs" / path))["get_config"](*([argument] if argument else []))
+    assert len(config.seeds) == 3
+    if experiment.needs:
+        known = "tfds:fashion_mnist"  # To a dry run, also where the images are not installed.
+        config.data = (known, *config.data[1:]) if experiment.sort == "multitask" else known
+    assert "trunk" in config.get("share", ["trunk"]) and "scale_bias+last" in config.train
+    config.update({"share": ("trunk",)} if "share" in config else {"train": ("scale_bias+last",)})
+    rows = (dry_run_multitask if experiment.sort == "multitask" else dry_run_transfer)(config, step=False)
+    assert {row.counts.patch for row in rows} == {14_080}
+
+
+def test_every_sort_of_experiment_has_its_table_its_figure_and_its_short_form():
+    assert TABLES.keys() == FIGURES.keys() == SMOKE.keys() == {each.sort for each in SUITES["small"]}
+    assert all((ROOT / "scripts" / f"{each.script}.py").exists() for each in SUITES["small"])
+
+
+def test_an_experiment_runs_once_and_makes_a_page(tmp_path):
+    output = tmp_path / "page"
+    reproduce("small", tmp_path / "work", output, only=["expressivity"], smoke=True)
+    page = (output / "results.md").read_text()
+    assert "## Expressivity: biases alone" in page and "Not run: transfer-digits, transfer-mnist" in page
+    assert "![Expressivity: biases alone](results/expressivity.png)" in page
+    assert str(tmp_path) not in page and "--workdir=runs/small/expressivity" in page
+    raw = json.loads((output / "results" / "expressivity.json").read_text())
+    assert raw["rows"] and raw["seconds"] > 0 and "cores" in raw["hardware"]
+    assert (output / "results" / "expressivity.png").stat().st_size > 1000
+    finished = tmp_path / "work" / "expressivity" / "finished.json"
+    before = finished.stat().st_mtime_ns
+    reproduce("small", tmp_path / "work", output, only=["expressivity"], smoke=True)
+    assert finished.stat().st_mtime_ns == before
+
+    # Another workdir, as on another computer: what an earlier page shows is shown again, unless it was another command.
+    again = tmp_path / "again"
+    write_page("small", again, output)
+    assert "## Expressivity" not in (output / "results.md").read_text()
+    raw["command"] = [each for each in raw["command"] if each not in SMOKE["expressivity"]]
+    (output / "results" / "expressivity.json").write_text(json.dumps(raw))
+    write_page("small", again, output)
+    assert "## Expressivity" in (output / "results.md").read_text()
+
+
+def test_what_is_unknown_is_refused(tmp_path):
+    with pytest.raises(ModelPatchError, match="unknown suite 'large': expected one of small"):
+        reproduce("large", tmp_path, tmp_path)
+    with pytest.raises(ModelPatchError, match="unknown experiment 'rate': expected one of expressivity"):
+        reproduce("small", tmp_path, tmp_path, only=["rate"])

@@ -1,0 +1,81 @@
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from model_patch import ModelPatchError, Patch
+from model_patch.experiments.transfer import patch_path, transfer
+from tests.conftest import small_net
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ROW = {"train", "seed", "trained_parameters", "trained_fraction", "reused_fraction", "patch_bytes", "test_accuracy"}
+ROW |= {"train_seconds", "input_wait"}
+
+
+@pytest.fixture
+def config(tmp_path):
+    small_net().save(tmp_path / "trunk.keras")
+    config = runpy.run_path(str(CONFIGS / "transfer.py"))["get_config"]()
+    config.update(
+        trunk=f"file:{tmp_path}/trunk.keras", train=("last", "scale_bias+last"), epochs=1, max_train_images=96
+    )
+    return config
+
+
+def test_every_row_is_trained_saved_and_reported(config, tmp_path):
+    config.seeds = (0, 3)
+    results = transfer(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+    assert [(row["train"], row["seed"]) for row in results["rows"]] == [
+        (train, seed) for seed in (0, 3) for train in config.train
+    ]
+    last, patched = results["rows"][:2]
+    assert last.keys() == ROW and 0 <= last["test_accuracy"] <= 1
+    assert last["trained_parameters"] == 16 * 10 + 10 < patched["trained_parameters"]
+    for row in results["rows"]:
+        path = patch_path(tmp_path / "run", row["train"], row["seed"])
+        assert path.stat().st_size == row["patch_bytes"]
+        assert Patch.load(path).metrics["accuracy"] == row["test_accuracy"]
+    for name in ("results.md", "accuracy_vs_parameters.png", "tensorboard/last-seed0"):
+        assert (tmp_path / "run" / name).exists()
+
+
+def test_the_same_run_goes_on_with_the_rows_that_are_missing(config, tmp_path):
+    whole = transfer(config, tmp_path / "run")
+    path = tmp_path / "run" / "results.json"
+    path.write_text(json.dumps(whole | {"rows": whole["rows"][:1]}))
+    first = patch_path(tmp_path / "run", "last", 0)
+    written = first.stat().st_mtime_ns
+    again = transfer(config, tmp_path / "run")
+    assert first.stat().st_mtime_ns == written
+    for row in (*whole["rows"], *again["rows"]):
+        del row["train_seconds"], row["input_wait"]
+    assert again["rows"] == whole["rows"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"trunk": "keras:MobilNetV2"}, "unknown net 'MobilNetV2'"),
+        ({"trunk": "kers:MobileNetV2"}, "unknown trunk 'kers'"),
+        ({"trunk": "file:nowhere.keras"}, "nowhere.keras"),
+        ({"data": "digit"}, "unknown data 'digit'"),
+        ({"data": "folder:nowhere"}, "'nowhere' does not exist"),
+        ({"train": ("last", "scale_bais")}, "unknown patch kind 'scale_bais'"),
+        ({"norm_statistics": "frosen"}, "unknown norm_statistics 'frosen'"),
+        ({"optimizer": "adem"}, "unknown optimizer 'adem'"),
+        ({"augmentation": "turn"}, "unknown augmentation 'turn'"),
+        ({"patch_dtype": "int8"}, "int8"),
+        ({"task_name": "a/b"}, "task name 'a/b' cannot name a file"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"image_size": -3}, "-3"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"train": ()}, "train is empty"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_written(config, tmp_path, fields, message):
+    config.update(fields)
+    with pytest.raises(ModelPatchError, match=message):
+        transfer(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,123 @@
+"""Tune mode: the training graph against the plain one, values and gradients, and that it is what training runs."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model_patch import Preprocessing, Task, Trunk, bind, join
+from model_patch.graph.frozen_norm import TunedModel, tuned_graph
+from model_patch.kinds import TrainSpec
+from model_patch.layers.conv_norm import ConvNorm
+from tests.conftest import random_norms, train_steps
+
+FROZEN = TrainSpec.parse("scale_bias+last", "frozen")
+
+
+def odd_net(size: int = 23) -> Trunk:
+    """Every convolution that can be one with its norm, in sizes that are different primes."""
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    image = keras.Input((size, size, 3))
+    x = layers.Conv2D(5, (3, 2), strides=2, padding="same", name="biased")(image)
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False)(x)
+    x = layers.Activation("relu")(layers.BatchNormalization(center=False)(x))
+    y = layers.BatchNormalization(scale=False)(layers.Conv2D(10, 1, use_bias=False)(x))  # Without an activation.
+    x = layers.Add()([x, y])
+    x = layers.Activation("swish")(layers.BatchNormalization()(layers.Conv2D(7, 1)(x)))
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(x), name="odd")
+    random_norms(model)
+    return Trunk(model, "odd", Preprocessing(size, "tf"))
+
+
+def gradients(model, variables, images):
+    with tf.GradientTape() as tape:
+        outputs = model(images, training=True)
+        loss = tf.reduce_mean(outputs**2) + tf.reduce_mean(outputs[:, 0])
+    return np.array(outputs), tape.gradient(loss, [v.value for v in variables])
+
+
+def as_layers(bound) -> keras.Model:
+    """Returns the model without the training graph."""
+    return keras.Model(bound.model.input, bound.model.output)
+
+
+def compare(bound, images, tolerance=1e-4):
+    variables = bound.model.trainable_variables
+    outputs, fused = gradients(bound.model, variables, images)
+    expected_outputs, expected = gradients(as_layers(bound), variables, images)
+    np.testing.assert_allclose(outputs, expected_outputs, rtol=1e-4, atol=1e-5)
+    for variable, new, old in zip(variables, fused, expected, strict=True):
+        np.testing.assert_allclose(new, old, rtol=tolerance, atol=tolerance * np.abs(old).max(), err_msg=variable.path)
+
+
+def images_for(trunk: Trunk) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(5, *trunk.model.input.shape[1:])).astype("float32")
+
+
+def test_four_kinds_of_convolution_are_fused_and_compute_the_same(task):
+    trunk = odd_net()
+    bound = bind(trunk, task, FROZEN)
+    assert sum(isinstance(layer, ConvNorm) for layer in tuned_graph(bound.model).layers) == 4
+    compare(bound, images_for(trunk))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1e-20, -1e-8, 1e-5, 1e-2, -3.0])
+def test_scales_that_are_too_small_to_tell_the_input_are_learnt_too(task, gamma):
+    trunk = odd_net()
+    bound = bind(trunk, task, FROZEN)
+    for key, variable in bound.patch_variables.items():
+        if key.endswith("gamma"):
+            values = np.array(variable)
+            values[::2] = gamma
+            variable.assign(values)
+    compare(bound, images_for(trunk), 1e-3)
+
+
+def test_layers_that_are_learnt_or_normalise_by_the_batch_are_left_as_they_are(trunk, task, images):
+    def fused(train, statistics):
+        graph = tuned_graph(bind(trunk, task, TrainSpec.parse(train, statistics)).model)
+        return sum(isinstance(layer, ConvNorm) for layer in graph.layers)
+
+    assert fused("scale_bias+last", "frozen") == 2  # The third norm is behind a separable convolution.
+    assert fused("scale_bias+depthwise+last", "frozen") == 1
+    assert fused("scale_bias+last", "batch") == 0
+    by_batch = bind(trunk, task, TrainSpec.parse("scale_bias+last", "batch"))
+    assert type(by_batch.model) is type(keras.Model(trunk.model.input, trunk.model.output))
+    compare(bind(trunk, task, TrainSpec.parse("scale_bias+depthwise+last", "frozen")), images)
+
+
+def test_fit_runs_the_training_graph_and_learns_what_the_layers_would(trunk, task, images, labels):
+    bound, other = bind(trunk, task, FROZEN), bind(trunk, task, FROZEN)
+    train_steps(bound, images, labels, steps=3)
+    plain = as_layers(other)
+    plain.compile(bound.model.optimizer.__class__.from_config(bound.model.optimizer.get_config()), task.loss())
+    for _ in range(3):
+        plain.train_on_batch(images, labels)
+    assert isinstance(bound.model, TunedModel)
+    assert any(isinstance(layer, ConvNorm) for layer in bound.model._tuned.layers)
+    for key, variable in bound.patch_variables.items():
+        np.testing.assert_allclose(variable, other.patch_variables[key], rtol=1e-4, atol=1e-5, err_msg=key)
+    np.testing.assert_allclose(bound.model(images), other.model(images), rtol=1e-3, atol=1e-4)
+
+
+def test_joined_tasks_are_tuned_where_each_has_a_map_for_itself():
+    trunk = odd_net(29)
+    tasks = [Task(name, ("a", "b"), trunk.preprocessing) for name in ("one", "two", "three")]
+    joined = join(trunk, tasks, FROZEN, train_trunk=False)
+    batches = {task.name: images_for(trunk)[: 5 - k] for k, task in enumerate(tasks)}
+    plain = keras.Model(joined.model.input, joined.model.output)
+    outputs, expected = joined.model(batches, training=True), plain(batches, training=True)
+    for name in batches:
+        np.testing.assert_allclose(outputs[name], expected[name], rtol=1e-4, atol=1e-5)
+    fused = [layer for layer in joined.model._tuned._flatten_layers() if isinstance(layer, ConvNorm)]
+    assert len({id(layer.convolution) for layer in fused}) == 4 and len(fused) == 12
+
+
+def test_a_tuned_model_is_saved_and_loaded_as_others(trunk, task, images, labels, tmp_path):
+    bound = bind(trunk, task, FROZEN)
+    train_steps(bound, images, labels)
+    bound.model.save(tmp_path / "net.keras")
+    loaded = keras.models.load_model(tmp_path / "net.keras")
+    assert np.array_equal(loaded(images), bound.model(images))
