@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError, PatchError
-from model_patch.graph.frozen_norm import TunedModel
+from model_patch.graph.frozen_norm import FrozenNormModel
 from model_patch.graph.rewrite import rewrite, walk
 from model_patch.kinds import TrainSpec, owned
 from model_patch.layers import patch_layer, variables
@@ -50,7 +50,7 @@ class BoundTask:
             learnt, will change.
         features: the same without the head: to features `(batch, channels)`, or what else the task takes of the trunk.
         head: the last layer, features to logits.
-        trunk, task, trained: what was bound.
+        trunk, task, train_spec: what was bound.
         patch_variables: the variables that fill the trunk's slots, by the key of the variable they stand for.
         head_variables: those of the last layer, by `head.<variable name>`; in between come the names of layers inside it.
     """
@@ -60,7 +60,7 @@ class BoundTask:
     head: keras.Layer
     trunk: Trunk
     task: Task
-    trained: TrainSpec
+    train_spec: TrainSpec
     patch_variables: dict[str, keras.Variable]
     head_variables: dict[str, keras.Variable]
 
@@ -79,7 +79,7 @@ class BoundTask:
 
         With frozen statistics these are among them, though the patch holds a copy.
         """
-        moving = self.trained.norm_statistics == "batch"
+        moving = self.train_spec.norm_statistics == "batch"
         changed = {key for key, variable in self.patch_variables.items() if moving or variable.trainable}
         replaced = sum(_size(variable) for key, variable in self.trunk.variables().items() if key in changed)
         return 1.0 - replaced / self.trunk.num_parameters()
@@ -94,7 +94,7 @@ class BoundTask:
         return Patch(
             {key: np.array(keras.ops.convert_to_numpy(v), dtype="float32") for key, v in owned.items()},
             self.task,
-            self.trained,
+            self.train_spec,
             self.trunk.name,
             self.trunk.fingerprint(self._frozen_keys()),
             metrics or {},
@@ -110,7 +110,7 @@ class BoundTask:
         """
         owned = self.patch_variables | self.head_variables
         shapes = {key: tuple(variable.shape) for key, variable in owned.items()}
-        patch.require_fit(self.trunk.name, self.trained, shapes, self.trunk.fingerprint(self._frozen_keys()))
+        patch.require_fit(self.trunk.name, self.train_spec, shapes, self.trunk.fingerprint(self._frozen_keys()))
         for key, variable in owned.items():
             variable.assign(patch.values[key])
 
@@ -153,10 +153,10 @@ def bind(
         ModelPatchError: `train` is not understood, `remat` is asked of another backend than TensorFlow, the trunk has no slot
             for one of its kinds, or is being trained itself, or the tasks that share a head differ in their labels.
     """
-    trained = TrainSpec.parse(train) if isinstance(train, str) else train
+    train_spec = TrainSpec.parse(train) if isinstance(train, str) else train
     if remat and keras.backend.backend() != "tensorflow":
         raise ModelPatchError(f"remat works on TensorFlow, not on {keras.backend.backend()}: leave it out")
-    for kind in trained.kinds:
+    for kind in train_spec.kinds:
         if not any(owned(kind, layer) for layer in trunk.layers().values()):
             raise ModelPatchError(
                 f"the trunk {trunk.name} has no slot for {kind}: choose another kind, or another trunk"
@@ -173,35 +173,35 @@ def bind(
     own_layers: dict[str, keras.Layer] = {}
 
     def replace(path: str, layer: keras.Layer) -> keras.Layer:
-        own = trained.owns(layer)
+        own = train_spec.owns(layer)
         if not own:
             # Dropout goes on where a patch is learnt. Around a trunk that stays as it is, it would only blur the features.
-            return layer if trained.kinds or not _is_noise(layer) else keras.layers.Identity(name=layer.name)
+            return layer if train_spec.kinds or not _is_noise(layer) else keras.layers.Identity(name=layer.name)
         is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
-        options = {"statistics": trained.norm_statistics, "momentum": momentum} if is_batch_norm else {}
+        options = {"statistics": train_spec.norm_statistics, "momentum": momentum} if is_batch_norm else {}
         own_layers[path] = layers_of.get(path) or patch_layer(layer, own, **options)
         return own_layers[path]
 
     rewritten = rewrite(trunk.model, replace)
     features = keras.Model(rewritten.input, task.features(rewritten), name=rewritten.name)
     head = head_of.head if head_of else task.head(seed)
-    make = TunedModel if remat or trained.norm_statistics == "frozen" else keras.Model
+    make = FrozenNormModel if remat or train_spec.norm_statistics == "frozen" else keras.Model
     model = make(features.input, head(features.output), name=features.name)
     if remat:
         model.remat = True
-    head.trainable = trained.last
+    head.trainable = train_spec.last
 
     trunk_layers = trunk.layers()
     patch_variables = {
         key: variable
         for path, layer in own_layers.items()
         for key, variable in variables(path, layer).items()
-        if key.removeprefix(f"{path}/") in trained.owns(trunk_layers[path])
+        if key.removeprefix(f"{path}/") in train_spec.owns(trunk_layers[path])
     }
     # Dots in place of slashes, also where the head has layers inside: no layer of a trunk can have such a key.
     head_variables = {key.replace("/", "."): variable for key, variable in variables(HEAD, head).items()}
 
-    bound = BoundTask(model, features, head, trunk, task, trained, patch_variables, head_variables)
+    bound = BoundTask(model, features, head, trunk, task, train_spec, patch_variables, head_variables)
     _check_covered(bound)
     return bound
 
@@ -213,7 +213,7 @@ def bind_patch(trunk: Trunk, patch: Patch) -> BoundTask:
         PatchError: the patch was made for another trunk.
     """
     try:
-        bound = bind(trunk, patch.task, patch.trained)
+        bound = bind(trunk, patch.task, patch.train_spec)
     except PatchError:
         raise
     except ModelPatchError as error:

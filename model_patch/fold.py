@@ -128,17 +128,17 @@ class Plan:
     left: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def fold_graph(bound: BoundTask, apart: Collection[str] = ()) -> tuple[keras.Model, Plan]:
+def fold_graph(bound: BoundTask, unfolded: Collection[str] = ()) -> tuple[keras.Model, Plan]:
     """Returns a task's folded graph, not yet compared, and what became of its norms.
 
     Args:
         bound: the task.
-        apart: paths of layers whose scale and bias are not to be multiplied into kernels: batch norms become `Affine`,
+        unfolded: paths of layers whose scale and bias are not to be multiplied into kernels: batch norms become `Affine`,
             convolutions with a scale and bias stay.
     """
     bound.trunk.require_graph("a fold")
     plan = Plan()
-    _plan(functional(bound.model), "", apart, plan)
+    _plan(functional(bound.model), "", unfolded, plan)
     trunk_layers = {id(layer) for layer in bound.trunk.layers().values()}
     dropped: set[int] = set()
 
@@ -153,7 +153,7 @@ def fold_graph(bound: BoundTask, apart: Collection[str] = ()) -> tuple[keras.Mod
             return _affine(path, layer)
         if id(layer) in trunk_layers or not layer.weights:
             return layer
-        return _copied(layer) if path in apart and isinstance(layer, Scaled) else _plain(layer)
+        return _copied(layer) if path in unfolded and isinstance(layer, Scaled) else _plain(layer)
 
     def apply(layer, *args, **kwargs):
         tensor = keras.tree.flatten((args, kwargs))[0] if args or kwargs else None
@@ -164,19 +164,19 @@ def fold_graph(bound: BoundTask, apart: Collection[str] = ()) -> tuple[keras.Mod
     return rewrite(bound.model, replace, apply), plan
 
 
-def _plan(model: keras.Model, prefix: str, apart: Collection[str], plan: Plan):
+def _plan(model: keras.Model, prefix: str, unfolded: Collection[str], plan: Plan):
     """Decides for every norm of a graph, and of those nested in it, by the rule of `fold`."""
     graph = Graph(model)
     for layer in model.layers:
         path = prefix + layer.name
         if isinstance(layer, keras.Model):
-            _plan(functional(layer), path + "/", apart, plan)
+            _plan(functional(layer), path + "/", unfolded, plan)
             continue
         kept = _kept(layer, graph)
         if kept:
             plan.left[path] = kept
         elif _plain_class(layer) is _LAYERS.BatchNormalization:
-            target = "it is a slot" if path in apart else _target(layer, path, graph)
+            target = "it is a slot" if path in unfolded else _target(layer, path, graph)
             if isinstance(target, str):
                 plan.affine.add(path)
                 plan.left[path] = f"an affine layer: {target}"

@@ -9,10 +9,10 @@ import keras
 
 from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError, mismatches, unknown
-from model_patch.graph.frozen_norm import TunedModel
+from model_patch.graph.frozen_norm import FrozenNormModel
 from model_patch.graph.rewrite import functional, rewrite, walk
 from model_patch.kinds import TrainSpec
-from model_patch.layers.joined import Apart, Merge, MergeParts, Part, Split, join_layers
+from model_patch.layers.joined import Merge, MergeParts, Part, SeparateLayers, Split, join_layers
 from model_patch.tasks import CLASSIFICATION, Task
 from model_patch.trunk import Trunk
 
@@ -112,14 +112,14 @@ def join(
     """
     if share not in SHARE:
         raise unknown("share", share, SHARE)
-    trunks = _one_net([trunk] if isinstance(trunk, Trunk) else trunk)
+    trunks = _trunks_by_size([trunk] if isinstance(trunk, Trunk) else trunk)
     for each in trunks.values():
         each.require_graph("a join")
     _check(tasks, trunks)
     train_trunk = train_trunk and share != "nothing"
     if share == "nothing" and str(train) != "full":
         train = "full"
-    trained = TrainSpec.parse(train, "batch" if train_trunk else "auto") if isinstance(train, str) else train
+    train_spec = TrainSpec.parse(train, "batch" if train_trunk else "auto") if isinstance(train, str) else train
 
     bounds: list[BoundTask] = []
     for task in tasks:
@@ -128,7 +128,7 @@ def join(
             bind(
                 trunks[task.preprocessing.image_size],
                 task,
-                trained,
+                train_spec,
                 seed=seed,
                 momentum=momentum,
                 patch_of=first if share == "trunk+patch" else None,
@@ -140,7 +140,7 @@ def join(
     by_size: dict[int, list[BoundTask]] = {}
     for bound in bounds:
         by_size.setdefault(bound.task.preprocessing.image_size, []).append(bound)
-    make = TunedModel if trained.norm_statistics == "frozen" else keras.Model
+    make = FrozenNormModel if train_spec.norm_statistics == "frozen" else keras.Model
     groups = tuple(_group(make, trunks[size], group, train_trunk) for size, group in by_size.items())
     by_name = {bound.task.name: bound for bound in bounds}
     return JoinedTasks(_joined_model(groups), groups, by_name, trunks, share, train_trunk)
@@ -163,7 +163,7 @@ def share_variables(trunk: Trunk, other: Trunk) -> Trunk:
     return Trunk(graph, trunk.name, other.preprocessing)
 
 
-def _one_net(trunks: Sequence[Trunk]) -> dict[int, Trunk]:
+def _trunks_by_size(trunks: Sequence[Trunk]) -> dict[int, Trunk]:
     first, *others = trunks
     return {
         each.preprocessing.image_size: each for each in (first, *(share_variables(first, other) for other in others))
@@ -237,25 +237,25 @@ def _joined_features(trunk: Trunk, tasks: Sequence[BoundTask], merge: list, trai
         own = [each[path] for each in layers]
         return own[0] if all(each is own[0] for each in own) else join_layers(own, layer.name)
 
-    few = len(tasks) <= MOST_APART and _is_large(trunk.model.input.shape) and not _ends_large(trunk.model)
-    model = rewrite(trunk.model, replace, _ApartWhileLarge(len(tasks)) if few else None, extra=merge)
+    few = len(tasks) <= MOST_SEPARATE and _is_large(trunk.model.input.shape) and not _ends_large(trunk.model)
+    model = rewrite(trunk.model, replace, _SeparateWhileLarge(len(tasks)) if few else None, extra=merge)
     return keras.Model(model.input, tasks[0].task.features(model), name="shared_trunk")
 
 
-APART_SIZE = 12
+SEPARATE_SIZE = 12
 """Maps of more pixels than this squared are computed task by task; measured, see docs/multitask.md."""
 
-MOST_APART = 8
+MOST_SEPARATE = 8
 """With more tasks than this, all are merged from the start: otherwise the graph would grow with each of them."""
 
 
-class _Apart(tuple):
+class _TaskTensors(tuple):
     """The K tensors of a batch that is not merged, `(batch of the task, ...)` each; no structure to Keras, but one thing."""
 
     __slots__ = ()
 
 
-class _ApartWhileLarge:
+class _SeparateWhileLarge:
     """How the layers of a joined graph are called: task by task while maps are large, merged from then on.
 
     A large map keeps a processor busy by itself, and merging would only copy it; the small ones behind it are what is
@@ -264,45 +264,45 @@ class _ApartWhileLarge:
 
     def __init__(self, num_tasks: int):
         self._num_tasks = num_tasks
-        self._parts: dict[int, _Apart] = {}
+        self._parts: dict[int, _TaskTensors] = {}
 
     def __call__(self, layer: keras.Operation, *args, extra, **kwargs):
-        joined = getattr(layer, "takes_extra", False)
+        joined = getattr(layer, "_mp_takes_extra", False)
         tensors = args[:-1] if joined else args
-        if not self._stays_apart(layer, tensors):
+        if not self._stays_separate(layer, tensors):
             return layer(*keras.tree.map_structure(_merged, args), **kwargs)
         parts = [
             keras.tree.map_structure(lambda x, k=k: self._part(x, extra)[k], tensors) for k in range(self._num_tasks)
         ]
         if joined:
-            outputs = _Apart(Apart(layer.layers, name=layer.name)([one for (one,) in parts]))
+            outputs = _TaskTensors(SeparateLayers(layer.layers, name=layer.name)([one for (one,) in parts]))
         else:
-            outputs = _Apart(layer(*each, **kwargs) for each in parts)
+            outputs = _TaskTensors(layer(*each, **kwargs) for each in parts)
         return outputs if _is_large(outputs[0].shape) else _merged(outputs)
 
-    def _stays_apart(self, layer: keras.Operation, tensors) -> bool:
+    def _stays_separate(self, layer: keras.Operation, tensors) -> bool:
         shared_statistics = isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         if isinstance(layer, keras.Model) or shared_statistics:
             return False
-        firsts = [x[0] if isinstance(x, _Apart) else x for x in keras.tree.flatten(tensors)]
+        firsts = [x[0] if isinstance(x, _TaskTensors) else x for x in keras.tree.flatten(tensors)]
         return all(_is_large(x.shape) for x in firsts if isinstance(x, keras.KerasTensor))
 
-    def _part(self, x, extra) -> _Apart:
-        if isinstance(x, _Apart):
+    def _part(self, x, extra) -> _TaskTensors:
+        if isinstance(x, _TaskTensors):
             return x
         if not isinstance(x, keras.KerasTensor):
-            return _Apart([x] * self._num_tasks)  # A number that a bare operation takes, as in `x * 0.5`.
+            return _TaskTensors([x] * self._num_tasks)  # A number that a bare operation takes, as in `x * 0.5`.
         if id(x) not in self._parts:
-            self._parts[id(x)] = _Apart(Part()(x, extra))
+            self._parts[id(x)] = _TaskTensors(Part()(x, extra))
         return self._parts[id(x)]
 
 
 def _merged(x):
-    return MergeParts()(list(x)) if isinstance(x, _Apart) else x
+    return MergeParts()(list(x)) if isinstance(x, _TaskTensors) else x
 
 
 def _is_large(shape: Sequence[int | None]) -> bool:
-    return len(shape) == 4 and math.prod(size or 0 for size in shape[1:3]) > APART_SIZE**2
+    return len(shape) == 4 and math.prod(size or 0 for size in shape[1:3]) > SEPARATE_SIZE**2
 
 
 def _ends_large(model: keras.Model) -> bool:

@@ -23,7 +23,7 @@ def offer_scale_bias(layers: Iterable[keras.Layer]):
     if not any(isinstance(layer, NORMS) for layer in layers):
         for layer in layers:
             if isinstance(layer, CONVOLUTIONS):
-                layer.offers_scale_bias = True
+                layer._mp_offers_scale_bias = True
 
 
 KINDS: dict[str, Owns] = {}
@@ -52,7 +52,7 @@ def scale_bias(layer):
     """
     if isinstance(layer, NORMS):
         return {"gamma", "beta"} | statistics(layer)
-    return {"gamma", "beta"} if getattr(layer, "offers_scale_bias", False) else set()
+    return {"gamma", "beta"} if getattr(layer, "_mp_offers_scale_bias", False) else set()
 
 
 @kind
@@ -80,13 +80,13 @@ def full(layer):
 def owned(kind: str, layer: keras.Layer) -> set[str]:
     """Returns the names of the layer's variables that a kind owns.
 
-    A layer that is a whole net, because nobody knows the net's graph, says so itself: it has an attribute `slots`, names
+    A layer that is a whole net, because nobody knows the net's graph, says so itself: it has an attribute `_mp_slots`, names
     by kind.
 
     Raises:
         ModelPatchError: such a layer does not have the kind.
     """
-    slots = getattr(layer, "slots", None)
+    slots = getattr(layer, "_mp_slots", None)
     if slots is None:
         return KINDS[kind](layer)
     if kind not in slots:

@@ -49,7 +49,7 @@ class Patch:
         values: float32 arrays by key. A slot's key is `<layer path>/<variable name>`, as in `Trunk.variables`; the
             head's are `head.<variable name>`: without a slash, so that no layer's key can equal them.
         task: the task that they were learnt for.
-        trained: what was trained.
+        train_spec: what was trained.
         trunk: the spec of the trunk; for people, not compared.
         fingerprint: `Trunk.fingerprint` of every variable of the trunk that the patch leaves frozen.
         metrics: what was measured with it, by name; may be empty.
@@ -58,22 +58,22 @@ class Patch:
 
     values: dict[str, np.ndarray]
     task: Task
-    trained: TrainSpec
+    train_spec: TrainSpec
     trunk: str
     fingerprint: str
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def slots(self) -> dict[str, np.ndarray]:
+    def slot_values(self) -> dict[str, np.ndarray]:
         """Returns the values that replace variables of the trunk, by key."""
         return {key: value for key, value in self.values.items() if "/" in key}
 
-    def require_fit(self, trunk: str, trained: TrainSpec, shapes: dict[str, tuple], fingerprint: str):
+    def require_fit(self, trunk: str, train_spec: TrainSpec, shapes: dict[str, tuple], fingerprint: str):
         """Checks that the patch belongs to a trunk.
 
         Args:
             trunk: its name.
-            trained: what was trained, where the patch is to go.
+            train_spec: what was trained, where the patch is to go.
             shapes: of all the values that a patch of such kinds, labels and head has there, by key.
             fingerprint: `Trunk.fingerprint` of what it leaves frozen.
 
@@ -83,7 +83,7 @@ class Patch:
         mismatched = mismatches(shapes, {key: value.shape for key, value in self.values.items()})
         if mismatched:
             raise PatchError(
-                f"the patch {self.task.name!r} ({self.trained}, made on {self.trunk}) does not fit {trained} on the "
+                f"the patch {self.task.name!r} ({self.train_spec}, made on {self.trunk}) does not fit {train_spec} on the "
                 f"trunk {trunk}: {mismatched}"
             )
         if self.fingerprint != fingerprint:
@@ -110,8 +110,8 @@ class Patch:
         tensors = _pack({key: _as_dtype(value, dtype) for key, value in self.values.items()})
         manifest = {
             "format_version": FORMAT_VERSION,
-            "train": str(self.trained),
-            "norm_statistics": self.trained.norm_statistics,
+            "train": str(self.train_spec),
+            "norm_statistics": self.train_spec.norm_statistics,
             "trunk": self.trunk,
             "fingerprint": self.fingerprint,
             "task": self.task.to_json(),
@@ -201,11 +201,11 @@ def _from_manifest(manifest: dict, values: dict[str, np.ndarray]) -> Patch:
         and 0 < size <= MAX_IMAGE_SIZE
     ):
         raise TypeError("a field is of another type, or out of range")
-    trained = TrainSpec.parse(manifest["train"], manifest["norm_statistics"])
+    train_spec = TrainSpec.parse(manifest["train"], manifest["norm_statistics"])
     return Patch(
         values,
         Task.from_json(task),
-        trained,
+        train_spec,
         manifest["trunk"],
         manifest["fingerprint"],
         manifest["metrics"],

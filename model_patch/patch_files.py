@@ -172,8 +172,8 @@ def diff(first: Patch, second: Patch) -> tuple[list[str], list[Difference]]:
             ("task", first.task.name, second.task.name),
             ("labels", ", ".join(first.task.labels), ", ".join(second.task.labels)),
             ("preprocessing", first.task.preprocessing, second.task.preprocessing),
-            ("train", first.trained, second.trained),
-            ("norm_statistics", first.trained.norm_statistics, second.trained.norm_statistics),
+            ("train", first.train_spec, second.train_spec),
+            ("norm_statistics", first.train_spec.norm_statistics, second.train_spec.norm_statistics),
             ("trunk", first.trunk, second.trunk),
             ("fingerprint", first.fingerprint, second.fingerprint),
         )
@@ -186,14 +186,14 @@ def diff(first: Patch, second: Patch) -> tuple[list[str], list[Difference]]:
 
 
 def _difference(name: str, keys: Sequence[str], first: Patch, second: Patch) -> Difference:
-    apart = {key: np.abs(first.values[key].astype("float64") - second.values[key]) for key in keys}
-    farthest = max(apart, key=lambda key: apart[key].max())
-    rms, of_first = (_rms(arrays) for arrays in (apart.values(), [first.values[key] for key in keys]))
+    distances = {key: np.abs(first.values[key].astype("float64") - second.values[key]) for key in keys}
+    farthest = max(distances, key=lambda key: distances[key].max())
+    rms, of_first = (_rms(arrays) for arrays in (distances.values(), [first.values[key] for key in keys]))
     return Difference(
         name,
-        sum(each.size for each in apart.values()),
-        sum(int(np.count_nonzero(each)) for each in apart.values()),
-        float(apart[farthest].max()),
+        sum(each.size for each in distances.values()),
+        sum(int(np.count_nonzero(each)) for each in distances.values()),
+        float(distances[farthest].max()),
         farthest,
         rms,
         rms / of_first if of_first else float("inf") if rms else 0.0,
@@ -255,8 +255,8 @@ def _check_together(first: Patch, other: Patch):
     for what, one, two in (
         ("labels", first.task.labels, other.task.labels),
         ("preprocessing", first.task.preprocessing, other.task.preprocessing),
-        ("trained kinds", str(first.trained), str(other.trained)),
-        ("statistics", first.trained.norm_statistics, other.trained.norm_statistics),
+        ("trained kinds", str(first.train_spec), str(other.train_spec)),
+        ("statistics", first.train_spec.norm_statistics, other.train_spec.norm_statistics),
         # What is frozen depends on what is trained, so this comes after it.
         ("trunks, by fingerprint", first.fingerprint[:12], other.fingerprint[:12]),
     ):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError
-from model_patch.graph.inline import open_layers
+from model_patch.graph.inline import inline_layers
 from model_patch.graph.rewrite import functional, resized, walk
 from model_patch.kinds import offer_scale_bias
 from model_patch.layers import variables
@@ -27,13 +27,13 @@ class Trunk:
     def __init__(self, model: keras.Model, name: str, preprocessing: Preprocessing):
         """Makes a trunk of a model and freezes it.
 
-        Layers inside other layers, and those of a subclassed model, are copied into a graph, see `open_layers`; a model
+        Layers inside other layers, and those of a subclassed model, are copied into a graph, see `inline_layers`; a model
         that is a graph of plain layers is used itself. One for images of any size is made one for those of `preprocessing`.
 
         Raises:
             ModelPatchError: the model cannot be followed as a graph, or has more than one input or output.
         """
-        model = functional(open_layers(model, preprocessing.image_size))
+        model = functional(inline_layers(model, preprocessing.image_size))
         if len(model.inputs) != 1 or len(model.outputs) != 1:
             raise ModelPatchError(
                 f"the trunk {name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs: expected one image "
@@ -55,7 +55,7 @@ class Trunk:
         Raises:
             ModelPatchError: they are not; `what`, such as `a join`, says what needs them.
         """
-        if any(hasattr(layer, "slots") for layer in self.layers().values()):
+        if any(hasattr(layer, "_mp_slots") for layer in self.layers().values()):
             raise ModelPatchError(
                 f"{what} needs the layers of the trunk {self.name}, which runs as it is: open another one"
             )

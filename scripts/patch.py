@@ -33,7 +33,14 @@ def list_patches(path, *paths):
         for file in files:
             task = file.patch.task
             metrics = ", ".join(f"{name} {value:.4f}" for name, value in file.patch.metrics.items())
-            cells = (task.name, len(task.labels), file.patch.trained, file.patch.trunk, f"{file.num_bytes:,}", metrics)
+            cells = (
+                task.name,
+                len(task.labels),
+                file.patch.train_spec,
+                file.patch.trunk,
+                f"{file.num_bytes:,}",
+                metrics,
+            )
             rows.append([str(cell) for cell in (file.path, *cells)])
     print_lines(("file", "task", "classes", "train", "trunk", "bytes", "metrics"), rows)
     if damaged:
@@ -47,7 +54,7 @@ def info(patch, *patches):
 
     for path in (patch, *patches):
         file = patch_files.read(path)
-        task, trained = file.patch.task, file.patch.trained
+        task, train_spec = file.patch.task, file.patch.train_spec
         for name, value in (
             ("file", file.path),
             ("size", f"{file.num_bytes:,} bytes"),
@@ -55,7 +62,7 @@ def info(patch, *patches):
             ("task", task.name),
             ("labels", f"{len(task.labels)}: {', '.join(task.labels)}"),
             ("preprocessing", f"{task.preprocessing.image_size} px, {task.preprocessing.mode}"),
-            ("train", f"{trained}, statistics {trained.norm_statistics}"),
+            ("train", f"{train_spec}, statistics {train_spec.norm_statistics}"),
             ("trunk", file.patch.trunk),
             ("fingerprint", file.patch.fingerprint),
             ("metrics", ", ".join(f"{name} {value:.4f}" for name, value in file.patch.metrics.items()) or "none"),

@@ -161,19 +161,19 @@ class Bank:
                 f"the task {task.name!r} takes images of {task.preprocessing.image_size} px ({task.preprocessing.mode}), and "
                 f"the bank's trunk {self.trunk.preprocessing.image_size} px ({self.trunk.preprocessing.mode}): expected the same"
             )
-        if patch.trained not in self._expected:
-            self._expected[patch.trained] = self._expect(patch)
-        expected, fingerprint = self._expected[patch.trained]
+        if patch.train_spec not in self._expected:
+            self._expected[patch.train_spec] = self._expect(patch)
+        expected, fingerprint = self._expected[patch.train_spec]
         head = {f"{HEAD}.kernel": (self._compiled.channels, len(task.labels)), f"{HEAD}.bias": (len(task.labels),)}
-        patch.require_fit(self.trunk.name, patch.trained, expected | head, fingerprint)
+        patch.require_fit(self.trunk.name, patch.train_spec, expected | head, fingerprint)
 
     def _expect(self, patch: Patch) -> tuple[dict[str, tuple], str]:
         """Returns the shapes that a patch of such kinds has, and its fingerprint; checks that the bank has room for them."""
-        bound = bind(self.trunk, patch.task, patch.trained)
+        bound = bind(self.trunk, patch.task, patch.train_spec)
         beyond = [key for key in bound.patch_variables if not self._compiled.has_own(key)]
         if beyond:
             raise ModelPatchError(
-                f"the task {patch.task.name!r} ({patch.trained}) has its own {', '.join(beyond[:3])}, which a bank of "
+                f"the task {patch.task.name!r} ({patch.train_spec}) has its own {', '.join(beyond[:3])}, which a bank of "
                 f"{'+'.join(self.kinds)} leaves to the trunk: make the bank with the kinds of all its tasks"
             )
         shapes = {key: tuple(v.shape) for key, v in bound.patch_variables.items()}

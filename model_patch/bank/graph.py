@@ -52,7 +52,7 @@ has one."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
+class BankSlot:
     """A banked layer and how the values of a task become the vectors that it reads.
 
     Attributes:
@@ -83,7 +83,7 @@ class BankGraph:
 
     def __init__(self, trunk: Trunk, kinds: Sequence[str]):
         trunk.require_graph("a bank")
-        self.slots: list[Slot] = []
+        self.slots: list[BankSlot] = []
         self._trunk = trunk
         self._kinds = kinds
         self._layers = trunk.layers()
@@ -224,7 +224,7 @@ class BankGraph:
         return "same"
 
     def _note(self, new: Banked, vectors: Callable, *paths: str) -> Banked:
-        self.slots.append(Slot(new, vectors, paths))
+        self.slots.append(BankSlot(new, vectors, paths))
         return new
 
     def _lent(self, layer: keras.Layer, like: keras.Layer | None = None) -> keras.Layer:

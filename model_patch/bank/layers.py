@@ -30,7 +30,7 @@ class Banked(keras.layers.Layer):
         patches: what the `PatchTable` returned.
     """
 
-    takes_extra = True
+    _mp_takes_extra = True
 
     def __init__(self, widths: Sequence[int], **kwargs):
         super().__init__(trainable=False, **kwargs)

@@ -9,7 +9,7 @@ import numpy as np
 
 from model_patch.bind import BoundTask, bind_patch
 from model_patch.detection.data import open_detection_data
-from model_patch.detection.evaluation import detect, evaluate
+from model_patch.detection.evaluation import detect, evaluate_detector
 from model_patch.detection.pictures import draw, save_png
 from model_patch.detection.task import DetectionTask
 from model_patch.errors import ModelPatchError
@@ -66,7 +66,7 @@ def evaluate_on(bound: BoundTask, data: str, max_images: int | None = None) -> d
             f"{data} has {len(opened.labels)} classes, {opened.labels[0]!r} first, and the detector {bound.task.name!r} "
             f"{len(bound.task.labels)}, {bound.task.labels[0]!r} first: give images with the classes that it learnt"
         )
-    return evaluate(bound, opened.test, max_images=max_images or None)
+    return evaluate_detector(bound, opened.test, max_images=max_images or None)
 
 
 def predict_files(bound: BoundTask, files: Sequence[str], folder: str | Path, score: float) -> Iterator[Found]:

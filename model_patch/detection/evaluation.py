@@ -68,7 +68,7 @@ def _answerer(bound: BoundTask) -> Callable:
     return lambda pixels: bound.task.answers(np.asarray(bound.model.predict_on_batch(np.asarray(scale(pixels)))))
 
 
-def evaluate(
+def evaluate_detector(
     bound: BoundTask, split: DetectionSplit, *, batch_size: int = 64, max_images: int | None = None
 ) -> dict[str, float]:
     """Measures a detector.

@@ -15,7 +15,7 @@ from model_patch.experiments.report.table import print_table
 from model_patch.experiments.transfer import patch_path, transfer
 from model_patch.export import clean_saved_model
 from model_patch.export.saved_model import export_saved_model
-from model_patch.export.verify import call_alone
+from model_patch.export.verify import run_in_clean_process
 from model_patch.files import write_bytes
 from model_patch.patch import Patch
 from model_patch.progress import progress
@@ -77,7 +77,7 @@ def _test_images(data: str, number: int) -> tuple[list[np.ndarray], list[int]]:
 
 def _checked(bound: BoundTask, saved_model: Path, images: np.ndarray) -> tuple[list[str], float]:
     """Returns what a SavedModel answers, and how far its probabilities are from those of the model in memory."""
-    answers = call_alone(clean_saved_model.__file__, saved_model, images.astype("float32"))
+    answers = run_in_clean_process(clean_saved_model.__file__, saved_model, images.astype("float32"))
     logits = bound.model(bound.task.preprocessing(images), training=False)
     in_memory = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
     difference = float(np.abs(answers["probabilities"] - in_memory).max())

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from model_patch.bind import BoundTask, bind
 from model_patch.detection.data import DetectionData, open_detection_data
 from model_patch.detection.data.pipeline import augmenter, batches
-from model_patch.detection.evaluation import METRICS, detect, evaluate
+from model_patch.detection.evaluation import METRICS, detect, evaluate_detector
 from model_patch.detection.pictures import draw, save_png, sheet
 from model_patch.detection.task import DetectionTask, feature_layers
 from model_patch.errors import ModelPatchError
@@ -70,7 +70,7 @@ def train_detector(config: ConfigDict, workdir: str | Path) -> dict:
     # Everything that can be wrong is looked at before the first file is written.
     if not config.seeds:
         raise ModelPatchError("seeds is empty, so there is nothing to run: give at least one")
-    trained = TrainSpec.parse(config.train, config.norm_statistics)
+    train_spec = TrainSpec.parse(config.train, config.norm_statistics)
     data = open_detection_data(config.data)
     recipe = make_recipe(config, data.augmentation)
     augmenter(recipe.augmentation)
@@ -82,7 +82,7 @@ def train_detector(config: ConfigDict, workdir: str | Path) -> dict:
 
     results = folder.results() or {
         "data": config.data,
-        "train": str(trained),
+        "train": str(train_spec),
         "image_size": task.preprocessing.image_size,
         "num_default_boxes": len(task.default_boxes.corners()),
         "versions": versions(),
@@ -93,7 +93,7 @@ def train_detector(config: ConfigDict, workdir: str | Path) -> dict:
     for seed in config.seeds:
         if seed in done:
             continue
-        row = _train_row(config, task, trained, data, recipe, seed, folder)
+        row = _train_row(config, task, train_spec, data, recipe, seed, folder)
         _logger.info("seed %d: mAP@50 %.4f, mAP %.4f in %.0f s", seed, row["mAP@50"], row["mAP"], row["train_seconds"])
         results["rows"].append(row)
         folder.write_results(results)
@@ -168,7 +168,7 @@ def fit_detector(
 def _train_row(
     config: ConfigDict,
     task: DetectionTask,
-    trained: TrainSpec,
+    train_spec: TrainSpec,
     data: DetectionData,
     recipe: Recipe,
     seed: int,
@@ -177,7 +177,7 @@ def _train_row(
     """Trains one seed; returns its object for `results.json`."""
     keras.utils.set_random_seed(seed)
     trunk = open_trunk(config.trunk, config.image_size)
-    bound = bind(trunk, task, trained, seed=seed, momentum=config.momentum)
+    bound = bind(trunk, task, train_spec, seed=seed, momentum=config.momentum)
     counts, workdir = bound.counts(), folder.path
     seconds, losses = fit_detector(
         bound,
@@ -187,8 +187,10 @@ def _train_row(
         log_dir=workdir / "tensorboard" / f"seed{seed}",
         checkpoint=folder.checkpoint(f"seed{seed}"),
     )
-    detector = _on_own_trunk(bound, trunk_stem(workdir, seed)) if "full" in trained.kinds else bound
-    metrics = evaluate(detector, data.test, batch_size=recipe.batch_size, max_images=recipe.max_test_images or None)
+    detector = _on_own_trunk(bound, trunk_stem(workdir, seed)) if "full" in train_spec.kinds else bound
+    metrics = evaluate_detector(
+        detector, data.test, batch_size=recipe.batch_size, max_images=recipe.max_test_images or None
+    )
     detector.patch(metrics).save(detector_path(workdir, seed), config.patch_dtype)
     save_png(example_picture(detector, data), workdir / f"detections-seed{seed}.png")
     return {

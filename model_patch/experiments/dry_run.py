@@ -68,7 +68,7 @@ class Known:
     depthwise: int = 0
     constant: int = 0
 
-    def learnt(self, trained: TrainSpec) -> int | None:
+    def learnt(self, train_spec: TrainSpec) -> int | None:
         """Returns how many values of the trunk's slots are learnt; None where that is not known."""
         # A net has as many statistics as scales and biases: two of each per channel.
         known = {
@@ -77,7 +77,7 @@ class Known:
             "depthwise": self.depthwise,
             "statistics": 0,
         }
-        return sum(known[kind] for kind in trained.kinds) if set(trained.kinds) <= known.keys() else None
+        return sum(known[kind] for kind in train_spec.kinds) if set(train_spec.kinds) <= known.keys() else None
 
 
 KNOWN = {
@@ -141,7 +141,7 @@ def dry_run_transfer(config: ConfigDict, *, step: bool = True) -> list[Row]:
             bound = bind(trunk, task, TrainSpec.parse(text, config.norm_statistics), remat=config.remat)
             yield _row(text, bound)
             if step:
-                _step(text, bound.model, bound.task.loss(), recipe, bound.trained, *_batch(bound))
+                _step(text, bound.model, bound.task.loss(), recipe, bound.train_spec, *_batch(bound))
 
     return _report(f"{config.data} on {config.trunk}, {task.preprocessing.image_size} px", rows())
 
@@ -192,7 +192,7 @@ def dry_run_detector(config: ConfigDict, *, step: bool = True) -> list[Row]:
         if step:
             images, _ = _batch(bound)
             boxes = np.tile(np.array([[[0.1, 0.1, 0.6, 0.6, 0]]], "float32"), (len(images), 1, 1))
-            _step(config.train, bound.model, task.loss(), recipe, bound.trained, images, boxes)
+            _step(config.train, bound.model, task.loss(), recipe, bound.train_spec, images, boxes)
 
     return _report(f"{config.data} on {config.trunk}, {config.image_size} px", rows())
 
@@ -241,10 +241,10 @@ def check_counts(bound: BoundTask):
     known = _known(bound.trunk.name)
     if known is None:
         return
-    learnt = known.learnt(bound.trained)
+    learnt = known.learnt(bound.train_spec)
     checks = [("values of the trunk", known.total, bound.trunk.num_parameters())]
     if learnt is not None:
-        checks.append((f"learnt values of {bound.trained} in the trunk", learnt, bound.counts().patch))
+        checks.append((f"learnt values of {bound.train_spec} in the trunk", learnt, bound.counts().patch))
     for what, expected, counted in checks:
         if counted != expected:
             raise ModelPatchError(
@@ -288,18 +288,18 @@ def _joint_batch(joined: JoinedTasks):
 
 
 def _rate_of(joined: JoinedTasks) -> TrainSpec:
-    trained = next(iter(joined.tasks.values())).trained
-    return TrainSpec.parse("full", trained.norm_statistics) if joined.train_trunk else trained
+    train_spec = next(iter(joined.tasks.values())).train_spec
+    return TrainSpec.parse("full", train_spec.norm_statistics) if joined.train_trunk else train_spec
 
 
-def _step(name: str, model: keras.Model, loss, recipe: Recipe, trained: TrainSpec, images, targets):
+def _step(name: str, model: keras.Model, loss, recipe: Recipe, train_spec: TrainSpec, images, targets):
     """Trains one step, or where nothing is learnt by gradient runs one forward."""
     if not model.trainable_variables:
         model(images, training=True)
         _logger.info("%s: one step forward", name)
         return
     # Run operation by operation: tracing a graph for one step would take longer than the step.
-    model.compile(recipe.make_optimizer(trained, 1), loss=loss, run_eagerly=True)
+    model.compile(recipe.make_optimizer(train_spec, 1), loss=loss, run_eagerly=True)
     value = float(np.sum(model.train_on_batch(images, targets)))
     if not math.isfinite(value):
         raise ModelPatchError(f"the loss of {name} is {value} after one step on random images")

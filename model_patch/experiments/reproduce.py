@@ -12,7 +12,7 @@ from pathlib import Path
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.experiments.expressivity import FIGURE, errors_table
 from model_patch.experiments.report import comparison, joint, rates
-from model_patch.experiments.report.claims import Verdict, evaluate
+from model_patch.experiments.report.claims import Verdict, check_claims
 from model_patch.experiments.report.machine import machine
 from model_patch.experiments.report.table import markdown, print_table
 from model_patch.experiments.workdir import Workdir, claim
@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 """Where `scripts/` and `configs/` are."""
 
-PAGE = "results.md"
+RESULTS_PAGE = "results.md"
 FASHION = "/usr/share/datasets/fashion-mnist"
 FINISHED = "finished.json"
 """Beside the folder of an experiment: its command, and the seconds that it took in all."""
@@ -132,7 +132,7 @@ def reproduce(
         suite: a key of `SUITES`.
         workdir: folder for the runs, one folder each.
         output: folder for `results.md`, and for raw JSON and plots in `results/`.
-        only: names of the experiments to run; empty for all. The page shows all that are finished, see `write_page`.
+        only: names of the experiments to run; empty for all. The page shows all that are finished, see `write_results_page`.
         smoke: run all of them as short as can be, to see that they do.
 
     Returns:
@@ -157,7 +157,7 @@ def reproduce(
             _logger.warning("%s is left out: it needs %s", each.name, each.needs)
         elif not _run(each, suite, workdir, SMOKE[each.sort] if smoke else ()):
             failed.append(each.name)
-    verdicts = write_page(suite, workdir, Path(output))
+    verdicts = write_results_page(suite, workdir, Path(output))
     if failed:
         raise ModelPatchError(
             f"{', '.join(failed)} failed, see what is printed above: the same command runs what is missing"
@@ -205,7 +205,7 @@ def _hardware() -> str:
     return f"{of['cores']} cores of {of['cpu']}{memory}, {accelerators}; {load}"
 
 
-def write_page(suite: str, workdir: Path, output: Path) -> list[Verdict]:
+def write_results_page(suite: str, workdir: Path, output: Path) -> list[Verdict]:
     """Writes `results.md`, and below `results/` the raw JSON and plots; prints and returns verdicts.
 
     Experiments that are not finished in the workdir are taken from the raw JSON of an earlier page, where it lies in the
@@ -225,14 +225,14 @@ def write_page(suite: str, workdir: Path, output: Path) -> list[Verdict]:
             f"![{each.title}]({_raw(each, 'png')})\n\nRun in {found['seconds'] / 60:.1f} minutes on {found['hardware']}; {versions}. "
             f"Raw numbers: [{each.name}.json]({_raw(each, 'json')}).\n"
         )
-    verdicts = evaluate(results)
+    verdicts = check_claims(results)
     header, rows = _verdicts_table(verdicts)
     print_table(
         "What the paper claims, at our scale", header[:-1], [row[:-1] for row in rows]
     )  # Numbers would not fit.
     left_out = f"\nNot run: {', '.join(missing)}.\n" if missing else ""
     page = "\n".join([_head(suite), markdown(header, rows) + left_out, *sections])
-    write_bytes(output / PAGE, page.encode())
+    write_bytes(output / RESULTS_PAGE, page.encode())
     return verdicts
 
 

@@ -52,12 +52,12 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     for name in ("train", "seeds"):
         if not config[name]:
             raise ModelPatchError(f"{name} is empty, so there is nothing to run: give at least one")
-    trained = [TrainSpec.parse(text, config.norm_statistics) for text in config.train]
+    train_specs = [TrainSpec.parse(text, config.norm_statistics) for text in config.train]
     trunk = open_trunk(config.trunk, config.image_size or None)
     data = open_data(config.data, skip_bad_images=config.skip_bad_images)
     recipe = make_recipe(config, data.augmentation)
     task = Task(config.task_name or data.name, data.labels, trunk.preprocessing)
-    for each in trained:
+    for each in train_specs:
         bind(trunk, task, each, remat=config.remat).patch().to_bytes(config.patch_dtype)
     folder = Workdir(workdir, config.to_dict())
     for note in data.notes:
@@ -73,7 +73,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     }
     done = {(row["train"], row["seed"]) for row in results["rows"]}
     for seed in config.seeds:
-        for each in trained:
+        for each in train_specs:
             if (str(each), seed) in done:
                 continue
             keras.utils.set_random_seed(seed)

@@ -40,7 +40,7 @@ def export(tasks: Sequence[BoundTask], folder: Path):
     """Writes tasks on one trunk as a bank. Raises as `export_bank` and `Bank.add`."""
     for bound in tasks:
         require_classification(bound)
-    kinds = [kind for kind in KINDS if any(kind in bound.trained.kinds for bound in tasks)]
+    kinds = [kind for kind in KINDS if any(kind in bound.train_spec.kinds for bound in tasks)]
     classes = max(len(bound.task.labels) for bound in tasks)
     bank = Bank(tasks[0].trunk, "+".join(kinds) or "scale_bias", capacity=len(tasks), classes=classes)
     for bound in tasks:

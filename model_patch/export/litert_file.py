@@ -14,7 +14,7 @@ from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
 from model_patch.export import clean_litert
 from model_patch.export.saved_model import require_classification, require_tensorflow
-from model_patch.export.verify import call_alone
+from model_patch.export.verify import run_in_clean_process
 from model_patch.files import write_bytes
 from model_patch.fold import fold
 from model_patch.preprocessing import Preprocessing
@@ -52,7 +52,7 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
 def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Returns what each task's file answers, see `model_patch.export.Format`."""
     files = [folder / f"{bound.task.name}.tflite" for bound in tasks]
-    return [call_alone(clean_litert.__file__, *each) for each in zip(files, images, strict=True)]
+    return [run_in_clean_process(clean_litert.__file__, *each) for each in zip(files, images, strict=True)]
 
 
 def _converted(model: keras.Model, prepare: Preprocessing, quantize: str) -> bytes:

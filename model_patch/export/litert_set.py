@@ -13,7 +13,7 @@ from model_patch.export import clean_litert
 from model_patch.export.litert_file import convert, input_of, probable, with_manifest
 from model_patch.export.saved_model import require_tensorflow
 from model_patch.export.vector_net import vector_net
-from model_patch.export.verify import call_alone
+from model_patch.export.verify import run_in_clean_process
 from model_patch.files import write_bytes
 
 NET = "net.tflite"
@@ -67,6 +67,6 @@ def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarra
     found = []
     for bound, batch in zip(tasks, images, strict=True):
         vector = str(folder / f"{bound.task.name}.safetensors")
-        given = call_alone(clean_litert.__file__, folder / NET, batch, vector)
+        given = run_in_clean_process(clean_litert.__file__, folder / NET, batch, vector)
         found.append({name: each[:, : len(bound.task.labels)] for name, each in given.items()})
     return found

@@ -12,7 +12,7 @@ import numpy as np
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
 from model_patch.export import clean_saved_model
-from model_patch.export.verify import call_alone
+from model_patch.export.verify import run_in_clean_process
 from model_patch.files import new_folder
 from model_patch.graph.rewrite import walk
 from model_patch.preprocessing import Preprocessing, decode
@@ -54,7 +54,7 @@ def export(tasks: Sequence[BoundTask], folder: Path):
 def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Returns what each task's SavedModel answers, see `model_patch.export.Format`."""
     folders = [_of(folder, bound, tasks) for bound in tasks]
-    return [call_alone(clean_saved_model.__file__, *each) for each in zip(folders, images, strict=True)]
+    return [run_in_clean_process(clean_saved_model.__file__, *each) for each in zip(folders, images, strict=True)]
 
 
 def _of(folder: Path, bound: BoundTask, tasks: Sequence[BoundTask]) -> Path:
@@ -95,7 +95,7 @@ def _save(bound: BoundTask, folder: Path):
     # As a tf.Module that holds the variables themselves, each is tracked, and so stored, once.
     module.weights = [variable.value for variable in model.variables]
     # What a layer computes with besides: the variables of a SavedModel that runs as it is.
-    module.resources = [v for _, layer in walk(model) for v in getattr(layer, "resources", ())]
+    module.resources = [v for _, layer in walk(model) for v in getattr(layer, "_mp_resources", ())]
     serve, encoded = serving(
         task.preprocessing, lambda resized: task.answers(model(task.preprocessing.scale(resized), training=False))
     )

@@ -11,7 +11,7 @@ from model_patch.errors import ModelPatchError
 from model_patch.export import clean_saved_model
 from model_patch.export.saved_model import LABELS, labels_asset, require_tensorflow, serving
 from model_patch.export.vector_net import vector_net
-from model_patch.export.verify import call_alone
+from model_patch.export.verify import run_in_clean_process
 
 ENCODED = ".encoded"
 """What the name of a task's signature for encoded files ends in."""
@@ -67,7 +67,7 @@ def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarra
 def ask_by_name(folder: Path, tasks: Sequence[BoundTask], images: np.ndarray) -> list[dict[str, np.ndarray]]:
     """Asks one SavedModel about the same images for each task, in one process; returns the answers in the tasks' order."""
     names = [bound.task.name for bound in tasks]
-    given = call_alone(clean_saved_model.__file__, folder, images, *names)
+    given = run_in_clean_process(clean_saved_model.__file__, folder, images, *names)
     return [
         {key.removeprefix(f"{name}/"): each for key, each in given.items() if key.startswith(f"{name}/")}
         for name in names

@@ -14,7 +14,7 @@ from model_patch.fold import fold_graph
 from model_patch.graph.rewrite import rewrite, walk
 from model_patch.kinds import KINDS, TrainSpec
 from model_patch.layers import variables
-from model_patch.layers.slotted import Slot, Slotted
+from model_patch.layers.slotted import Slotted, VectorSlot
 from model_patch.tasks import HEAD
 
 NO_CLASS = -np.inf
@@ -22,7 +22,7 @@ NO_CLASS = -np.inf
 
 
 @dataclasses.dataclass(frozen=True)
-class OneNet:
+class VectorNet:
     """Several tasks as one net and a vector each.
 
     Attributes:
@@ -36,7 +36,7 @@ class OneNet:
 
     model: keras.Model
     constants: tuple[keras.Variable, ...]
-    slots: tuple[Slot, ...]
+    slots: tuple[VectorSlot, ...]
     vectors: dict[str, np.ndarray]
 
     @property
@@ -50,7 +50,7 @@ class OneNet:
         return sum(slot.size for slot in self.slots)
 
 
-def vector_net(bounds: Sequence[BoundTask]) -> OneNet:
+def vector_net(bounds: Sequence[BoundTask]) -> VectorNet:
     """Makes one net of several tasks on one trunk.
 
     What any of the tasks owns becomes a slot for all; where a task owns it not, its vector holds the trunk's values. A batch
@@ -66,22 +66,22 @@ def vector_net(bounds: Sequence[BoundTask]) -> OneNet:
     """
     _check(bounds)
     # The tasks' kinds together: bound so, all have the same slots. Only inference is made of it, whatever the statistics.
-    kinds = tuple(kind for kind in KINDS if any(kind in bound.trained.kinds for bound in bounds))
+    kinds = tuple(kind for kind in KINDS if any(kind in bound.train_spec.kinds for bound in bounds))
     union = TrainSpec(kinds, True, "batch")
     width = max(len(bound.task.labels) for bound in bounds)
     model = None
-    slots: tuple[Slot, ...] = ()
+    slots: tuple[VectorSlot, ...] = ()
     constants: tuple[keras.Variable, ...] = ()
     vectors = {}
     for bound in bounds:
         wide = _with_slots(bound, union)
         owned = {key.rpartition("/")[0] for key in wide.patch_variables}
-        folded, _ = fold_graph(wide, apart=owned)
+        folded, _ = fold_graph(wide, unfolded=owned)
         if model is None:
             slots = _slots(wide, folded, width)
             model, constants = _slotted(folded, slots, width)
         vectors[bound.task.name] = _vector(folded, slots)
-    return OneNet(model, constants, slots, vectors)
+    return VectorNet(model, constants, slots, vectors)
 
 
 def _check(bounds: Sequence[BoundTask]):
@@ -91,9 +91,9 @@ def _check(bounds: Sequence[BoundTask]):
         name, task = bound.task.name, bound.task
         require_classification(bound)
         bound.trunk.require_graph("one net for several tasks")
-        if "full" in bound.trained.kinds:
+        if "full" in bound.train_spec.kinds:
             raise ModelPatchError(
-                f"the task {name!r} is trained {bound.trained}: it shares nothing, so export it in a file of its own"
+                f"the task {name!r} is trained {bound.train_spec}: it shares nothing, so export it in a file of its own"
             )
         if names.count(name) > 1:
             raise ModelPatchError(f"two tasks are named {name!r}: give each its own name")
@@ -104,16 +104,16 @@ def _check(bounds: Sequence[BoundTask]):
             )
 
 
-def _with_slots(bound: BoundTask, trained: TrainSpec) -> BoundTask:
-    """Returns the task with the slots of `trained`, its own values in those that it owns and the trunk's in the others."""
-    wide = bind(bound.trunk, bound.task, trained)
+def _with_slots(bound: BoundTask, train_spec: TrainSpec) -> BoundTask:
+    """Returns the task with the slots of `train_spec`, its own values in those that it owns and the trunk's in the others."""
+    wide = bind(bound.trunk, bound.task, train_spec)
     owners = wide.patch_variables | wide.head_variables
     for key, variable in (bound.patch_variables | bound.head_variables).items():
         owners[key].assign(variable)
     return wide
 
 
-def _slots(wide: BoundTask, folded: keras.Model, width: int) -> tuple[Slot, ...]:
+def _slots(wide: BoundTask, folded: keras.Model, width: int) -> tuple[VectorSlot, ...]:
     """Lays the variables of the slots out behind one another, in the order of the graph, the head last."""
     owned: dict[str, set[str]] = {}
     for key in wide.patch_variables:
@@ -131,7 +131,7 @@ def _slots(wide: BoundTask, folded: keras.Model, width: int) -> tuple[Slot, ...]
             shapes |= {key: (*v.shape[:-1], width) for key, v in variables(path, layer).items()}
     slots, offset = [], 0
     for key, shape in shapes.items():
-        slots.append(Slot(key, offset, shape))
+        slots.append(VectorSlot(key, offset, shape))
         offset += math.prod(shape)
     return tuple(slots)
 
@@ -141,9 +141,9 @@ def _is_affine(wide: BoundTask, path: str) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization)
 
 
-def _slotted(folded: keras.Model, slots: Sequence[Slot], width: int):
+def _slotted(folded: keras.Model, slots: Sequence[VectorSlot], width: int):
     """Returns the net with its slots open, and the variables that are not of a slot."""
-    by_path: dict[str, list[Slot]] = {}
+    by_path: dict[str, list[VectorSlot]] = {}
     for slot in slots:
         by_path.setdefault(slot.key.rpartition("/")[0], []).append(slot)
     in_slots: set[int] = set()
@@ -164,13 +164,13 @@ def _slotted(folded: keras.Model, slots: Sequence[Slot], width: int):
     return model, tuple(v for v in model.variables if id(v) not in in_slots)
 
 
-def _vector(folded: keras.Model, slots: Sequence[Slot]) -> np.ndarray:
+def _vector(folded: keras.Model, slots: Sequence[VectorSlot]) -> np.ndarray:
     known = {key: variable for path, layer in walk(folded) for key, variable in variables(path, layer).items()}
     parts = [_widened(slot, keras.ops.convert_to_numpy(known[slot.key])) for slot in slots]
     return np.concatenate([part.reshape(-1) for part in parts]).astype("float32")
 
 
-def _widened(slot: Slot, values: np.ndarray) -> np.ndarray:
+def _widened(slot: VectorSlot, values: np.ndarray) -> np.ndarray:
     missing = slot.shape[-1] - values.shape[-1]
     fill = NO_CLASS if slot.key == f"{HEAD}/bias" else 0.0
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)], constant_values=fill)

@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 NUM_IMAGES = 2
 
 
-def call_alone(script: str, model: str | Path, images: np.ndarray, *arguments: str) -> dict[str, np.ndarray]:
+def run_in_clean_process(script: str, model: str | Path, images: np.ndarray, *arguments: str) -> dict[str, np.ndarray]:
     """Runs one of the scripts of this folder, `python SCRIPT MODEL IMAGES.npy ANSWERS.npz ARGUMENT...`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Tune mode: a bound model whose training steps compute with frozen statistics folded into the convolutions.
+"""Frozen norms (tune mode): a bound model whose training steps compute with frozen statistics folded into the convolutions.
 
 Batch norm with frozen statistics is an affine map of each channel, and the kernels before it stay as they are. So a training step
 can do what `fold` does for good: a third of the time and half of the memory go (docs/speed.md).
@@ -13,11 +13,11 @@ from model_patch.graph.remat import Segments
 from model_patch.graph.rewrite import Graph, functional, rewrite
 from model_patch.layers import PatchedBatchNormalization
 from model_patch.layers.conv_norm import ConvNorm, activation_of
-from model_patch.layers.joined import Apart
+from model_patch.layers.joined import SeparateLayers
 
 
-@keras.saving.register_keras_serializable(package="model_patch")
-class TunedModel(keras.Model):
+@keras.saving.register_keras_serializable(package="model_patch", name="TunedModel")  # The name in files of 0.1.
+class FrozenNormModel(keras.Model):
     """A functional model that in training runs a graph of its own over the same layers, on TensorFlow.
 
     Convolutions with a batch norm behind them, and an activation behind that, become one `ConvNorm` each. It computes the
@@ -36,23 +36,23 @@ class TunedModel(keras.Model):
         return self._training_graph()(inputs, training=True)
 
     def _training_graph(self) -> Callable:
-        graph = getattr(self, "_tuned", None)
+        graph = getattr(self, "_folded_graph", None)
         if graph is None:
             import tensorflow as tf
 
             with tf.init_scope():  # The first call may be within a function that is being traced.
-                tuned = tuned_graph(self)
-                graph = Segments(tuned) if self.remat else tuned
+                folded = fold_frozen_norms(self)
+                graph = Segments(folded) if self.remat else folded
             # Past Keras' attribute tracking: its layers are this model's already.
-            object.__setattr__(self, "_tuned", graph)
+            object.__setattr__(self, "_folded_graph", graph)
         return graph
 
 
-def tuned_graph(model: keras.Model) -> keras.Model:
+def fold_frozen_norms(model: keras.Model) -> keras.Model:
     """Returns a functional model that computes as `model` does in training, over the same variables.
 
     Args:
-        model: functional; stays as it is. Models inside it are tuned, too, and so are joined tasks where each has a
+        model: functional; stays as it is. Models inside it are folded, too, and so are joined tasks where each has a
             convolution's output for itself.
     """
     fused: dict[str, keras.Layer] = {}
@@ -83,14 +83,16 @@ def _plan(model: keras.Model, prefix: str, fused: dict[str, keras.Layer], gone: 
             _plan(functional(layer), f"{prefix}{layer.name}/", fused, gone)
             continue
         norm: Any = graph.follower(layer) if _is_frozen_convolution(layer) else None
-        norms = norm.layers if isinstance(norm, Apart) else [norm]
+        norms = norm.layers if isinstance(norm, SeparateLayers) else [norm]
         if not all(map(_is_affine, norms)):
             continue
         activation: Any = graph.follower(norm)
         kind = activation_of(activation)
         gone |= {prefix + each.name for each in ((layer, activation) if kind else (layer,))}
         parts = [ConvNorm(layer, each, kind) for each in norms]
-        fused[prefix + norm.name] = Apart(parts, name=norm.name) if isinstance(norm, Apart) else parts[0]
+        fused[prefix + norm.name] = (
+            SeparateLayers(parts, name=norm.name) if isinstance(norm, SeparateLayers) else parts[0]
+        )
 
 
 def _is_frozen_convolution(layer: keras.Layer) -> bool:

@@ -26,7 +26,7 @@ OF_TENSORFLOW = "_self_"
 ADVICE = "write its call with layers and keras.ops alone, or rebuild the net as keras.Model(inputs, outputs)"
 
 
-def open_layers(model: keras.Model, image_size: int) -> keras.Model:
+def inline_layers(model: keras.Model, image_size: int) -> keras.Model:
     """Returns the model as a graph whose layers can be patched; the model itself where it is one already.
 
     The layers of a new graph are named by where they stand: `blocks.0.norm` is `self.blocks[0].norm` of a subclassed

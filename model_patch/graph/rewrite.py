@@ -163,7 +163,7 @@ def rewrite(
             `extra`, it gets the tensors of the graph it is in as `extra`, too.
         prefix: the path of `model` inside an outer one, ending in `/`; empty for the outermost.
         extra: what the new graph takes besides the model's own input, as symbolic tensors of that shape and dtype. A
-            layer with the attribute `takes_extra` is called with the list of them as its second argument: joined and
+            layer with the attribute `_mp_takes_extra` is called with the list of them as its second argument: joined and
             banked layers need more than their input.
         reshape: given the shape of an input of the model, or of one nested in it, returns that of the new graph, for
             layers that compute in another layout.
@@ -195,7 +195,7 @@ def rewrite(
     def apply(layer: keras.Operation, *args, **kwargs):
         if extra and id(layer) in rebuilt:
             args = ([*args, *extra],)
-        elif extra and getattr(layer, "takes_extra", False):
+        elif extra and getattr(layer, "_mp_takes_extra", False):
             args = (*args, extra)
         if call is None:
             return layer(*args, **kwargs)

@@ -50,7 +50,7 @@ class Split(keras.layers.Layer):
 class Part(Split):
     """`Split` as a layer of a joined graph, in which batches are among what is handed to every joined layer."""
 
-    takes_extra = True
+    _mp_takes_extra = True
 
     def call(self, inputs, merge):
         return split(inputs, merge[1:])
@@ -97,8 +97,8 @@ class PerTask(keras.layers.Layer):
         return cls(**config | {"layers": [keras.saving.deserialize_keras_object(layer) for layer in config["layers"]]})
 
 
-@keras.saving.register_keras_serializable(package="model_patch")
-class Apart(PerTask):
+@keras.saving.register_keras_serializable(package="model_patch", name="Apart")  # The name in files of 0.1.
+class SeparateLayers(PerTask):
     """K layers, each for the batch of its task, which stay apart.
 
     Arguments as `PerTask`. Input: a list of K tensors `(batch of the task, ...)`, or of K lists of such. Returns: a list of
@@ -133,7 +133,7 @@ class Joined(PerTask):
     Output shape: that of the layers; the batch is the sum of the batches.
     """
 
-    takes_extra = True
+    _mp_takes_extra = True
 
     def build(self, inputs_shape, merge_shape):
         for layer in self.layers:

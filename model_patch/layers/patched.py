@@ -143,8 +143,8 @@ def patch_layer(layer: keras.Layer, own: set[str], **options) -> keras.Layer:
     patched: Any = _REGISTERED.get(layer_class) or patched_class(layer_class)
     new = patched.from_config(config | {"own": sorted(own)} | options)
     new.borrow({own_name(layer, variable.name): variable for variable in layer.weights})
-    if hasattr(layer, "lend"):  # What it computes with besides its variables.
-        layer.lend(new)
+    if hasattr(layer, "_mp_lend"):  # What it computes with besides its variables.
+        layer._mp_lend(new)
     return new
 
 

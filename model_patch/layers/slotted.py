@@ -9,7 +9,7 @@ from keras import ops
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
+class VectorSlot:
     """Where the values of one variable stand in the vector of a task's values.
 
     Attributes:
@@ -43,9 +43,9 @@ class Slotted(keras.layers.Layer):
     Output shape: that of the layer.
     """
 
-    takes_extra = True
+    _mp_takes_extra = True
 
-    def __init__(self, layer: keras.Layer, slots: Sequence[tuple[keras.Variable, Slot]], **kwargs):
+    def __init__(self, layer: keras.Layer, slots: Sequence[tuple[keras.Variable, VectorSlot]], **kwargs):
         super().__init__(**kwargs)
         self.layer = layer
         self.slots = list(slots)

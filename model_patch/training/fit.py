@@ -68,7 +68,7 @@ def fit(
     start = time.perf_counter()
     num_images = _num_images(data.train.num_images, recipe.max_train_images)
     train, model, earlier_seconds = _training_batches(bound, data, recipe, seed), bound.model, 0.0
-    wait, features = InputWait(), not bound.trained.kinds
+    wait, features = InputWait(), not bound.train_spec.kinds
     if features:
         train, model = features_and_head(bound, wait.measured(train(range(1))), recipe.batch_size, num_images, seed)
     if model.trainable_variables:
@@ -76,7 +76,7 @@ def fit(
             bound, model, train, num_images, recipe, log_dir, checkpoint, wait=wait, one_call_per_epoch=features
         )
         earlier_seconds = kept.earlier_seconds
-    if bound.trained.kinds:
+    if bound.train_spec.kinds:
         plain = batches(
             data.train,
             bound.task.preprocessing,
@@ -128,7 +128,7 @@ def run_epochs(
     """
     steps_per_epoch = math.ceil(num_images / recipe.batch_size)
     in_one_call = one_call_per_epoch and keras.backend.backend() == "tensorflow"
-    optimizer = recipe.make_optimizer(bound.trained, steps_per_epoch)
+    optimizer = recipe.make_optimizer(bound.train_spec, steps_per_epoch)
     compile_for(model, bound.task, optimizer, steps_per_execution=steps_per_epoch if in_one_call else 1)
     kept = Checkpoint(model, checkpoint)
     finished = kept.restore()
@@ -136,8 +136,8 @@ def run_epochs(
         return kept
     all_callbacks = [
         *callbacks,
-        Progress(recipe.epochs * steps_per_epoch, f"training {bound.trained}", finished * steps_per_epoch),
-        StopAtNaN(f"{bound.task.name!r} ({bound.trained})"),
+        Progress(recipe.epochs * steps_per_epoch, f"training {bound.train_spec}", finished * steps_per_epoch),
+        StopAtNaN(f"{bound.task.name!r} ({bound.train_spec})"),
     ]
     if log_dir:
         all_callbacks.append(Logs(log_dir))
@@ -197,7 +197,7 @@ def evaluate(bound: BoundTask, data: ImageData, recipe: Recipe) -> dict[str, flo
         data.test, bound.task.preprocessing, recipe.batch_size, max_images=recipe.max_test_images or None, cache=False
     )
     num_steps = math.ceil(_num_images(data.test.num_images, recipe.max_test_images) / recipe.batch_size)
-    return tester(bound)(images, [Progress(num_steps, f"testing {bound.trained}")])
+    return tester(bound)(images, [Progress(num_steps, f"testing {bound.train_spec}")])
 
 
 def tester(bound: BoundTask) -> Callable:
@@ -207,7 +207,7 @@ def tester(bound: BoundTask) -> Callable:
     """
     if strategies.num_devices() > 1:
         forward = replicated.predictor(bound.model)
-        return lambda images, callbacks=(): replicated.evaluate(
+        return lambda images, callbacks=(): replicated.evaluate_on_worker(
             forward, images, bound.task.loss(), bound.task.metrics(), callbacks
         )
 
@@ -247,7 +247,7 @@ def compile_for(
 
 def _training_batches(bound: BoundTask, data: ImageData, recipe: Recipe, seed: int) -> Callable:
     """Returns a function from a range of epochs to their batches."""
-    learns_from_pixels = bool(bound.trained.kinds)
+    learns_from_pixels = bool(bound.train_spec.kinds)
     return lambda epochs: batches(
         data.train,
         bound.task.preprocessing,

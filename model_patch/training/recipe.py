@@ -83,19 +83,19 @@ class Recipe:
             if not least <= getattr(self, field) < math.inf:
                 raise ModelPatchError(f"{field} is {getattr(self, field)}: expected at least {least}")
 
-    def make_optimizer(self, trained: TrainSpec, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    def make_optimizer(self, train_spec: TrainSpec, steps_per_epoch: int) -> keras.optimizers.Optimizer:
         """Returns a new optimizer with its schedule for `epochs * steps_per_epoch` steps."""
-        rate = self.learning_rate or default_learning_rate(self.optimizer, trained)
+        rate = self.learning_rate or default_learning_rate(self.optimizer, train_spec)
         schedule = SCHEDULES[self.schedule](rate, self.epochs * steps_per_epoch, steps_per_epoch)
         return OPTIMIZERS[self.optimizer](schedule)
 
 
-def default_learning_rate(optimizer: str, trained: TrainSpec) -> float:
+def default_learning_rate(optimizer: str, train_spec: TrainSpec) -> float:
     """Returns the learning rate to use where none is given; the numbers were measured, see docs/choices.md."""
     if not optimizer.startswith("adam"):
         return PAPER_LEARNING_RATE
-    if not trained.kinds:
+    if not train_spec.kinds:
         name = "last"
     else:
-        name = next((kind for kind in ("full", "depthwise") if kind in trained.kinds), "patch")
-    return ADAM_LEARNING_RATES[name][trained.norm_statistics == "frozen"]
+        name = next((kind for kind in ("full", "depthwise") if kind in train_spec.kinds), "patch")
+    return ADAM_LEARNING_RATES[name][train_spec.norm_statistics == "frozen"]

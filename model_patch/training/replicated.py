@@ -100,7 +100,7 @@ def filled_up(batches, devices: int):
     return batches.map(fill, tf.data.AUTOTUNE)
 
 
-def evaluate(
+def evaluate_on_worker(
     model: Callable, batches, loss, metrics: Metrics, callbacks: Sequence[keras.callbacks.Callback] = ()
 ) -> dict[str, float]:
     """Returns a loss and metrics by name, in inference mode: every worker looks at all images, and none waits for another.

@@ -37,7 +37,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def __init__(self, model: keras.Model, path: Path | None = None, best=None):
         super().__init__()
-        self.trained, self.path, self.best = model, path, best
+        self.trained_model, self.path, self.best = model, path, best
         self.history: dict[str, list[float]] = {}
         self.earlier_seconds = 0.0
         self.start = time.perf_counter()
@@ -48,7 +48,7 @@ class Checkpoint(keras.callbacks.Callback):
         Raises:
             ModelPatchError: the file is damaged, or was written by another version of the program.
         """
-        self.trained.optimizer.build(self.trained.trainable_variables)
+        self.trained_model.optimizer.build(self.trained_model.trainable_variables)
         if self.path is None or not self.path.exists():
             return 0
         try:
@@ -89,7 +89,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _variables(self) -> dict[str, keras.Variable]:
         """Returns every variable by its place: paths of nested or renamed layers need not be unique."""
-        model, optimizer = self.trained.variables, self.trained.optimizer.variables
+        model, optimizer = self.trained_model.variables, self.trained_model.optimizer.variables
         named = {f"model/{i}": variable for i, variable in enumerate(model)}
         return named | {f"optimizer/{i}": variable for i, variable in enumerate(optimizer)}
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError, reason
-from model_patch.graph.inline import open_layers
+from model_patch.graph.inline import inline_layers
 from model_patch.graph.rewrite import resized
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
@@ -57,7 +57,7 @@ def trunk_of(backbone: keras.Model, name: str, preprocessing: Preprocessing) -> 
     """
     if isinstance(backbone.input, dict | list) or len(backbone.input.shape) != 4 or backbone.input.shape[-1] != 3:
         raise ModelPatchError(f"{name} does not take one image (batch, height, width, 3): expected an image backbone")
-    opened = open_layers(backbone, preprocessing.image_size)
+    opened = inline_layers(backbone, preprocessing.image_size)
     model = resized(opened, (preprocessing.image_size, preprocessing.image_size, 3), name)
     if len(model.outputs) != 1 or len(model.outputs[0].shape) not in (2, 4):
         raise ModelPatchError(

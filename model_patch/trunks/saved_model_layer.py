@@ -47,7 +47,7 @@ class SavedModelLayer(keras.layers.Layer):
         self.folder = folder
         self._module: Any = None
 
-    def lend(self, other: "SavedModelLayer"):
+    def _mp_lend(self, other: "SavedModelLayer"):
         """Makes another layer, not built yet, use this one's module."""
         object.__setattr__(other, "_module", self._module)
 
@@ -55,7 +55,7 @@ class SavedModelLayer(keras.layers.Layer):
         if self._module is None:
             # Past Keras' attribute tracking, which would count the module's variables as the layer's.
             object.__setattr__(self, "_module", load_module(Path(self.folder)))
-        slots = set().union(*self.slots.values())
+        slots = set().union(*self._mp_slots.values())
         shared = getattr(self, "_trunk_variables", {})
         self.held = {}
         for name, variable in self._module_variables().items():
@@ -70,7 +70,7 @@ class SavedModelLayer(keras.layers.Layer):
         self._channels = features_of(self._module, np.zeros((1, *input_shape[1:]))).shape[1:]
 
     @property
-    def slots(self) -> dict[str, set[str]]:
+    def _mp_slots(self) -> dict[str, set[str]]:
         """The names of the variables that a task can own, by patch kind; kinds that are not there cannot be learnt."""
         parts = {name: name.rpartition(".") for name in self._module_variables()}
         norms = {scope for scope, _, last in parts.values() if last == "moving_variance"}
@@ -91,10 +91,10 @@ class SavedModelLayer(keras.layers.Layer):
     def _targets(self) -> dict[str, tf.Variable]:
         """Returns the module's variables that this layer writes to before each call, by name."""
         variables = self._module_variables()
-        return {name: variables[name] for name in sorted(set().union(*self.slots.values()))}
+        return {name: variables[name] for name in sorted(set().union(*self._mp_slots.values()))}
 
     @property
-    def resources(self) -> list[tf.Variable]:
+    def _mp_resources(self) -> list[tf.Variable]:
         """What an export must hold besides the layer's own variables."""
         return [*self._targets().values()]
 

@@ -7,7 +7,7 @@ import pytest
 
 from model_patch import ModelPatchError
 from model_patch.experiments.dry_run import dry_run_multitask, dry_run_transfer
-from model_patch.experiments.reproduce import FIGURES, ROOT, SMOKE, SUITES, TABLES, reproduce, write_page
+from model_patch.experiments.reproduce import FIGURES, ROOT, SMOKE, SUITES, TABLES, reproduce, write_results_page
 
 EXPERIMENTS = {each.name: each for each in SUITES["small"]}
 
@@ -49,11 +49,11 @@ def test_an_experiment_runs_once_and_makes_a_page(tmp_path):
 
     # Another workdir, as on another computer: what an earlier page shows is shown again, unless it was another command.
     again = tmp_path / "again"
-    write_page("small", again, output)
+    write_results_page("small", again, output)
     assert "## Expressivity" not in (output / "results.md").read_text()
     raw["command"] = [each for each in raw["command"] if each not in SMOKE["expressivity"]]
     (output / "results" / "expressivity.json").write_text(json.dumps(raw))
-    write_page("small", again, output)
+    write_results_page("small", again, output)
     assert "## Expressivity" in (output / "results.md").read_text()
 
 

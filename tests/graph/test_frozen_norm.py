@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from model_patch import Preprocessing, Task, Trunk, bind, join
-from model_patch.graph.frozen_norm import TunedModel, tuned_graph
+from model_patch.graph.frozen_norm import FrozenNormModel, fold_frozen_norms
 from model_patch.kinds import TrainSpec
 from model_patch.layers.conv_norm import ConvNorm
 from tests.conftest import random_norms, train_steps
@@ -59,7 +59,7 @@ def images_for(trunk: Trunk) -> np.ndarray:
 def test_four_kinds_of_convolution_are_fused_and_compute_the_same(task):
     trunk = odd_net()
     bound = bind(trunk, task, FROZEN)
-    assert sum(isinstance(layer, ConvNorm) for layer in tuned_graph(bound.model).layers) == 4
+    assert sum(isinstance(layer, ConvNorm) for layer in fold_frozen_norms(bound.model).layers) == 4
     compare(bound, images_for(trunk))
 
 
@@ -77,7 +77,7 @@ def test_scales_that_are_too_small_to_tell_the_input_are_learnt_too(task, gamma)
 
 def test_layers_that_are_learnt_or_normalise_by_the_batch_are_left_as_they_are(trunk, task, images):
     def fused(train, statistics):
-        graph = tuned_graph(bind(trunk, task, TrainSpec.parse(train, statistics)).model)
+        graph = fold_frozen_norms(bind(trunk, task, TrainSpec.parse(train, statistics)).model)
         return sum(isinstance(layer, ConvNorm) for layer in graph.layers)
 
     assert fused("scale_bias+last", "frozen") == 2  # The third norm is behind a separable convolution.
@@ -95,8 +95,8 @@ def test_fit_runs_the_training_graph_and_learns_what_the_layers_would(trunk, tas
     plain.compile(bound.model.optimizer.__class__.from_config(bound.model.optimizer.get_config()), task.loss())
     for _ in range(3):
         plain.train_on_batch(images, labels)
-    assert isinstance(bound.model, TunedModel)
-    assert any(isinstance(layer, ConvNorm) for layer in bound.model._tuned.layers)
+    assert isinstance(bound.model, FrozenNormModel)
+    assert any(isinstance(layer, ConvNorm) for layer in bound.model._folded_graph.layers)
     for key, variable in bound.patch_variables.items():
         np.testing.assert_allclose(variable, other.patch_variables[key], rtol=1e-4, atol=1e-5, err_msg=key)
     np.testing.assert_allclose(bound.model(images), other.model(images), rtol=1e-3, atol=1e-4)
@@ -111,7 +111,7 @@ def test_joined_tasks_are_tuned_where_each_has_a_map_for_itself():
     outputs, expected = joined.model(batches, training=True), plain(batches, training=True)
     for name in batches:
         np.testing.assert_allclose(outputs[name], expected[name], rtol=1e-4, atol=1e-5)
-    fused = [layer for layer in joined.model._tuned._flatten_layers() if isinstance(layer, ConvNorm)]
+    fused = [layer for layer in joined.model._folded_graph._flatten_layers() if isinstance(layer, ConvNorm)]
     assert len({id(layer.convolution) for layer in fused}) == 4 and len(fused) == 12
 
 

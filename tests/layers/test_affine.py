@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from model_patch.layers.affine import Affine
-from model_patch.layers.slotted import Slot, Slotted
+from model_patch.layers.slotted import Slotted, VectorSlot
 
 
 @pytest.mark.parametrize("axis", [1, 2, -1])
@@ -24,7 +24,7 @@ def test_a_slotted_layer_takes_what_its_slots_say_out_of_the_vector_and_keeps_th
     dense = keras.layers.Dense(3)
     dense.build(x.shape)
     kernel, bias = (np.array(v) for v in dense.get_weights())
-    slotted = Slotted(dense, [(dense.bias, Slot("dense/bias", 2, (3,)))])
+    slotted = Slotted(dense, [(dense.bias, VectorSlot("dense/bias", 2, (3,)))])
     vector = np.array([9, 9, 1, 2, 3, 9], "float32")
     np.testing.assert_allclose(slotted(x, [vector]), x @ kernel + [1, 2, 3], atol=1e-5)
     np.testing.assert_array_equal(dense.bias, bias)

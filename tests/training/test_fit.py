@@ -28,7 +28,7 @@ def test_training_learns_what_it_says_and_leaves_the_trunk_as_it_was(trunk, digi
     patch, head = snapshot(bound.patch_variables), snapshot(bound.head_variables)
     assert fit(bound, data, recipe).seconds > 0
     assert same(before, snapshot(trunk.variables()))
-    assert same(head, snapshot(bound.head_variables)) == (not bound.trained.last)
+    assert same(head, snapshot(bound.head_variables)) == (not bound.train_spec.last)
     after = snapshot(bound.patch_variables)
     unmoved = {key for key in patch if np.array_equal(patch[key], after[key])}
     frozen = {key for key in patch if "moving" in key} if statistics == "frozen" else set()

@@ -7,7 +7,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Law:
+class CostFit:
     """Cost by amount of work, in two forms.
 
     Attributes:
@@ -27,7 +27,7 @@ class Law:
         return self.base + self.each * np.asarray(work, "float64")
 
 
-def fit_law(work: Sequence[float], cost: Sequence[float]) -> Law:
+def fit_cost(work: Sequence[float], cost: Sequence[float]) -> CostFit:
     """Fits both forms by least squares of relative errors.
 
     Args:
@@ -38,4 +38,4 @@ def fit_law(work: Sequence[float], cost: Sequence[float]) -> Law:
     terms = np.stack([np.ones_like(x), x], axis=1) / y[:, None]
     base, each = np.linalg.lstsq(terms, np.ones_like(y), rcond=None)[0]
     exponent = np.polyfit(np.log(x), np.log(y), 1)[0]
-    return Law(float(base), float(each), float(exponent), float(np.abs((base + each * x) / y - 1).max()))
+    return CostFit(float(base), float(each), float(exponent), float(np.abs((base + each * x) / y - 1).max()))

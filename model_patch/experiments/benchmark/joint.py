@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from model_patch.bind import bind
-from model_patch.experiments.benchmark.output import write_page
+from model_patch.experiments.benchmark.output import write_report
 from model_patch.experiments.benchmark.timing import interleaved
 from model_patch.experiments.report.machine import machine
 from model_patch.experiments.report.table import markdown, print_table
@@ -62,27 +62,27 @@ def run(config: ConfigDict, workdir: str | Path):
     title = f"{config.trunk} at {config.image_size} px, {config.joint_tasks} x {config.joint_images_per_task} images"
     print_table(title, header, body)
     note = "`ratio`: median over rounds; `spread`: its quartiles."
-    write_page(Path(workdir), "joint", title, results, [markdown(header, body), note])
+    write_report(Path(workdir), "joint", title, results, [markdown(header, body), note])
 
 
 def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) -> dict:
     trunk = open_trunk(config.trunk, config.image_size)
     labels = tuple(map(str, range(config.classes)))
     tasks = [Task(f"task{k}", labels, trunk.preprocessing) for k in range(config.joint_tasks)]
-    trained = TrainSpec.parse(f"{config.kinds}+last", statistics)
+    train_spec = TrainSpec.parse(f"{config.kinds}+last", statistics)
     random, count = np.random.default_rng(0), config.joint_images_per_task
     shape = (count, *trunk.model.input.shape[1:])
     images = {task.name: random.uniform(-1, 1, shape).astype("float32") for task in tasks}
     answers = {task.name: random.integers(0, config.classes, count) for task in tasks}
 
     # Before the trunk is learnt jointly: then nothing can be bound to it.
-    single_trained = TrainSpec.parse("full") if train_trunk else trained
+    single_spec = TrainSpec.parse("full") if train_trunk else train_spec
     singles = []
     for task in tasks:
-        bound = bind(trunk, task, single_trained)
+        bound = bind(trunk, task, single_spec)
         loss, metrics = task.loss(), task.metrics()
         singles.append(_step(bound.model, images[task.name], answers[task.name], loss, metrics))
-    joined = join(trunk, tasks, trained, train_trunk=train_trunk)
+    joined = join(trunk, tasks, train_spec, train_trunk=train_trunk)
     joint = _step(joined.model, images, answers, joined.losses(), joined.metrics())
 
     calls = {"joint": joint, "single": lambda: [step() for step in singles]}

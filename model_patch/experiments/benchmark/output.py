@@ -7,7 +7,7 @@ from model_patch.experiments.report.comparison import save_figure
 from model_patch.files import write_bytes, write_json
 
 
-def write_page(folder: Path, name: str, title: str, results: dict, parts: Sequence[str], figure=None):
+def write_report(folder: Path, name: str, title: str, results: dict, parts: Sequence[str], figure=None):
     """Writes `NAME.json`, `NAME.md` and, of a figure, `NAME.png`.
 
     Args:

@@ -27,8 +27,8 @@ from model_patch.bind import bind
 from model_patch.data.images import Split
 from model_patch.data.pipeline import batches
 from model_patch.errors import unknown
-from model_patch.experiments.benchmark.growth import fit_law
-from model_patch.experiments.benchmark.output import write_page
+from model_patch.experiments.benchmark.growth import fit_cost
+from model_patch.experiments.benchmark.output import write_report
 from model_patch.experiments.benchmark.timing import forget_peak, interleaved, peak_bytes, resident_bytes
 from model_patch.experiments.report.machine import machine
 from model_patch.experiments.report.table import markdown, print_table
@@ -77,7 +77,7 @@ def run(config: ConfigDict, workdir: str | Path):
         rows = PARTS[part](config)
         results["rows"] += [{"part": part, **row} for row in rows]
         for cost in [key for key in rows[0] if key != "work"]:
-            law = fit_law([row["work"] for row in rows], [row[cost] for row in rows])
+            law = fit_cost([row["work"] for row in rows], [row[cost] for row in rows])
             results["laws"].append({"part": part, "cost": cost, **dataclasses.asdict(law)})
         _report(results, Path(workdir))
         _logger.info("%s: done", part)
@@ -250,7 +250,7 @@ def _report(results: dict, folder: Path):
         laws = [law for law in results["laws"] if law["part"] == part]
         tables += [f"## {_WORK[part].capitalize()}", markdown(header, body), "\n".join(_sentence(law) for law in laws)]
     print_table(_WORK[part], header, body)
-    write_page(folder, "scale", "Cost as work grows", results, tables, _plot(results))
+    write_report(folder, "scale", "Cost as work grows", results, tables, _plot(results))
 
 
 def _label(cost: str) -> str:

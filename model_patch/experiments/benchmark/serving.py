@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from model_patch.bank.bank import Bank
 from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError, unknown
-from model_patch.experiments.benchmark.output import write_page
+from model_patch.experiments.benchmark.output import write_report
 from model_patch.experiments.benchmark.timing import interleaved, resident_bytes
 from model_patch.experiments.report.machine import machine
 from model_patch.experiments.report.table import markdown, print_table
@@ -346,7 +346,7 @@ def _report(results: dict, folder: Path):
         "## Memory with one batch of the largest size, and time to make",
         markdown(["tasks", "form", "MiB", "seconds"], memory),
     ]
-    write_page(folder, "serving", title, results, parts, _plot(rows, forms, title))
+    write_report(folder, "serving", title, results, parts, _plot(rows, forms, title))
 
 
 def _ratio(by_form: dict[str, dict]) -> str:

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from model_patch.bind import bind
 from model_patch.errors import unknown
 from model_patch.experiments.benchmark.epochs import EPOCHS, epochs_of, epochs_table
-from model_patch.experiments.benchmark.output import write_page
+from model_patch.experiments.benchmark.output import write_report
 from model_patch.experiments.benchmark.timing import forget_peak, interleaved, peak_bytes, resident_bytes
 from model_patch.experiments.report.machine import machine
 from model_patch.experiments.report.table import markdown, print_table
@@ -161,8 +161,8 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
         plain = _plain_keras(form.removeprefix("keras "), opened, classes)
         return _fitted(plain, images, labels, keras.optimizers.Adam(RATE))
     task = Task("task", tuple(map(str, range(classes))), opened.preprocessing)
-    trained, statistics, remat = _TRAINED.get(form, ("last", "frozen", False))
-    bound = bind(opened, task, TrainSpec.parse(trained, statistics), remat=remat)
+    train, statistics, remat = _TRAINED.get(form, ("last", "frozen", False))
+    bound = bind(opened, task, TrainSpec.parse(train, statistics), remat=remat)
     if form == "features":
         return lambda: bound.features.predict_on_batch(images)
     if form == "last, cached":
@@ -271,7 +271,7 @@ def _report(results: dict, folder: Path):
         sorted({f"`{each['form']}`, {each['trunk']}: {each['reason']}." for each in results["not_run"]})
     )
     note = "Peak memory: of four steps in a process of its own, beside the process with the net in it."
-    write_page(folder, "training", "A training step", results, [reasons, note, *tables], _plot(figures))
+    write_report(folder, "training", "A training step", results, [reasons, note, *tables], _plot(figures))
 
 
 def _plot(cells: list[tuple[str, list[dict]]]):

@@ -38,7 +38,7 @@ Results = Mapping[str, dict]
 """What the experiments of a suite wrote to their `results.json`, by name."""
 
 
-def evaluate(results: Results) -> list[Verdict]:
+def check_claims(results: Results) -> list[Verdict]:
     """Returns a verdict per claim and place; claims whose experiments are not there are left out."""
     return [verdict for claim in CLAIMS for verdict in claim(results)]
 

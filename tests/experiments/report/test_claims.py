@@ -2,7 +2,7 @@
 
 import pytest
 
-from model_patch.experiments.report.claims import evaluate
+from model_patch.experiments.report.claims import check_claims
 
 
 def rows(field="train", **accuracies):
@@ -17,7 +17,7 @@ def rows(field="train", **accuracies):
 
 
 def verdicts(**results):
-    return {(v.claim, v.where): v.holds for v in evaluate({k.replace("__", "-"): v for k, v in results.items()})}
+    return {(v.claim, v.where): v.holds for v in check_claims({k.replace("__", "-"): v for k, v in results.items()})}
 
 
 @pytest.mark.parametrize(("patch", "holds"), [((0.95, 0.96), True), ((0.80, 0.92), False)])
@@ -42,12 +42,12 @@ def test_rates():
 
     low = at(0.003, scale_bias_PLUS_last=(0.80, 0.80), full=(0.97, 0.97))
     high = at(0.1, scale_bias_PLUS_last=(0.95, 0.95), full=(0.2, 0.3))
-    (verdict,) = evaluate({"rates": {"rows": low + high}})
+    (verdict,) = check_claims({"rates": {"rows": low + high}})
     assert verdict.holds and verdict.where == "rates, scale_bias+last"
     assert "best rate of `scale_bias+last` 0.1" in verdict.numbers and "`full` at 0.1: 0.2500" in verdict.numbers
     bears = at(0.1, scale_bias_PLUS_last=(0.95, 0.95), full=(0.98, 0.98))
-    assert not evaluate({"rates": {"rows": low + bears}})[0].holds
+    assert not check_claims({"rates": {"rows": low + bears}})[0].holds
 
 
 def test_experiments_that_are_not_there_are_left_out():
-    assert evaluate({}) == [] and evaluate({"expressivity": {"rows": []}}) == []
+    assert check_claims({}) == [] and check_claims({"expressivity": {"rows": []}}) == []
