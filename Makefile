@@ -4,7 +4,7 @@ WORKDIR ?= runs/demo
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install test test-jax demo lint clean
+.PHONY: install test test-jax demo lint docs clean
 
 install: $(STAMP)
 
@@ -38,6 +38,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation site, in build/site; strict: a broken link or anchor is an error.
+docs: install
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[docs]'
+	$(BIN)/mkdocs build
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -48,6 +48,10 @@ setup(
         # To be timed beside it. Wheels for CPUs alone are smaller: --extra-index-url https://download.pytorch.org/whl/cpu
         "torch": ["torch", "torchvision"],
         "litert": ["ai-edge-litert"],  # Runs .tflite files; tensorflow writes them.
-        "test": ["ai-edge-litert", "hypothesis", "mlxtend", "mypy", "pycocotools", "pytest", "pytest-xdist", "ruff"],
+        "docs": ["mkdocs-material", "mkdocstrings[python]"],
+        "test": [
+            *["ai-edge-litert", "hypothesis", "ipykernel", "mlxtend", "mypy", "nbclient", "pycocotools", "pytest"],
+            *["pytest-xdist", "ruff"],
+        ],
     },
 )

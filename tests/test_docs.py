@@ -1,0 +1,147 @@
+"""The documentation: links lead somewhere, commands parse, examples run, and the prose is plain English."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import model_patch as mp
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "model_patch").rglob("*.md"))]
+SOURCES = [
+    path
+    for folder in ("model_patch", "scripts", "configs", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if path != Path(__file__)
+]
+GENERATED = ROOT / "docs" / "results.md"
+"""Written by `scripts/reproduce.py`: rows of its tables may be long."""
+
+PHRASES = (
+    "anew",
+    "stays as it is",
+    "stay as they are",
+    "is no number",
+    "by its mean",
+    "put behind one another",
+    "told from",
+    "a net of nobody's",
+    "the batch parts",
+    "parts among",
+    "the first so many",
+    "a task more than",
+    "neither asked for",
+    "tells of accidents",
+    "that nobody reads",
+)
+"""Translated-sounding phrases that have a plain equivalent."""
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def text_of(page: Path) -> str:
+    """The page without code, in which brackets are not links."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^    .*$|`[^`\n]*`", "", text, flags=re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_links_lead_somewhere(page):
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page if not path else (page.parent / unquote(path)).resolve()
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_lines_are_short_enough_to_read(page):
+    rows = r"\||!?\[.*\]\(|    " if page == GENERATED else r"\|"
+    assert [line for line in page.read_text().splitlines() if len(line) > 120 and not re.match(rows, line)] == []
+
+
+def commands() -> set[str]:
+    """Every `python scripts/NAME.py ...` in pages, docstrings and comments, on one line each."""
+    found = set()
+    for path in [*PAGES, *SOURCES]:
+        text = re.sub(r"\\\n\s*#?\s*", "", path.read_text())
+        for line in re.findall(r"python (scripts/\w+\.py[^\n`]*)", text):
+            line = line.partition("  # ")[0].partition("; ")[0].removesuffix(" ...")
+            if "{" not in line and "..." not in line:
+                found.add(line.strip(" .)\"'") if "'" not in line else line.strip(" .)"))
+    return found
+
+
+PARSE = """
+import json, runpy, sys
+from absl import flags
+for command in json.load(sys.stdin):
+    script, *arguments = command
+    before = set(flags.FLAGS)
+    try:
+        runpy.run_path(script, run_name="docs")
+        flags.FLAGS([script, *arguments])
+    except Exception as error:
+        print(" ".join(command), "->", error)
+    flags.FLAGS.unparse_flags()
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+"""
+
+
+def test_commands_have_flags_that_exist():
+    import json
+
+    found = [shlex.split(command) for command in sorted(commands())]
+    assert len(found) > 30
+    known = {path.name for path in (ROOT / "scripts").glob("*.py")}
+    assert {Path(command[0]).name for command in found} <= known
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    parsed = subprocess.run(
+        [sys.executable, "-c", PARSE], input=json.dumps(found), capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert parsed.returncode == 0, parsed.stderr
+    assert parsed.stdout == ""
+
+
+def prose() -> list[tuple[str, str]]:
+    """Pages, and the strings and comments of the code, with their places."""
+    texts = [(relative(page), page.read_text()) for page in PAGES]
+    for path in SOURCES:
+        with path.open("rb") as file:
+            texts += [
+                (f"{relative(path)}:{token.start[0]}", token.string)
+                for token in tokenize.tokenize(file.readline)
+                if token.type in (tokenize.STRING, tokenize.COMMENT)
+            ]
+    return texts
+
+
+def test_prose_is_plain_english():
+    pattern = re.compile("|".join(rf"\b{phrase}\b" for phrase in PHRASES).replace(" ", r"\s+(?:# )?"), re.IGNORECASE)
+    assert [(place, found[0]) for place, text in prose() if (found := pattern.search(text))] == []
+
+
+def test_the_api_reference_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert [name for name in mp.__all__ if not re.search(rf"^::: model_patch\..*\b{name}$", page, re.MULTILINE)] == []
