@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -220,10 +221,13 @@ def write_results_page(suite: str, workdir: Path, output: Path) -> list[Verdict]
         results[each.name] = found
         header, rows = TABLES[each.sort](found["rows"])
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        ran = (
+            f"Run in {found['seconds'] / 60:.1f} minutes on {found['hardware']}; {versions}. "
+            f"Raw numbers: [{each.name}.json]({_raw(each, 'json')})."
+        )
         sections.append(
             f"## {each.title}\n\n    {' '.join(found['command'])}\n\n{markdown(header, rows)}\n"
-            f"![{each.title}]({_raw(each, 'png')})\n\nRun in {found['seconds'] / 60:.1f} minutes on {found['hardware']}; {versions}. "
-            f"Raw numbers: [{each.name}.json]({_raw(each, 'json')}).\n"
+            f"![{each.title}]({_raw(each, 'png')})\n\n{_wrapped(ran)}\n"
         )
     verdicts = check_claims(results)
     header, rows = _verdicts_table(verdicts)
@@ -254,19 +258,25 @@ def _raw(experiment: Experiment, ending: str) -> str:
     return f"results/{experiment.name}.{ending}"
 
 
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
+
+
 def _head(suite: str) -> str:
-    return f"""# The paper's experiments, at our scale
+    return f"""# The paper's experiments at a small scale
 
-Written by `python scripts/reproduce.py --suite={suite} --workdir=runs/{suite}`; no number here was typed. Real data that come with
-packages, a MobileNetV2 0.35 that was trained on Fashion-MNIST, two to five hundred steps: small enough for two CPU cores, far
-from the paper's own experiments, which were *not run* ([configs/paper](../configs/paper)). Figures are means over the seeds, and
-the spread, in brackets or in a column, is best less worst seed. Means differ by more than the spread if they differ by more than
-either of the two.
+After reading this page you know which of the paper's claims hold at a scale that runs on two CPU cores.
 
-## What the paper claims, and what was found
+`python scripts/reproduce.py --suite={suite} --workdir=runs/{suite}` generates this page; no number was typed. The data are
+real and come with packages. The trunk is a MobileNetV2 0.35 trained on Fashion-MNIST, and runs take two to five hundred
+steps. The paper's own experiments were *not run*; `configs/paper/` has their configurations. Figures are means over the
+seeds. The spread, in brackets or in a column, is best minus worst seed. "By more than the spread" means by more than
+the larger of the two spreads.
+
+## The paper's claims
 """
 
 
 def _verdicts_table(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
-    header = ["claim", "where", "", "numbers"]
+    header = ["claim", "experiment", "", "figures"]
     return header, [[v.claim, v.where, "holds" if v.holds else "does not hold", v.numbers] for v in verdicts]

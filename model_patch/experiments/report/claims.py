@@ -82,7 +82,7 @@ def _pair(
 def _patch_above_last(patch: str) -> Callable[[Results], Iterable[Verdict]]:
     def verdicts(results: Results):
         for name, rows in _of(results, "transfer"):
-            claim = f"`{patch}` is better than `last` by more than the spread"
+            claim = f"`{patch}` beats `last` by more than the spread"
             yield from _pair(claim, name, by_train(rows), patch, "last")
 
     return verdicts
@@ -117,24 +117,24 @@ def _rates(results: Results):
             )
             holds = rate > best["full"] and at_its_best.above(full)
             yield Verdict(
-                "a patch gains from a larger learning rate than `full` bears", f"{name}, {train}", holds, numbers
+                "a patch benefits from a larger learning rate than `full` tolerates", f"{name}, {train}", holds, numbers
             )
 
 
 def _random(results: Results):
-    claim = f"on a random trunk `scale_bias+last` is far above `last`: by {100 * FAR:.0f} points or more"
+    claim = f"on a random trunk `scale_bias+last` beats `last` by at least {100 * FAR:.0f} points"
     for name, rows in _of(results, "random"):
         yield from _pair(claim, name, by_train(rows), "scale_bias+last", "last", FAR)
 
 
 def _statistics(results: Results):
-    claim = "learning scale and bias is better than statistics alone by more than the spread"
+    claim = "training scale and bias beats re-estimating statistics alone, by more than the spread"
     for name, rows in _of(results, "statistics"):
         yield from _pair(claim, name, by_train(rows), "scale_bias+last", "statistics+last")
 
 
 def _multitask(results: Results):
-    claim = "a task that shares the trunk and has a patch of its own is within 1 point of its independent net"
+    claim = "a task with a shared trunk and its own patch is within 1 point of its separate model"
     for name, rows in _of(results, "multitask"):
         for task in dict.fromkeys(row["task"] for row in rows):
             samples = by_train(rows, task=task)
@@ -143,12 +143,12 @@ def _multitask(results: Results):
                 yield Verdict(
                     claim, f"{name}, {task}", samples["trunk"].mean >= samples["nothing"].mean - POINT, numbers
                 )
-        claim_of_all = "patches of their own are better than shared ones by more than the spread, in the tasks' mean"
+        claim_of_all = "private patches beat shared ones by more than the spread, averaged over tasks"
         yield from _pair(claim_of_all, name, by_share(rows), "trunk", "trunk+patch")
 
 
 def _resolutions(results: Results):
-    claim = "a patch per resolution is better than one net for all by more than the spread"
+    claim = "a patch per resolution beats one model for all, by more than the spread"
     for name, rows in _of(results, "resolutions"):
         yield from _pair(claim, name, by_share(rows), "trunk", "trunk+patch")
 

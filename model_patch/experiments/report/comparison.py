@@ -9,7 +9,7 @@ from model_patch.experiments.report.sample import Sample
 from model_patch.experiments.report.table import markdown, print_table
 from model_patch.files import write_bytes
 
-HEADER = ("train", "trained values", "of all", "patch file", "test accuracy", "spread", "seeds", "seconds")
+HEADER = ("train", "trained parameters", "share", "patch file", "test accuracy", "spread", "seeds", "seconds")
 
 
 def summarise(rows: list[dict]) -> list[dict]:
@@ -37,7 +37,7 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def table_rows(summary: list[dict]) -> list[list[str]]:
-    """Formats a summary for `HEADER`. `spread` is largest less smallest over the seeds."""
+    """Formats a summary for `HEADER`. `spread` is best minus worst seed."""
     return [
         [
             row["train"],
@@ -54,11 +54,11 @@ def table_rows(summary: list[dict]) -> list[list[str]]:
 
 
 def reuse(summary: list[dict]) -> str:
-    """Says which part of the trunk's values each row leaves as they are; empty where the run did not note it."""
+    """Reports the fraction of trunk weights that each row leaves unchanged; empty if the run did not record it."""
     parts = [
         f"{row['train']} {100 * row['reused_fraction']:.1f} %" for row in summary if row["reused_fraction"] is not None
     ]
-    return f"Of the trunk's values stay as they are: {', '.join(parts)}." if parts else ""
+    return f"Trunk weights left unchanged: {', '.join(parts)}." if parts else ""
 
 
 def plot(summary: list[dict], title: str):
@@ -97,7 +97,7 @@ def write_report(results: dict, folder: Path):
     if reused:
         print(reused)
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    sentences = " ".join(filter(None, ["`spread`: best less worst seed.", reused, f"{versions}."]))
+    sentences = " ".join(filter(None, ["`spread`: best minus worst seed.", reused, f"{versions}."]))
     text = f"# {title}\n\n{markdown(HEADER, rows)}\n{sentences}\n"
     write_bytes(folder / "results.md", text.encode())
     save_figure(plot(summary, title), folder / "accuracy_vs_parameters.png")

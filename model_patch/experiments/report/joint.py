@@ -1,4 +1,4 @@
-"""The comparison of ways to share: the accuracy of every task against the number of all values."""
+"""Compares ways to share: the accuracy of every task against the total number of parameters."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -11,7 +11,7 @@ from model_patch.experiments.report.table import markdown, print_table
 from model_patch.files import write_bytes
 
 INDEPENDENT = "nothing"
-"""The row that the others' numbers of values are compared with."""
+"""The row whose parameter count the others are compared with."""
 
 WIDTH = 0.8
 """Part of the room of a task that its bars take, in 0..1."""
@@ -51,10 +51,10 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def table(summary: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows of the comparison. `of separate nets` is left empty where these were not trained."""
+    """Returns header and rows of the comparison. `of separate models` is empty if these were not trained."""
     tasks = list(summary[0]["tasks"])
     separate = next((row["total_parameters"] for row in summary if row["share"] == INDEPENDENT), None)
-    header = ["share", *tasks, "mean", "spread", "all values", "of separate nets", "trained", "seeds", "seconds"]
+    header = ["share", *tasks, "mean", "spread", "parameters", "of separate models", "trained", "seeds", "seconds"]
     return header, [
         [
             row["share"],

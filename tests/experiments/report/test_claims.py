@@ -24,7 +24,7 @@ def verdicts(**results):
 def test_patches_against_the_last_layer(patch, holds):
     found = verdicts(transfer__digits=rows(last=(0.80, 0.81), scale_bias_PLUS_last=patch, scale_bias=(0.83, 0.84)))
     assert found == {
-        ("`scale_bias+last` is better than `last` by more than the spread", "transfer-digits"): holds,
+        ("`scale_bias+last` beats `last` by more than the spread", "transfer-digits"): holds,
         ("`scale_bias` with a random last layer is comparable to `last`: within 5 points", "transfer-digits"): True,
     }
 

@@ -38,7 +38,7 @@ def test_a_report_is_a_table_and_a_picture(results, tmp_path, capsys):
     text = (tmp_path / "results.md").read_text()
     assert "# digits on bundled at 48 px" in text
     assert "| scale_bias+last | 1,234 | 3.4 % | 56 kB | 0.8125 | 0.1250 | 2 | 2.5 |" in text
-    sentence = "Of the trunk's values stay as they are: scale_bias+last 96.5 %, last 96.5 %."
+    sentence = "Trunk weights left unchanged: scale_bias+last 96.5 %, last 96.5 %."
     assert sentence in text and sentence in capsys.readouterr().out
     with Image.open(tmp_path / "accuracy_vs_parameters.png") as picture:
         assert picture.format == "PNG" and len(np.unique(picture)) > 10
@@ -48,7 +48,7 @@ def test_a_run_that_did_not_note_what_is_reused_is_reported_without(results, tmp
     for each in results["rows"]:
         del each["reused_fraction"]
     write_report(results, tmp_path)
-    assert "stay as they are" not in (tmp_path / "results.md").read_text()
+    assert "left unchanged" not in (tmp_path / "results.md").read_text()
 
 
 @pytest.mark.parametrize("columns", ["20", "80"])
