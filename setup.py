@@ -5,8 +5,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-VERSION_FILE = Path(__file__).with_name("model_patch") / "version.py"
-VERSION = re.search(r'__version__ = "(.+)"', VERSION_FILE.read_text())[1]
+PACKAGE = Path(__file__).with_name("model_patch") / "__init__.py"  # Read, not imported: its dependencies come later.
+VERSION = re.search(r'__version__ = "(.+)"', PACKAGE.read_text())[1]
 
 # tensorflow-cpu has wheels for Linux and Windows on x86-64 only; elsewhere the package `tensorflow` is the one for CPUs.
 HAS_TENSORFLOW_CPU = "(sys_platform == 'linux' or sys_platform == 'win32') and platform_machine in 'x86_64 AMD64'"

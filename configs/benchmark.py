@@ -1,71 +1,61 @@
-"""What `scripts/benchmark.py` times: MobileNetV2 1.0 at 96 px, unless told otherwise.
+"""What `scripts/benchmark.py` times: MobileNetV2 1.0 at 96 px by default.
 
 Commands: `python scripts/benchmark.py --suite=serving --workdir=runs/serving`, and `--suite=joint`, `--suite=training`,
-`--suite=scale` likewise. Figures, and the machine they were taken on, are in docs/serving.md, docs/multitask.md and
-docs/speed.md. Weights are random: they do not matter to time.
+`--suite=scale`. Figures and the machine they were measured on are in docs/serving.md, docs/multitask.md and docs/speed.md.
+Weights are random: they do not change the time.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Returns the defaults of `scripts/benchmark.py`."""
+    """Returns the defaults of `scripts/benchmark.py`; each field is a flag, and its comment the flag's help."""
     config = ConfigDict()
-    config.trunk = "keras:MobileNetV2?weights=none"
-    config.image_size = 96  # Pixels.
-    config.kinds = "scale_bias"  # What tasks have of their own besides the last layer.
-    config.classes = 10  # Of each task.
-    config.rounds = 30  # At most; of each, in turns.
-    # serving
-    config.tasks = (1, 8, 64, 1024)
-    config.mixes = ("identical", "uniform", "skewed", "distinct")
-    config.batch_sizes = (1, 16, 64)
-    config.forms = ("separate", "switch", "sub-batches", "bank", "folded")
-    config.memory_of = config.forms  # Forms whose memory is measured, each in a process of its own.
-    config.max_separate = (
-        64  # Beyond so many tasks no separate models are made: each is compiled, and holds all weights.
-    )
-    config.seconds = 6.0  # For each number of tasks, mix and batch size; three rounds there always are.
-    config.op_threads = 0  # Threads of each operation (TensorFlow's intra_op_parallelism_threads); 0: as many as cores.
-    # joint
-    config.joint_tasks = 4
-    config.joint_images_per_task = 8
-    config.joint_seconds = 30.0  # For each setting.
-    # training
-    config.training_trunks = ("keras:MobileNetV2?weights=none", "keras:InceptionV3?weights=none")
-    config.training_sizes = (96, 224)
-    config.training_batches = (8, 32)
-    config.training_forms = (
+    config.trunk = "keras:MobileNetV2?weights=none"  # The trunk of serving and joint, scheme:rest.
+    config.image_size = 96  # Its height and width in pixels.
+    config.kinds = "scale_bias"  # Patch kinds of the tasks, which have a last layer of their own besides.
+    config.classes = 10  # Number of classes of each task.
+    config.rounds = 30  # Maximum number of rounds; in each, all forms take a turn.
+    config.tasks = (1, 8, 64, 1024)  # serving: numbers of tasks.
+    config.mixes = ("identical", "uniform", "skewed", "distinct")  # serving: how the tasks of a batch are drawn.
+    config.batch_sizes = (1, 16, 64)  # serving: images per batch.
+    config.forms = ("separate", "switch", "sub-batches", "bank", "folded")  # serving: ways to serve.
+    config.memory_of = config.forms  # serving: forms whose memory is measured, each in a process of its own.
+    config.max_separate = 64  # serving: maximum number of separate models; each is compiled and holds all weights.
+    config.seconds = 6.0  # serving: for each number of tasks, mix and batch size; at least three rounds are run.
+    config.op_threads = 0  # serving: TensorFlow's intra_op_parallelism_threads; 0: the number of cores.
+    config.joint_tasks = 4  # joint: number of tasks.
+    config.joint_images_per_task = 8  # joint: images of each task in a step.
+    config.joint_seconds = 30.0  # joint: for each setting.
+    config.training_trunks = ("keras:MobileNetV2?weights=none", "keras:InceptionV3?weights=none")  # training: trunks.
+    config.training_sizes = (96, 224)  # training: image sizes in pixels.
+    config.training_batches = (8, 32)  # training: images per step.
+    config.training_forms = (  # training: ways to train; names that hold a comma in double quotes.
         *("last", "last, cached", "features", "bias+last", "scale_bias+last", "scale_bias+last, batch"),
-        *(
-            "scale_bias+last, remat",
-            "depthwise+last",
-            "full",
-            "full, remat",
-            "keras full",
-            "keras scale_bias+last, batch",
-            "keras last",
-        ),
+        *("scale_bias+last, remat", "depthwise+last", "full", "full, remat"),
+        *("keras full", "keras scale_bias+last, batch", "keras last"),
         *("torch full", "torch scale_bias+last, batch", "torch scale_bias+last, frozen", "torch last"),
         *("torch full, channels first", "torch scale_bias+last, batch, channels first"),
     )
-    config.training_memory_of = ("last", "scale_bias+last", "scale_bias+last, remat", "scale_bias+last, batch")
-    config.training_memory_of += ("depthwise+last", "full", "full, remat", "keras full")
-    config.training_seconds = 60.0  # For each net, image size and batch size; three rounds there always are.
-    config.training_epochs_of = ("last, on images", "last, features kept", "scale_bias+last, images kept")
-    config.training_epochs_of += ("scale_bias+last, from files",)
-    config.training_epoch_images = 1024  # JPEG files; of the first net, image size and batch size of 32.
-    config.training_epochs = 4
-    # scale
-    config.scale_parts = ("joint", "bank", "data")
-    config.scale_tasks = (1, 2, 4, 8, 16, 32, 64)
-    config.scale_joint_trunk = "bundled"
-    config.scale_joint_train = "scale_bias+last"
-    config.scale_images_per_task = 4
-    config.scale_joint_seconds = 40.0
-    config.scale_patches = (1, 16, 256, 4096)
-    config.scale_bank_trunk = "keras:MobileNetV2?weights=none"
-    config.scale_bank_size = 96
-    config.scale_bank_seconds = 30.0
-    config.scale_images = (1_000, 10_000, 100_000, 1_000_000)  # Multiples of 1,000.
+    config.training_memory_of = (  # training: forms whose peak memory is measured, each in a process of its own.
+        *("last", "scale_bias+last", "scale_bias+last, remat", "scale_bias+last, batch"),
+        *("depthwise+last", "full", "full, remat", "keras full"),
+    )
+    config.training_seconds = 60.0  # training: for each trunk, size and batch size; at least three rounds are run.
+    config.training_epochs_of = (  # training: forms of which whole epochs are timed.
+        *("last, on images", "last, features kept", "scale_bias+last, images kept", "scale_bias+last, from files"),
+    )
+    config.training_epoch_images = 1024  # training: JPEG files per epoch; the first trunk and size, batches of 32.
+    config.training_epochs = 4  # training: number of epochs.
+    config.scale_parts = ("joint", "bank", "data")  # scale: parts to run.
+    config.scale_tasks = (1, 2, 4, 8, 16, 32, 64)  # scale: numbers of tasks in joint training.
+    config.scale_joint_trunk = "bundled"  # scale: trunk of joint training, scheme:rest.
+    config.scale_joint_train = "scale_bias+last"  # scale: what joint training trains.
+    config.scale_images_per_task = 4  # scale: images of each task in a step of joint training.
+    config.scale_joint_seconds = 40.0  # scale: for joint training.
+    config.scale_patches = (1, 16, 256, 4096)  # scale: numbers of patches in the bank.
+    config.scale_bank_trunk = "keras:MobileNetV2?weights=none"  # scale: trunk of the bank, scheme:rest.
+    config.scale_bank_size = 96  # scale: image size of the bank in pixels.
+    config.scale_bank_seconds = 30.0  # scale: for the bank.
+    config.scale_images = (1_000, 10_000, 100_000, 1_000_000)  # scale: numbers of images on disk, multiples of 1,000.
     return config

@@ -3,21 +3,18 @@
 Command: `make demo`, offline. Run on two CPU cores; the figures for three seeds are those of configs/transfer.py, in README.md.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-TRANSFER = runpy.run_path(str(Path(__file__).with_name("transfer.py")))
+from configs import transfer
 
 
 def get_config() -> ConfigDict:
     """Returns the defaults of `scripts/demo.py`."""
     config = ConfigDict()
-    config.transfer = TRANSFER["get_config"]()
+    config.transfer = transfer.get_config()  # Options of `scripts/transfer.py`: --config.transfer.epochs=3.
     config.tasks = ("digits", "textures", "faces")  # Names of built-in data; the first is the one compared.
-    config.compare = config.transfer.train
-    config.train = "scale_bias+last"  # What is learnt for the other tasks, and exported for all; one of `compare`.
-    config.num_images = 64  # Test images per task that the SavedModel is checked on.
-    config.num_columns = 10  # Of them, how many are drawn.
+    config.compare = config.transfer.train  # Ways to train that are compared on the first task.
+    config.train = "scale_bias+last"  # What is trained for the other tasks, and exported for all; one of compare.
+    config.num_images = 64  # Number of test images per task that the SavedModel is checked on.
+    config.num_columns = 10  # Number of them in the picture.
     return config

@@ -7,17 +7,14 @@ The paper's detector is that of the Object Detection API (ssd_mobilenet_v2); San
 MobileNetV2 an mAP of 22.1 on test-dev. Not run here: it needs a GPU.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-SCENES = runpy.run_path(str(Path(__file__).with_name("detect_scenes.py")))
+from configs import detect_scenes
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration, with the fields of `configs/detect_scenes.py`."""
-    config = SCENES["get_config"]()
+    config = detect_scenes.get_config()
     config.trunk = "keras:MobileNetV2?weights=imagenet"
     config.data = "tfds:coco/2017"
     config.image_size = 320

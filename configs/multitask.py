@@ -2,40 +2,39 @@
 
 Command: `python scripts/multitask.py --workdir=runs/multitask`
 The paper's rows: `nothing`, independent nets; `trunk`, a private patch and head per task; `trunk+patch`, private heads
-only. Data come with packages; nothing is downloaded. Figures, of configs/parity.py:
-docs/multitask.md.
+only. Data come with packages; nothing is downloaded. Figures, of configs/parity.py: docs/multitask.md.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Returns the defaults of `scripts/multitask.py`; each field is also a flag of it."""
+    """Returns the defaults of `scripts/multitask.py`; each field is a flag, and its comment the flag's help."""
     config = ConfigDict()
-    config.trunk = "bundled"  # Which trunk, scheme:rest.
-    config.data = ("digits", "mnist", "textures")  # Which images, scheme:rest, one per task.
-    config.task_names = ()  # Names of the tasks; empty: the data's own.
-    config.image_sizes = ()  # Pixels, one per task, 0 for the trunk's own; empty: the trunk's own for all.
-    config.resolutions = ()  # Instead of several data: image sizes at which one is learnt, each a task.
-    config.share = ("nothing", "trunk", "trunk+patch")  # What the tasks share, a row each.
-    config.train = "scale_bias+last"  # What of a task is learnt; full where nothing is shared.
-    config.head = "auto"  # own: a head per task; shared: one for all; auto: shared among resolutions.
-    config.head_from = ""  # Patch file whose head all tasks take and keep: adds a resolution to a frozen trunk.
-    config.train_trunk = True  # Whether the trunk is learnt from all tasks, or stays as it is.
-    config.norm_statistics = "auto"  # batch: tasks' own statistics; frozen: the trunk's; auto: batch if it is trained.
-    config.sampler = "uniform"  # Which share of a step's images each task has: uniform, proportional, annealed.
-    config.sampler_power = 0.5  # proportional: exponent of the data's sizes; annealed: the exponent at the end.
-    config.task_weights = ()  # What a task's mean loss counts in the sum; empty: 1 each.
-    config.epochs = 15  # One epoch: as many images as all tasks have together.
+    config.trunk = "bundled"  # bundled | keras:NAME[?weights=imagenet] | file:PATH | hub:URL | slim:PATH | kerashub:..
+    config.data = ("digits", "mnist", "textures")  # One per task: digits | mnist | faces | folder:PATH | tfds:NAME ..
+    config.task_names: tuple[str, ...] = ()  # Names of the tasks; by default those of the data.
+    config.image_sizes: tuple[int, ...] = ()  # Pixels, one per task, 0 for the trunk's own; by default that for all.
+    config.resolutions: tuple[int, ...] = ()  # Image sizes at which one data set is trained, each a task.
+    config.share = ("nothing", "trunk", "trunk+patch")  # What the tasks share, a row each: nothing, trunk, trunk+patch.
+    config.train = "scale_bias+last"  # What is trained of each task: patch kinds and last joined by +.
+    config.head = "auto"  # A head per task (own), or one for all (shared); auto: shared among resolutions.
+    config.head_from = ""  # Patch file whose head all tasks use: adds a resolution to a frozen trunk.
+    config.train_trunk = True  # Train the trunk on all tasks, or leave it frozen.
+    config.norm_statistics = "auto"  # Batch-norm statistics: of the batch, or the trunk's (frozen).
+    config.sampler = "uniform"  # How a step's images are split among the tasks.
+    config.sampler_power = 0.5  # proportional: exponent of the number of images; annealed: the exponent at the end.
+    config.task_weights: tuple[float, ...] = ()  # Weight of each task's mean loss; by default 1 each.
+    config.epochs = 15  # Passes over as many images as all tasks have together.
     config.batch_size = 32  # Images per task and step, on average.
-    config.optimizer = "adam"
-    config.learning_rate = 0.0  # 0: the default for the optimizer and for what is trained.
-    config.schedule = "cosine"
-    config.augmentation = "auto"  # auto: what each task's data recommend.
-    config.validation_fraction = 0.1  # Of the training images, held out to choose the best epoch; 0: the last one.
-    config.max_train_images = 0  # Of each task; 0: all.
-    config.max_test_images = 0
-    config.skip_bad_images = False
-    config.patch_dtype = "float32"
-    config.seeds = (0,)
+    config.optimizer = "adam"  # adam | adamw | rmsprop | sgd
+    config.learning_rate = 0.0  # Highest learning rate; 0: the default for the optimizer and for what is trained.
+    config.schedule = "cosine"  # Learning-rate schedule: constant | cosine | paper
+    config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: what suits each task's data
+    config.validation_fraction = 0.1  # Share of the training images that chooses the best epoch; 0: the last epoch.
+    config.max_train_images = 0  # Train on the first N images of each task; 0: all.
+    config.max_test_images = 0  # Test on the first N images of each task; 0: all.
+    config.skip_bad_images = False  # Leave out image files that cannot be read.
+    config.patch_dtype = "float32"  # Type of the values in patch files: float32 | float16
+    config.seeds = (0,)  # Seeds, a row of results each, for example 0,1,2.
     return config

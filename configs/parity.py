@@ -5,17 +5,14 @@ Data: Debian's package dataset-fashion-mnist; the others come with packages. At 
 to test on. Stands for the paper's ImageNet and Places365 together. Figures: docs/multitask.md.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-MULTITASK = runpy.run_path(str(Path(__file__).with_name("multitask.py")))
+from configs import multitask
 
 
 def get_config() -> ConfigDict:
     """Returns the defaults of `scripts/multitask.py` for parity."""
-    config = MULTITASK["get_config"]()
+    config = multitask.get_config()
     config.data = ("idx:/usr/share/datasets/fashion-mnist", "mnist", "digits")
     config.task_names = ("fashion", "mnist", "digits")
     config.max_train_images = 4000

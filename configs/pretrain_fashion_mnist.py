@@ -9,19 +9,19 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Returns the defaults of `scripts/pretrain.py`."""
+    """Returns the defaults of `scripts/pretrain.py`; each field is a flag, and its comment the flag's help."""
     config = ConfigDict()
-    config.trunk = "keras:MobileNetV2?alpha=0.35&weights=none"
-    config.data = "idx:/usr/share/datasets/fashion-mnist"
-    config.image_size = 48
-    config.epochs = 12
-    config.batch_size = 128
-    config.optimizer = "adamw"
-    config.learning_rate = 0.003
-    config.schedule = "cosine"
-    config.augmentation = "auto"
+    config.trunk = "keras:MobileNetV2?alpha=0.35&weights=none"  # The net, scheme:rest, with random weights.
+    config.data = "idx:/usr/share/datasets/fashion-mnist"  # Images to train on, scheme:rest.
+    config.image_size = 48  # Height and width in pixels.
+    config.epochs = 12  # Passes over the training images.
+    config.batch_size = 128  # Images per step, on all devices together.
+    config.optimizer = "adamw"  # adam | adamw | rmsprop | sgd
+    config.learning_rate = 0.003  # Highest learning rate; 0: the default for the optimizer.
+    config.schedule = "cosine"  # Learning-rate schedule: constant | cosine | paper
+    config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: what suits the data
     config.momentum = 0.99  # Of batch norm's moving statistics, which are re-estimated at the end.
-    config.max_train_images = 0  # 0: all.
-    config.max_test_images = 0
-    config.seed = 0
+    config.max_train_images = 0  # Train on the first N images; 0: all.
+    config.max_test_images = 0  # Test on the first N images; 0: all.
+    config.seed = 0  # Of the initial weights, the order of the images and augmentation.
     return config

@@ -6,17 +6,14 @@ without patches. The images are 28 x 28, so the sizes differ in how coarse the n
 8 epochs and one seed: docs/multitask.md.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-MULTITASK = runpy.run_path(str(Path(__file__).with_name("multitask.py")))
+from configs import multitask
 
 
 def get_config() -> ConfigDict:
     """Returns the defaults of `scripts/multitask.py` for resolutions."""
-    config = MULTITASK["get_config"]()
+    config = multitask.get_config()
     config.data = ("mnist",)
     config.resolutions = (96, 64, 48, 32)
     return config

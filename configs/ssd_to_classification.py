@@ -1,4 +1,4 @@
-"""Detection to classification: the trunk of a detector learns other images.
+"""Detection to classification: the trunk of a detector, trained to classify other images.
 
 The paper's experiment is a detector of COCO whose trunk, with 98 % of its parameters reused, classifies ImageNet. Offline:
 `python scripts/detect.py train --workdir=runs/detect`, then
@@ -6,19 +6,16 @@ The paper's experiment is a detector of COCO whose trunk, with 98 % of its param
 docs/detection.md.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-TRANSFER = runpy.run_path(str(Path(__file__).with_name("transfer.py")))
+from configs import transfer
 
 
 def get_config() -> ConfigDict:
     """Returns the defaults of `scripts/ssd_to_classification.py`: those of transfer but for what is set here."""
-    config = TRANSFER["get_config"]()
-    config.trunk = ""  # That of --detector.
+    config = transfer.get_config()
+    config.trunk = ""  # The trunk, scheme:rest; by default that of --detector.
     config.data = "mnist"
     config.train = ("last", "scale_bias", "scale_bias+last", "depthwise+last", "full")
-    config.image_size = 48  # Pixels; 0: the trunk's own. A detector's images are larger than one object.
+    config.image_size = 48  # Height and width in pixels; 0: the trunk's own, made for several objects per image.
     return config

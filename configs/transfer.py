@@ -1,4 +1,4 @@
-"""Transfer: one task on a frozen trunk, learnt in several ways and compared.
+"""Transfer: one task on a frozen trunk, trained in several ways and compared.
 
 Command: `python scripts/transfer.py --trunk=bundled --data=digits --workdir=runs/digits`
 Data: scikit-learn's digits, 1,797 real scans; nothing is downloaded. Run with `--seeds=0,1,2` on two CPU cores: README.md.
@@ -8,25 +8,27 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Returns the defaults of `scripts/transfer.py`; each field is also a flag of it."""
+    """Returns the defaults of `scripts/transfer.py`; each field is a flag, and its comment the flag's help."""
     config = ConfigDict()
-    config.trunk = "bundled"  # Which trunk, scheme:rest.
-    config.data = "digits"  # Which images, scheme:rest.
-    config.task_name = ""  # Name of the task in patch files; empty: the data's own name.
-    config.train = ("last", "scale_bias", "scale_bias+last", "depthwise+last", "scale_bias+depthwise+last", "full")
-    config.norm_statistics = "auto"  # batch: own statistics, as in the paper; frozen: the trunk's; auto: by kind.
-    config.image_size = 0  # Pixels; 0: the trunk's own.
-    config.epochs = 15
-    config.batch_size = 64
-    config.optimizer = "adam"
-    config.learning_rate = 0.0  # 0: the default for the optimizer and for what is trained.
-    config.learning_rates = ()  # Several: all rows at each of them, compared; the one above is not looked at.
-    config.schedule = "cosine"
-    config.augmentation = "auto"  # auto: what the data recommend.
-    config.max_train_images = 0  # 0: all.
-    config.max_test_images = 0
-    config.skip_bad_images = False
-    config.remat = False  # Train with less memory and more time: most maps are computed again for their gradients.
-    config.patch_dtype = "float32"
-    config.seeds = (0,)
+    config.trunk = "bundled"  # bundled | keras:NAME[?weights=imagenet] | file:PATH | hub:URL | slim:PATH | kerashub:..
+    config.data = "digits"  # digits | mnist | faces | textures | folder:PATH | idx:PATH | tfds:NAME
+    config.task_name = ""  # Name of the task in patch files; empty: the name of the data.
+    config.train = (  # Ways to train, a row each: patch kinds and last joined by +, or full.
+        *("last", "scale_bias", "scale_bias+last", "depthwise+last", "scale_bias+depthwise+last", "full"),
+    )
+    config.norm_statistics = "auto"  # Batch-norm statistics: of the batch, or the trunk's (frozen); auto: by kind.
+    config.image_size = 0  # Height and width in pixels; 0: the trunk's own.
+    config.epochs = 15  # Passes over the training images.
+    config.batch_size = 64  # Images per step, on all devices together.
+    config.optimizer = "adam"  # adam | adamw | rmsprop | sgd
+    config.learning_rate = 0.0  # Highest learning rate; 0: the default for the optimizer and for what is trained.
+    config.learning_rates: tuple[float, ...] = ()  # Several rates to compare, instead of learning_rate.
+    config.schedule = "cosine"  # Learning-rate schedule: constant | cosine | paper
+    config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: what suits the data
+    config.max_train_images = 0  # Train on the first N images; 0: all.
+    config.max_test_images = 0  # Test on the first N images; 0: all.
+    config.skip_bad_images = False  # Leave out image files that cannot be read.
+    config.remat = False  # Train with less memory and more time: most feature maps are recomputed for their gradients.
+    config.patch_dtype = "float32"  # Type of the values in patch files: float32 | float16
+    config.seeds = (0,)  # Seeds, a row of results each, for example 0,1,2.
     return config

@@ -15,6 +15,8 @@ from model_patch.preprocessing import Preprocessing
 from model_patch.tasks import Task
 from model_patch.trunk import Trunk
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Bank",
     "BoundTask",

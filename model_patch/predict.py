@@ -1,8 +1,9 @@
-"""Asking tasks about images."""
+"""Predicting with tasks: the labels of image files, and the choice among tasks that differ in image size alone."""
 
 import dataclasses
 import glob
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -11,7 +12,6 @@ from model_patch.bind import BoundTask, bind_patch
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.patch import Patch
 from model_patch.preprocessing import decode_file
-from model_patch.resolutions import pick
 from model_patch.tasks import CLASSIFICATION
 from model_patch.trunks import open_trunk
 
@@ -94,3 +94,27 @@ def predict_files(
             probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))[0]
             best = probabilities.argsort()[::-1][:top]
             yield Answer(path, bound.task.name, tuple((bound.task.labels[i], float(probabilities[i])) for i in best))
+
+
+def pick(tasks: Iterable[BoundTask], height: int, width: int) -> BoundTask:
+    """Returns the task whose image size is nearest to an image's.
+
+    This is the paper's domain adaptation at inference. An image's size is the geometric mean of its sides. The
+    nearest is the one with the smallest ratio: 64 px are nearer to 48 than to 96. Of two equally near the larger is taken,
+    which loses no detail.
+
+    Args:
+        tasks: the candidates, at least one.
+        height, width: of the image in pixels, at least 1.
+
+    Raises:
+        ModelPatchError: there is no task, or the image has no pixels.
+    """
+    tasks = list(tasks)
+    if not tasks:
+        raise ModelPatchError("there is no task to pick from: give at least one")
+    if min(height, width) < 1:
+        raise ModelPatchError(f"an image of {height} x {width} pixels has no size to pick by: expected at least 1 x 1")
+    side = math.sqrt(height * width)
+    sizes = {bound.task.preprocessing.image_size: bound for bound in reversed(tasks)}
+    return sizes[min(sizes, key=lambda size: (round(abs(math.log(size / side)), 9), -size))]

@@ -1,24 +1,17 @@
-"""Runs the main job offline: learns real tasks one after the other on the bundled trunk, compares, exports, checks.
+"""Runs the main job offline: trains real tasks one after the other on the bundled trunk, compares, exports and checks them.
 
 python scripts/demo.py --workdir=runs/demo
 """
 
-from pathlib import Path
-
-from absl import flags
-
 from model_patch.experiments import cli
 
-_CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "demo.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.", required=True)
 
-
-def main():
-    """Config to `demo`."""
+def main(config, workdir):
+    """Runs the demo."""
     from model_patch.experiments.demo import demo
 
-    demo(_CONFIG.value, _WORKDIR.value)
+    demo(config, workdir)
 
 
 if __name__ == "__main__":
-    cli.run(main, resumes=True)
+    cli.run_experiment("demo", main, devices=False)

@@ -3,30 +3,22 @@
 python scripts/pretrain.py --workdir=runs/pretrain
 """
 
-from pathlib import Path
-
 from model_patch.experiments import cli
 
-_CONFIG = cli.define_config(Path(__file__).resolve().parents[1] / "configs" / "pretrain_fashion_mnist.py")
-_WORKDIR, _DRY_RUN = cli.define_outputs()
-_DEVICES = cli.define_devices()
-_FIELDS = cli.Fields()
-_FIELDS.strings(data="Images to train on, scheme:rest.")
 
-
-def main():
-    """Flags to config, config to `pretrain`."""
+def train(config, workdir):
+    """Trains the trunk."""
     from model_patch.experiments.pretrain import pretrain
 
-    config = _FIELDS.over(_CONFIG.value)
-    if _DRY_RUN.value:
-        from model_patch.experiments.dry_run import dry_run_pretrain
+    pretrain(config, workdir)
 
-        dry_run_pretrain(config)
-    else:
-        with _DEVICES(_WORKDIR.value) as workdir:
-            pretrain(config, workdir)
+
+def dry_run(config):
+    """Counts what would be trained."""
+    from model_patch.experiments.dry_run import dry_run_pretrain
+
+    dry_run_pretrain(config)
 
 
 if __name__ == "__main__":
-    cli.run(main, resumes=True)
+    cli.run_experiment("pretrain_fashion_mnist", train, dry_run)

@@ -3,7 +3,7 @@ from PIL import Image
 
 from model_patch import ModelPatchError, Patch, Preprocessing, Task, Trunk, bind
 from model_patch.errors import PatchError
-from model_patch.predict import choose_tasks, open_tasks, predict_files
+from model_patch.predict import choose_tasks, open_tasks, pick, predict_files
 from tests.conftest import small_net
 
 
@@ -71,3 +71,39 @@ def test_each_image_is_answered_at_the_resolution_nearest_to_its_own(trunk, file
     tasks = tasks_of(files, "shapes-23px", "shapes-41px")
     answers = list(predict_files(tasks, [f"{files}/*.png"], pick_resolution=True))
     assert [(a.file[-5:], a.task[-4:]) for a in answers] == [("0.png", "23px"), ("1.png", "23px"), ("2.png", "41px")]
+
+
+@pytest.fixture(scope="module")
+def sizes():
+    bound = []
+    for size in (32, 48, 96):
+        preprocessing = Preprocessing(size, "tf")
+        trunk = Trunk(small_net(size=size), "test", preprocessing)
+        bound.append(bind(trunk, Task(f"{size}px", ("a", "b"), preprocessing)))
+    return bound
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (32, 32, 32),
+        (40, 40, 48),  # 48/40 is less than 40/32.
+        (39, 39, 32),
+        (64, 64, 48),
+        (70, 70, 96),
+        (96, 48, 96),  # As near to both: the larger.
+        (1, 1, 32),
+        (4000, 3000, 96),
+        (16, 64, 32),
+    ],
+)
+def test_the_nearest_size_in_proportion_is_picked(sizes, height, width, size):
+    assert pick(sizes, height, width).task.name == f"{size}px"
+    assert pick(reversed(sizes), height, width).task.name == f"{size}px"
+
+
+def test_nothing_to_pick_from_and_images_without_pixels_are_refused(sizes):
+    with pytest.raises(ModelPatchError, match="there is no task to pick from"):
+        pick([], 32, 32)
+    with pytest.raises(ModelPatchError, match="an image of 0 x 32 pixels"):
+        pick(sizes, 0, 32)

@@ -5,20 +5,17 @@ Data: TensorFlow Datasets' imagenet2012 and places365_small, 3.1 million images.
 random weights; the paper's beginning is not known to us. *Not run*, but for `--dry_run`.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-MULTITASK = runpy.run_path(str(Path(__file__).parents[1] / "multitask.py"))
-RECIPE = runpy.run_path(str(Path(__file__).with_name("recipe.py")))
+from configs import multitask
+from configs.paper import recipe
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration, with the fields of `configs/multitask.py`."""
-    config = RECIPE["with_recipe"](MULTITASK["get_config"](), epochs=100)
+    config = recipe.with_recipe(multitask.get_config(), epochs=100)
     config.trunk = "keras:MobileNetV2?weights=none"
-    config.data = (RECIPE["DATA"]["imagenet"], RECIPE["DATA"]["places"])
+    config.data = (recipe.DATA["imagenet"], recipe.DATA["places"])
     config.task_names = ("imagenet", "places")
     config.image_sizes = (224, 256)
     config.validation_fraction = 0.01

@@ -5,16 +5,13 @@ Data: TensorFlow Datasets' imagenet2012, 1.28 million images, downloaded by hand
 `--dry_run`.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-SSD = runpy.run_path(str(Path(__file__).with_name("ssd_to_imagenet.py")))
+from configs.paper import ssd_to_imagenet
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration, with the fields of `configs/transfer.py`."""
-    config = SSD["get_config"]()
+    config = ssd_to_imagenet.get_config()
     config.trunk = "keras:MobileNetV2?weights=none"
     return config

@@ -5,17 +5,14 @@ Data: TensorFlow Datasets' imagenet2012, 1.28 million images, downloaded by hand
 `--dry_run`.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-TOGETHER = runpy.run_path(str(Path(__file__).with_name("imagenet_places.py")))
+from configs.paper import imagenet_places
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration, with the fields of `configs/multitask.py`."""
-    config = TOGETHER["get_config"]()
+    config = imagenet_places.get_config()
     config.data = config.data[:1]
     config.task_names, config.image_sizes = (), ()
     config.resolutions = (224, 192, 160, 128, 96)

@@ -7,20 +7,17 @@ Data: TensorFlow Datasets' imagenet2012, 1.28 million images, downloaded by hand
 `--dry_run`, which counts 34,112 learnt values for `scale_bias`, 1.5 % of the trunk.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-TRANSFER = runpy.run_path(str(Path(__file__).parents[1] / "transfer.py"))
-RECIPE = runpy.run_path(str(Path(__file__).with_name("recipe.py")))
+from configs import transfer
+from configs.paper import recipe
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration, with the fields of `configs/transfer.py`."""
-    config = RECIPE["with_recipe"](TRANSFER["get_config"](), epochs=100)
+    config = recipe.with_recipe(transfer.get_config(), epochs=100)
     config.trunk = "keras:MobileNetV2?weights=runs/coco/trunks/seed0.safetensors"
-    config.data = RECIPE["DATA"]["imagenet"]
+    config.data = recipe.DATA["imagenet"]
     config.image_size = 224
     config.train = ("last", "scale_bias+last", "scale_bias", "full")
     return config

@@ -5,17 +5,14 @@ other data of configs/paper/transfer_mobilenet.py.
 Data: of TensorFlow Datasets, as there. Hardware: one GPU with 16 GB or more. *Not run*, but for `--dry_run`.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-MOBILENET = runpy.run_path(str(Path(__file__).with_name("transfer_mobilenet.py")))
+from configs.paper import transfer_mobilenet
 
 
 def get_config(data: str = "cifar10") -> ConfigDict:
     """Returns the configuration for `cifar10`, `cifar100`, `flowers`, `cars` or `aircraft`."""
-    config = MOBILENET["get_config"](data)
+    config = transfer_mobilenet.get_config(data)
     config.train = ("last", "statistics+last", "scale_bias", "scale_bias+last")
     config.learning_rates = ()
     return config

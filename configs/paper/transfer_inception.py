@@ -7,20 +7,17 @@ Hardware: one GPU with 16 GB or more. *Not run*, but for `--dry_run`, which coun
 for `last` and 34,432 more for `scale_bias+last`.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-TRANSFER = runpy.run_path(str(Path(__file__).parents[1] / "transfer.py"))
-RECIPE = runpy.run_path(str(Path(__file__).with_name("recipe.py")))
+from configs import transfer
+from configs.paper import recipe
 
 
 def get_config(data: str = "flowers") -> ConfigDict:
     """Returns the configuration for `flowers`, `cars` or `aircraft`."""
-    config = RECIPE["with_recipe"](TRANSFER["get_config"](), epochs=100)
+    config = recipe.with_recipe(transfer.get_config(), epochs=100)
     config.trunk = "keras:InceptionV3?weights=imagenet"
-    config.data = RECIPE["DATA"][data]
+    config.data = recipe.DATA[data]
     config.task_name = data
     config.train = ("last", "scale_bias+last", "scale_bias", "full")
     config.batch_size = 64

@@ -6,20 +6,17 @@ Data: of TensorFlow Datasets; FGVC-Aircraft as folders. Hardware: one GPU with 1
 paper's 0.045. *Not run*, but for `--dry_run`.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-TRANSFER = runpy.run_path(str(Path(__file__).parents[1] / "transfer.py"))
-RECIPE = runpy.run_path(str(Path(__file__).with_name("recipe.py")))
+from configs import transfer
+from configs.paper import recipe
 
 
 def get_config(data: str = "cifar10") -> ConfigDict:
     """Returns the configuration for `cifar10`, `cifar100`, `flowers`, `cars` or `aircraft`."""
-    config = RECIPE["with_recipe"](TRANSFER["get_config"](), epochs=50)
+    config = recipe.with_recipe(transfer.get_config(), epochs=50)
     config.trunk = "keras:MobileNetV2?weights=imagenet"
-    config.data = RECIPE["DATA"][data]
+    config.data = recipe.DATA[data]
     config.task_name = data
     config.train = (
         "last",

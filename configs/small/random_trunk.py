@@ -6,12 +6,9 @@ those of the task's batches: the trunk has none.
 Figures: docs/results.md.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-TRANSFER = runpy.run_path(str(Path(__file__).parents[1] / "transfer.py"))
+from configs import transfer
 
 DATA = {"mnist": ("mnist", 8, 0), "fashion": ("idx:/usr/share/datasets/fashion-mnist", 4, 6000)}
 """Spec, epochs and number of training images."""
@@ -19,7 +16,7 @@ DATA = {"mnist": ("mnist", 8, 0), "fashion": ("idx:/usr/share/datasets/fashion-m
 
 def get_config(data: str = "mnist") -> ConfigDict:
     """Returns the configuration for one of `DATA`."""
-    config = TRANSFER["get_config"]()
+    config = transfer.get_config()
     config.trunk = "keras:MobileNetV2?alpha=0.35&weights=none"
     config.image_size = 48
     config.data, config.epochs, config.max_train_images = DATA[data]

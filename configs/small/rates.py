@@ -5,17 +5,14 @@ patches and learning rates; statistics are those of the task's batches, as there
 Figures: docs/results.md.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-TRANSFER = runpy.run_path(str(Path(__file__).parents[1] / "transfer.py"))
+from configs import transfer
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration, with the fields of `configs/transfer.py`."""
-    config = TRANSFER["get_config"]()
+    config = transfer.get_config()
     config.train = ("last", "scale_bias+last", "depthwise+last", "full")
     config.norm_statistics = "batch"
     config.learning_rates = (0.003, 0.01, 0.03, 0.1)

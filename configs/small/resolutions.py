@@ -6,17 +6,14 @@ sees them.
 Figures: docs/results.md.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-MULTITASK = runpy.run_path(str(Path(__file__).parents[1] / "multitask.py"))
+from configs import multitask
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration, with the fields of `configs/multitask.py`."""
-    config = MULTITASK["get_config"]()
+    config = multitask.get_config()
     config.data = ("mnist",)
     config.resolutions = (64, 48, 32)
     config.epochs = 5

@@ -5,17 +5,14 @@ bundled one, which has seen clothes; about 280 steps of batch 64.
 Figures: docs/results.md.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-TRANSFER = runpy.run_path(str(Path(__file__).parents[1] / "transfer.py"))
+from configs import transfer
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration, with the fields of `configs/transfer.py`."""
-    config = TRANSFER["get_config"]()
+    config = transfer.get_config()
     config.data = "mnist"
     config.train = ("last", "statistics+last", "scale_bias", "scale_bias+last")
     config.norm_statistics = "batch"

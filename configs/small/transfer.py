@@ -5,12 +5,9 @@ Command: `python scripts/transfer.py --config=configs/small/transfer.py:digits -
 Figures: docs/results.md.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-TRANSFER = runpy.run_path(str(Path(__file__).parents[1] / "transfer.py"))
+from configs import transfer
 
 EPOCHS = {"digits": 13, "mnist": 6, "textures": 42, "faces": 125}
 """As many as make about 250 steps."""
@@ -18,7 +15,7 @@ EPOCHS = {"digits": 13, "mnist": 6, "textures": 42, "faces": 125}
 
 def get_config(data: str = "digits") -> ConfigDict:
     """Returns the configuration for one of `EPOCHS`."""
-    config = TRANSFER["get_config"]()
+    config = transfer.get_config()
     config.data = data
     config.epochs = EPOCHS[data]
     config.seeds = (0, 1, 2)

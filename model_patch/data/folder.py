@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
 from model_patch.data import image_files
 from model_patch.data.images import ImageData, Split
 from model_patch.errors import ModelPatchError
 from model_patch.preprocessing import FORMATS, decode
+from model_patch.progress import progress
 from model_patch.spec import Spec
 
 TRAIN = "train"
@@ -179,7 +178,7 @@ def _decoded_sizes(root: Path, paths: Sequence[str], found: Found) -> dict[str, 
         return size, image_files.rules_of(root / path)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = tqdm(pool.map(examined, paths), "checking images", len(paths), unit="image", delay=2, leave=False)
+        results = progress(pool.map(examined, paths), "checking images", len(paths), "image")
         sizes = {}
         for path, (size, rules) in zip(paths, results, strict=True):
             sizes[path] = size

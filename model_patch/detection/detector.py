@@ -13,9 +13,6 @@ from model_patch.detection.evaluation import detect, evaluate_detector
 from model_patch.detection.pictures import draw, save_png
 from model_patch.detection.task import DetectionTask
 from model_patch.errors import ModelPatchError
-from model_patch.experiments.detector import detector_path
-from model_patch.experiments.workdir import Workdir
-from model_patch.files import read_json
 from model_patch.patch import Patch
 from model_patch.preprocessing import decode_file
 from model_patch.trunks import open_trunk
@@ -94,28 +91,3 @@ def predict_files(bound: BoundTask, files: Sequence[str], folder: str | Path, sc
         save_png(draw(np.asarray(image), shown, bound.task.labels), picture)
         objects = zip(shown.classes, shown.scores.tolist(), shown.boxes.tolist(), strict=True)
         yield Found(path, tuple((bound.task.labels[i], value, tuple(box)) for i, value, box in objects), picture)
-
-
-def trunk_of(detector: str, seed: int | None = None) -> str:
-    """Returns the spec of a detector's trunk, for other tasks.
-
-    Args:
-        detector: a folder that `train_detector` wrote; or a trunk's spec, which is returned as it is.
-        seed: which detector of the folder; None for its first.
-
-    Raises:
-        ModelPatchError: the folder holds no detector, or none of that seed.
-    """
-    folder = Path(detector).expanduser()
-    if not folder.is_dir():
-        if ":" not in detector and detector != "bundled":
-            raise ModelPatchError(f"the folder {detector} does not exist: expected what scripts/detect.py train wrote")
-        return detector
-    results = folder / Workdir.RESULTS
-    rows = read_json(results).get("rows", []) if results.is_file() else []
-    seeds = [row.get("seed") for row in rows]
-    if not seeds or (seed is not None and seed not in seeds):
-        wanted = f"of seed {seed}, only {', '.join(map(str, seeds))}" if seeds else "yet"
-        raise ModelPatchError(f"{folder} holds no detector {wanted}: train it with scripts/detect.py")
-    patch = Patch.load(detector_path(folder, seeds[0] if seed is None else seed))
-    return patch.trunk

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from model_patch.bind import BoundTask
 from model_patch.detection.data import DetectionSplit
 from model_patch.errors import ModelPatchError
+from model_patch.progress import progress
 
 METRICS = ("mAP", "mAP@50", "mAP@75")
 """The mean over classes of the average precision: over IoU thresholds 0.5, 0.55, ..., 0.95, at 0.5 and at 0.75. The first
@@ -47,12 +47,12 @@ def detect(bound: BoundTask, images, num_images: int) -> Iterator[Detections]:
         num_images: how many there are, for the progress bar.
     """
     answer = _answerer(bound)
-    with tqdm(None, "detecting", num_images, unit="image", delay=2, leave=False) as progress:
+    with progress(None, "detecting", num_images, "image") as bar:
         for batch in images:
             answers = {name: np.asarray(value) for name, value in answer(batch).items() if name != "labels"}
             for *found, count in zip(*(answers[name] for name in ("boxes", "scores", "classes", "count")), strict=True):
                 yield Detections(*(each[:count] for each in found))
-                progress.update()
+                bar.update()
 
 
 def _answerer(bound: BoundTask) -> Callable:

@@ -1,42 +1,62 @@
-"""What all scripts share: flags over a config, and errors as one sentence."""
+"""What all scripts share: flags derived from a config, and errors as one sentence.
 
+A script has one declaration of its options: the fields of its config in `configs/`. A field `epochs = 15  # Passes over the
+training images.` becomes the flag `--epochs`, an integer with this default and this comment as its help.
+"""
+
+import ast
+import csv
+import importlib
 import inspect
+import io
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import tokenize
+from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
-from tqdm import tqdm
 
 from model_patch.errors import ModelPatchError
+from model_patch.experiments.choices import CHOICES
+from model_patch.progress import close_all
 
 EXIT_STATUS = 2
 """Exit status of a script that was given something it cannot use."""
 
-flags.disclaim_key_flags()  # What is defined here belongs to the script that asked for it, and is in its --help.
-
 CONFIG = "config"
-"""Name of the flag that `define_config` defines."""
+"""Name of the flag for a config file, and of the parameter of a command that takes a config."""
+
+flags.disclaim_key_flags()  # The flags below belong to the script that defines them, and are listed in its --help.
 
 _ALLOW_LAMBDA = flags.DEFINE_bool(
-    "allow_lambda", False, "Run the Python code of Lambda layers in trunk files: only of files whose maker you trust."
+    "allow_lambda",
+    False,
+    "Run the Python code of Lambda layers in trunk files. Only for files from a source you trust.",
 )
 """Every script takes it."""
 
+if (
+    (_ROOT := Path(getattr(sys.modules["__main__"], "__file__", "")).resolve().parent.parent)
+    .joinpath("configs")
+    .is_dir()
+):
+    sys.path.insert(0, str(_ROOT))  # `configs` is beside `scripts`, and need not be installed.
 
-def run(main: Callable[[], None], *, resumes: bool = False):
+
+def run(main: Callable[[], object], *, resumes: bool = False):
     """Runs a script: parses its flags, refuses stray arguments, and prints this package's errors as one sentence.
 
     Args:
         main: called without arguments.
-        resumes: whether the same command goes on where an interrupt ended it; said then.
+        resumes: whether the same command resumes after an interrupt; the message on Ctrl-C says so.
     """
 
     def call(arguments: list[str]):
@@ -47,16 +67,58 @@ def run(main: Callable[[], None], *, resumes: bool = False):
     _run(call, resumes)
 
 
+def run_experiment(
+    name: str,
+    train: Callable[[ConfigDict, str], object],
+    dry_run: Callable[[ConfigDict], object] | None = None,
+    *,
+    devices: bool = True,
+    resumes: bool = True,
+):
+    """Runs a script that trains: its flags are `--workdir`, the fields of a config and, where they apply, the devices'.
+
+    Args:
+        name: module in `configs/`.
+        train: called with the config and the workdir.
+        dry_run: called with the config where `--dry_run` is given instead of `--workdir`; None if there is none.
+        devices: whether the script trains on the devices that `--strategy` names.
+        resumes: as for `run`.
+    """
+    config = define_config(name)
+    workdir = flags.DEFINE_string("workdir", None, "Folder for all files of the run.", required=dry_run is None)
+    chosen = define_devices() if devices else nullcontext
+    if dry_run:
+        without = flags.DEFINE_bool("dry_run", False, DRY_RUN)
+        flags.register_multi_flags_validator(
+            ["workdir", "dry_run"],
+            lambda given: bool(given["workdir"]) != given["dry_run"],
+            "give --workdir=FOLDER, or --dry_run, and not both",
+        )
+
+    def main():
+        if dry_run and without.value:
+            dry_run(config())
+        else:
+            with chosen(workdir.value) as own_workdir:
+                train(config(), own_workdir)
+
+    run(main, resumes=resumes)
+
+
+DRY_RUN = "Build the models with random weights and without data, count, train one step, and write nothing."
+"""Help of the flag `--dry_run`."""
+
+
 def run_commands(commands: dict[str, Callable[..., None]], *, resumes: bool = False):
     """Runs a script of several commands: `script.py COMMAND ARGUMENT... --flag=value`.
 
     Args:
-        commands: a function per command. Its signature says what the command takes: positional parameters are the
-            arguments, keyword-only ones flags that the script defines; those without a default must be given. One
-            called `config` takes the value of `--config`.
+        commands: a function per command. Its positional parameters are the command's arguments, its keyword-only
+            parameters the flags that it takes; those without a default are required. A parameter `config` takes the
+            config, and with it the flags of all its fields.
         resumes: as for `run`.
 
-    As in `run`, what cannot be used is one sentence: an unknown command, arguments too few or too many, a flag that is
+    As in `run`, mistakes are reported in one sentence: an unknown command, too few or too many arguments, a flag that is
     missing or that belongs to another command.
     """
 
@@ -80,65 +142,68 @@ def run_commands(commands: dict[str, Callable[..., None]], *, resumes: bool = Fa
 def _options(command: str, signature: inspect.Signature) -> dict[str, object]:
     """Returns the values of the flags that were given, by name; those of other commands are refused."""
     takes = {name for name, each in signature.parameters.items() if each.kind is each.KEYWORD_ONLY}
-    given = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module("__main__") if flag.present}
-    # `--config` and its fields are flags of the module that defines them; it has a default, and is there when not given.
-    given |= {name: None for name in flags.FLAGS if name.partition(".")[0] == CONFIG and flags.FLAGS[name].present}
-    for name in given:
-        if name.partition(".")[0] not in takes:
-            _fail(f"{command} does not take --{name}: it expects {_usage(signature)}")
-    config = {CONFIG: flags.FLAGS[CONFIG].value} if CONFIG in takes else {}
-    return {name: value for name, value in given.items() if name in takes} | config
+    present = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module("__main__") if flag.present}
+    options = {name: value for name, value in present.items() if name in takes}
+    others = {name for name in flags.FLAGS if flags.FLAGS[name].present and name.partition(".")[0] == CONFIG}
+    others |= present.keys() - takes
+    if CONFIG in takes:
+        options[CONFIG] = _config()
+        others = {name for name in others if name.partition(".")[0] != CONFIG and name not in _fields}
+    for name in others:
+        _fail(f"{command} does not take --{name}: it expects {_usage(signature)}")
+    return options
 
 
 def _usage(signature: inspect.Signature) -> str:
-    """Says what a command takes, for example `PATCH [PATCHES...] --output=..`."""
+    """Returns what a command takes, for example `PATCH [PATCHES...] --output=..`."""
     words = []
     for name, each in signature.parameters.items():
         if each.kind is each.VAR_POSITIONAL:
             words.append(f"[{name.upper()}...]")
         else:
             word = f"--{name}=.." if each.kind is each.KEYWORD_ONLY else name.upper()
-            needed = each.default is each.empty and name != CONFIG  # That has a default of its own.
-            words.append(word if needed else f"[{word}]")
+            required = each.default is each.empty and name != CONFIG  # The config has a default file.
+            words.append(word if required else f"[{word}]")
     return " ".join(words)
 
 
 def _run(call: Callable[[list[str]], None], resumes: bool):
-    """Parses the flags and calls with what is left, this package's errors as one sentence."""
+    """Parses the flags and calls with the remaining arguments; this package's errors become one sentence."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
     def guarded(argv):
         # Absl's own handler prefixes every line with file and time: for people at a terminal the message is enough.
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
         logging.getLogger("model_patch").setLevel(logging.INFO)
-        absl_logging.set_verbosity(absl_logging.WARNING)  # TensorFlow reports each step of an export through it.
+        absl_logging.set_verbosity(absl_logging.WARNING)  # TensorFlow logs each step of an export.
         try:
-            with _code_of_trunks():
+            with _trunk_code():
                 call(argv[1:])
         except ModelPatchError as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            # Only scripts with a workdir of rows go on; what the others wrote so far is whole, but they begin anew.
-            goes_on = "rows that are finished are kept; the same command goes on"
-            _fail(f"interrupted: {goes_on if resumes else 'the same command begins anew'}", 130)
+            # Only scripts with a workdir of rows resume; files that the others have written are complete all the same.
+            then = "rows that are finished are kept; the same command goes on"
+            _fail(f"interrupted: {then if resumes else 'the same command starts again'}", 130)
 
     def parse(argv):
         try:
             arguments = flags.FLAGS(argv)
             if CONFIG in flags.FLAGS:
-                flags.FLAGS[CONFIG].value.keys()  # A file that could not be read says so when it is first used.
+                flags.FLAGS[CONFIG].value.keys()  # The error of an unreadable file is raised at its first use.
             return arguments
         except flags.Error as error:
             _fail(str(error).replace("\n", "; "))
+        except AttributeError as error:
+            _fail(_unknown_field(error))
         except OSError:
-            path = config_flags.get_config_filename(flags.FLAGS[CONFIG])
-            _fail(f"--config={path} cannot be read: expected a Python file with get_config()")
+            _fail(f"--config={_config_file()} cannot be read: expected a Python file with get_config()")
 
     app.run(guarded, flags_parser=parse)
 
 
-def _code_of_trunks() -> AbstractContextManager[None]:
-    """Returns what a script runs in: code in trunk files stays unrun unless the flag allows it."""
+def _trunk_code() -> AbstractContextManager[None]:
+    """Returns the context of a script: code in trunk files is not run unless the flag allows it."""
     if not _ALLOW_LAMBDA.value:
         return nullcontext()
     from model_patch.trunks.file import lambdas_allowed
@@ -146,52 +211,123 @@ def _code_of_trunks() -> AbstractContextManager[None]:
     return lambdas_allowed()
 
 
-def define_config(path: Path) -> flags.FlagHolder:
-    """Defines the flag `--config`, a Python file with `get_config()`, and `--config.NAME` for each field of it.
+_fields: list[str] = []
+"""Fields of the script's config that have a flag."""
+
+
+def define_config(name: str) -> Callable[[], ConfigDict]:
+    """Defines `--config`, a Python file with `get_config()`, and for each of its fields `--NAME`.
+
+    The type of a flag is that of the field's default, its help the comment on the field's line. `--config.NAME` works, too.
 
     Args:
-        path: the file that is taken by default.
+        name: module in `configs/`, the default file.
 
     Returns:
-        Holder of the flag; its `value` is a `ConfigDict`.
+        A function that returns the config: the file's values, and in place of some of them those of the flags given.
     """
+    module = importlib.import_module(f"configs.{name}")
     try:
-        return config_flags.DEFINE_config_file(CONFIG, str(path), "Python file with get_config().")
+        config_flags.DEFINE_config_file(CONFIG, module.__file__, "Python file with get_config().")
     except AttributeError as error:  # --config.NAME is looked up in the default file as soon as the flag is defined.
-        field, *nearest = re.findall(r"""['"]([\w.]+)\\?['"]""", str(error)) or [str(error)]
-        hint = f"did you mean {nearest[0]}? See" if nearest else "see"
-        _fail(f"--config has no field {field!r}: {hint} {path.name} for the fields it has")
+        _fail(_unknown_field(error))
+    comments, item_types = declarations(module)
+    for field, default in module.get_config().items():
+        if not isinstance(default, ConfigDict):
+            _define_flag(field, default, comments.get(field, ""), item_types.get(field))
+            _fields.append(field)
+    return _config
 
 
-def define_outputs() -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """Defines the flags `--workdir`, and `--dry_run`, with which alone the first may be left out; returns both."""
-    workdir = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.")
-    dry_run = flags.DEFINE_bool(
-        "dry_run", False, "Build the nets without weights or data, count, train one step, write nothing."
-    )
-    flags.register_multi_flags_validator(
-        ["workdir", "dry_run"],
-        lambda given: bool(given["workdir"]) != given["dry_run"],
-        "give --workdir=FOLDER, or --dry_run, and not both",
-    )
-    return workdir, dry_run
+def declarations(module: ModuleType) -> tuple[dict[str, str], dict[str, type]]:
+    """Returns what a config module, and the config modules that it imports, declare of their fields.
+
+    Returns:
+        By field its comment; and the type of the items of each tuple that is annotated, such as
+        `config.seeds: tuple[int, ...] = ()`.
+    """
+    comments, item_types = {}, {}
+    for base in vars(module).values():
+        if inspect.ismodule(base) and base.__name__.startswith("configs."):
+            for found, others in zip((comments, item_types), declarations(base), strict=True):
+                found.update(others)
+    source = inspect.getsource(module)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    by_line = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            comment = next((by_line[i] for i in range(node.lineno, node.end_lineno + 1) if i in by_line), None)
+            if isinstance(target, ast.Attribute) and comment:
+                comments[target.attr] = comment.lstrip("# ")
+            if isinstance(node, ast.AnnAssign):
+                item_types[target.attr] = {"int": int, "float": float, "str": str}[node.annotation.slice.elts[0].id]
+    return comments, item_types
+
+
+def _define_flag(name: str, default, comment: str, item_type: type | None):
+    if name in CHOICES:
+        flags.DEFINE_enum(name, default, list(CHOICES[name]), comment)
+    elif isinstance(default, tuple):
+        item_type = item_type or type(default[0])
+        flags.DEFINE(_ListParser(item_type), name, default, comment, serializer=flags.ListSerializer(","))
+    else:
+        define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+        define.get(type(default), flags.DEFINE_string)(name, default, comment)
+
+
+class _ListParser(flags.ArgumentParser):
+    """Parses items of one type, joined by commas; one that holds a comma is put in double quotes."""
+
+    _EXAMPLES = {int: ("integers", "0,1,2"), float: ("numbers", "3,1"), str: ("names", "a,b")}
+
+    def __init__(self, item_type: type):
+        self._item_type = item_type
+        self._noun, self._example = self._EXAMPLES[item_type]
+        self.syntactic_help = f"{self._noun}, joined by commas"
+
+    def parse(self, argument: str | tuple) -> tuple:
+        if isinstance(argument, tuple):
+            return argument
+        try:
+            items = next(csv.reader([argument], strict=True, skipinitialspace=True), [])
+            return tuple(self._item_type(item) for item in items)
+        except (csv.Error, ValueError):
+            raise ValueError(f"not a list of {self._noun}, write for example {self._example}") from None
+
+
+def _config() -> ConfigDict:
+    """Returns the config, with the values of the flags that were given."""
+    config = flags.FLAGS[CONFIG].value
+    given = {name: flags.FLAGS[name].value for name in _fields if flags.FLAGS[name].present}
+    for name in given:
+        if name not in config:
+            raise ModelPatchError(f"--{name} is given, but --config={_config_file()} has no such field: leave it out")
+    config.update(given)
+    return config
+
+
+def _config_file() -> str:
+    return config_flags.get_config_filename(flags.FLAGS[CONFIG])
+
+
+def _unknown_field(error: AttributeError) -> str:
+    field, *nearest = re.findall(r"""['"]([\w.]+)\\?['"]""", str(error)) or [str(error)]
+    return f"--config has no field {field!r}: {f'did you mean {nearest[0]}? See' if nearest else 'see'} --help for its fields"
 
 
 def define_devices() -> Callable[[str], AbstractContextManager[str]]:
-    """Defines the flags of `model_patch.training.strategies`; returns what to train in.
+    """Defines the flags of `model_patch.training.strategies`; returns the context to train in.
 
     `with devices(workdir) as own_workdir` gives the folder that this process writes to: of several workers only the first
-    has the workdir itself.
+    writes to the workdir itself.
     """
     strategy = flags.DEFINE_enum(
-        "strategy",
-        "default",
-        ["default", "mirrored", "multi_worker", "tpu"],
-        "Which devices train, see docs/scaling.md.",
+        "strategy", "default", CHOICES["strategy"], "Devices to train on, see docs/scaling.md."
     )
-    mixed = flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16; variables stay float32.")
+    mixed = flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16; variables are float32.")
     synchronise = flags.DEFINE_bool(
-        "synchronise", True, "Statistics of a batch are those of the whole one, not of each device's part."
+        "synchronise", True, "Compute batch statistics over the whole batch instead of each device's share."
     )
 
     @contextmanager
@@ -204,98 +340,7 @@ def define_devices() -> Callable[[str], AbstractContextManager[str]]:
     return devices
 
 
-def override(config: ConfigDict, **values) -> ConfigDict:
-    """Returns the config with those values that are not None, the flags that were given, in place of its own."""
-    config.update({name: value for name, value in values.items() if value is not None})
-    return config
-
-
-class Fields:
-    """The flags of a script that set fields of its config, each by the field's name.
-
-    Every method defines flags, from a name to what `--help` says of it; none has a default of its own.
-    """
-
-    def __init__(self) -> None:
-        self._flags: list[tuple[flags.FlagHolder, Callable]] = []
-
-    def strings(self, **said: str):
-        """Defines flags whose values are text."""
-        self._define(flags.DEFINE_string, said)
-
-    def integers(self, **said: str):
-        """Defines flags whose values are integers."""
-        self._define(flags.DEFINE_integer, said)
-
-    def numbers(self, **said: str):
-        """Defines flags whose values are numbers."""
-        self._define(flags.DEFINE_float, said)
-
-    def switches(self, **said: str):
-        """Defines flags that are given as `--name` or `--noname`."""
-        self._define(flags.DEFINE_bool, said)
-
-    def choice(self, values: Sequence[str], **said: str):
-        """Defines flags whose values are one of `values`."""
-        self._define(lambda name, default, text: flags.DEFINE_enum(name, default, list(values), text), said)
-
-    def lists(self, **said: str):
-        """Defines flags whose values are texts, joined by commas."""
-        self._define(flags.DEFINE_list, said, lambda name, texts: tuple(texts))
-
-    def integer_lists(self, **said: str):
-        """Defines flags whose values are integers, joined by commas."""
-        self._define(flags.DEFINE_list, said, integers)
-
-    def number_lists(self, **said: str):
-        """Defines flags whose values are numbers, joined by commas."""
-        self._define(flags.DEFINE_list, said, numbers)
-
-    def over(self, config: ConfigDict, **values) -> ConfigDict:
-        """Returns the config with what the flags say in place of its own.
-
-        Args:
-            config: has all the fields.
-            **values: more of them, as for `override`.
-
-        Raises:
-            ModelPatchError: an element of a list is not what the list is of.
-        """
-        given = {holder.name: of(holder.name, holder.value) for holder, of in self._flags if holder.value is not None}
-        return override(config, **given, **values)
-
-    def _define(self, define: Callable[..., flags.FlagHolder], said: dict[str, str], of=lambda name, value: value):
-        self._flags += [(define(name, None, text), of) for name, text in said.items()]
-
-
-def integers(flag: str, texts: list[str]) -> tuple[int, ...]:
-    """Returns a list flag's values as integers.
-
-    Raises:
-        ModelPatchError: one is not an integer.
-    """
-    try:
-        return tuple(int(text) for text in texts)
-    except ValueError:
-        raise ModelPatchError(
-            f"--{flag}={','.join(texts)} is not a list of integers: write for example 0,1,2"
-        ) from None
-
-
-def numbers(flag: str, texts: list[str]) -> tuple[float, ...]:
-    """Returns a list flag's values as numbers.
-
-    Raises:
-        ModelPatchError: one is not a number.
-    """
-    try:
-        return tuple(float(text) for text in texts)
-    except ValueError:
-        raise ModelPatchError(f"--{flag}={','.join(texts)} is not a list of numbers: write for example 3,1") from None
-
-
 def _fail(message: str, status: int = EXIT_STATUS) -> NoReturn:
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()  # What was cut off in the middle would stand on the error's line.
+    close_all()  # A progress bar would share the error's line.
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

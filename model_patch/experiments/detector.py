@@ -19,8 +19,9 @@ from model_patch.experiments.report.machine import machine
 from model_patch.experiments.report.table import markdown, print_table
 from model_patch.experiments.transfer import make_recipe
 from model_patch.experiments.workdir import Workdir, versions
-from model_patch.files import write_bytes
+from model_patch.files import read_json, write_bytes
 from model_patch.kinds import TrainSpec
+from model_patch.patch import Patch
 from model_patch.training.fit import run_epochs
 from model_patch.training.recipe import Recipe
 from model_patch.training.statistics import estimate_statistics
@@ -99,6 +100,31 @@ def train_detector(config: ConfigDict, workdir: str | Path) -> dict:
         folder.write_results(results)
     _write_report(results, folder.path)
     return results
+
+
+def trunk_of(detector: str, seed: int | None = None) -> str:
+    """Returns the spec of a detector's trunk, for other tasks.
+
+    Args:
+        detector: a folder that `train_detector` wrote; or a trunk's spec, which is returned unchanged.
+        seed: which detector of the folder; None for the first.
+
+    Raises:
+        ModelPatchError: the folder holds no detector, or none of that seed.
+    """
+    folder = Path(detector).expanduser()
+    if not folder.is_dir():
+        if ":" not in detector and detector != "bundled":
+            raise ModelPatchError(f"the folder {detector} does not exist: expected what scripts/detect.py train wrote")
+        return detector
+    results = folder / Workdir.RESULTS
+    rows = read_json(results).get("rows", []) if results.is_file() else []
+    seeds = [row.get("seed") for row in rows]
+    if not seeds or (seed is not None and seed not in seeds):
+        wanted = f"of seed {seed}, only {', '.join(map(str, seeds))}" if seeds else "yet"
+        raise ModelPatchError(f"{folder} holds no detector {wanted}: train it with scripts/detect.py")
+    patch = Patch.load(detector_path(folder, seeds[0] if seed is None else seed))
+    return patch.trunk
 
 
 def make_task(config: ConfigDict, trunk: Trunk, data: DetectionData) -> DetectionTask:

@@ -13,6 +13,7 @@ from model_patch.bind import BoundTask, bind_patch
 from model_patch.data import ImageData, open_data
 from model_patch.data.sampling import Sampler
 from model_patch.errors import ModelPatchError, unknown
+from model_patch.experiments.choices import HEADS
 from model_patch.experiments.report.joint import write_joint_report
 from model_patch.experiments.transfer import PATCHES, make_recipe
 from model_patch.experiments.workdir import Workdir, versions
@@ -31,8 +32,6 @@ _logger = logging.getLogger(__name__)
 
 TRUNKS = "trunks"
 """Folder of the trained trunks in the workdir."""
-
-HEADS = ("auto", "own", "shared")
 
 
 def patch_path(workdir: Path, share: str, task: str, seed: int) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras
 
+from model_patch import __version__
 from model_patch.errors import ModelPatchError
 from model_patch.files import lock, read_json, remove_leftovers, write_json
 
@@ -99,19 +100,12 @@ class Workdir:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what computes: Python, Keras and its backend, numpy, this package."""
-    names = {"tensorflow": ("tensorflow", "tensorflow_cpu"), "jax": ("jax",), "torch": ("torch",)}
-    found = {"python": platform.python_version()}
-    for name, distributions in {
-        "model_patch": ("model_patch",),
-        "keras": ("keras",),
-        "numpy": ("numpy",),
-        **names,
-    }.items():
-        for distribution in distributions:
+    """Returns the versions of what computes: Python, this package, Keras and its backends, numpy."""
+    found = {"python": platform.python_version(), "model_patch": __version__}
+    for name in ("keras", "numpy", "tensorflow", "jax", "torch"):
+        for distribution in (name, f"{name}_cpu"):
             try:
-                found[name] = importlib.metadata.version(distribution)
-                break
+                found.setdefault(name, importlib.metadata.version(distribution))
             except importlib.metadata.PackageNotFoundError:
                 continue
     return found | {"backend": keras.backend.backend()}

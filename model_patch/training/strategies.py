@@ -14,10 +14,7 @@ from pathlib import Path
 import keras
 
 from model_patch.errors import ModelPatchError, unknown
-
-STRATEGIES = ("default", "mirrored", "multi_worker", "tpu")
-"""`default`: what Keras finds. `mirrored`: all devices of this computer. `multi_worker`: computers that TF_CONFIG names.
-`tpu`: the one that TPU_NAME names, or the local one."""
+from model_patch.training import STRATEGIES
 
 MIXED_PRECISION = "mixed_bfloat16"
 """Half the memory per value, with the range of float32, so that no loss needs scaling."""

@@ -1,23 +1,22 @@
 import json
-import runpy
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import detect_scenes
 from model_patch import ModelPatchError, Patch, Task, bind
-from model_patch.detection.detector import evaluate_on, open_detector, predict_files, trunk_of
-from model_patch.experiments.detector import detector_path, train_detector
+from model_patch.detection.detector import evaluate_on, open_detector, predict_files
+from model_patch.experiments.detector import detector_path, train_detector, trunk_of
 from model_patch.trunks import open_trunk
 from tests.conftest import small_net
 from tests.detection.conftest import SIZE
-from tests.scripts.run_script import ROOT
 
 SCENES = "scenes:digits?size=64&train=48&test=12&objects=2"
 
 
 def config(trunk, **fields):
-    config = runpy.run_path(str(ROOT / "configs" / "detect_scenes.py"))["get_config"]()
+    config = detect_scenes.get_config()
     small = {"data": SCENES, "image_size": SIZE, "num_trunk_maps": 2, "num_maps": 4, "width": 0.1, "batch_size": 16}
     config.update(trunk=f"file:{trunk}", epochs=2, seeds=(0,), **small)
     config.update(fields)

@@ -1,7 +1,6 @@
 """Dry runs of the paper's configurations: full-size nets, and the counts that are known for them."""
 
-import runpy
-from pathlib import Path
+import importlib
 
 import pytest
 
@@ -20,11 +19,9 @@ from model_patch.experiments.dry_run import (
 from model_patch.trunks import open_trunk
 from tests.scripts.run_script import error_of, run_script
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
 
 def config(name: str, *arguments, **values):
-    config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*arguments)
+    config = importlib.import_module(f"configs.{name}").get_config(*arguments)
     config.update(values)
     return config
 
@@ -36,7 +33,7 @@ def trained(rows):
 
 @pytest.mark.parametrize(("data", "last"), [("flowers", 208_998), ("cars", 401_604), ("aircraft", 204_900)])
 def test_the_transfer_table_of_the_paper(data, last):
-    rows = dry_run_transfer(config("paper/transfer_inception", data, train=("last", "scale_bias+last")), step=False)
+    rows = dry_run_transfer(config("paper.transfer_inception", data, train=("last", "scale_bias+last")), step=False)
     assert trained(rows) == {
         ("last", data): (0, last, last),
         ("scale_bias+last", data): (34_432, last, last + 34_432),
@@ -46,12 +43,12 @@ def test_the_transfer_table_of_the_paper(data, last):
 
 @pytest.mark.slow
 def test_full_fine_tuning_of_inception_leaves_nothing_shared():
-    (row,) = dry_run_transfer(config("paper/transfer_inception", train=("full",)), step=False)
+    (row,) = dry_run_transfer(config("paper.transfer_inception", train=("full",)), step=False)
     assert (row.counts.patch, row.counts.statistics, row.counts.shared) == (21_768_352, 34_432, 0)
 
 
 def test_the_patches_of_the_figure_on_mobilenet():
-    rows = dry_run_transfer(config("paper/transfer_mobilenet"), step=False)
+    rows = dry_run_transfer(config("paper.transfer_mobilenet"), step=False)
     assert {row.name: row.counts.patch for row in rows} == {
         "last": 0,
         "scale_bias": 34_112,
@@ -64,7 +61,7 @@ def test_the_patches_of_the_figure_on_mobilenet():
     assert {row.counts.head for row in rows} == {12_810}
 
 
-@pytest.mark.parametrize("name", ["paper/ssd_to_imagenet", "paper/random_to_imagenet"])
+@pytest.mark.parametrize("name", ["paper.ssd_to_imagenet", "paper.random_to_imagenet"])
 def test_imagenet_reuses_98_percent_of_the_trunk(name):
     (row,) = dry_run_transfer(config(name, train=("scale_bias",)), step=False)
     assert (row.counts.patch, row.counts.head, row.counts.statistics) == (34_112, 1_281_000, 34_112)
@@ -72,12 +69,12 @@ def test_imagenet_reuses_98_percent_of_the_trunk(name):
 
 
 def test_statistics_alone_learn_nothing_and_are_kept():
-    rows = dry_run_transfer(config("paper/statistics_only", train=("statistics+last",)), step=False)
+    rows = dry_run_transfer(config("paper.statistics_only", train=("statistics+last",)), step=False)
     assert (rows[0].counts.patch, rows[0].counts.statistics, rows[0].counts.trained) == (0, 34_112, 12_810)
 
 
 def test_imagenet_and_places_at_once():
-    rows = dry_run_multitask(config("paper/imagenet_places", share=("trunk",)), step=False)
+    rows = dry_run_multitask(config("paper.imagenet_places", share=("trunk",)), step=False)
     assert [(row.task, row.counts.patch, row.counts.head) for row in rows] == [
         ("imagenet", 34_112, 1_281_000),
         ("places", 34_112, 467_565),
@@ -87,7 +84,7 @@ def test_imagenet_and_places_at_once():
 
 @pytest.mark.slow
 def test_five_resolutions_have_a_patch_each_and_one_head():
-    rows = dry_run_multitask(config("paper/resolutions", share=("trunk",)), step=False)
+    rows = dry_run_multitask(config("paper.resolutions", share=("trunk",)), step=False)
     assert [row.task for row in rows] == [f"random-{size}px" for size in (224, 192, 160, 128, 96)]
     assert {(row.counts.patch, row.counts.head) for row in rows} == {(34_112, 1_281_000)}
 

@@ -1,19 +1,16 @@
 import json
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from configs import expressivity as expressivity_config
 from model_patch import ModelPatchError
 from model_patch.experiments.expressivity import expressivity, fit_function, net
-
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "expressivity.py"
 
 
 @pytest.fixture
 def config():
-    config = runpy.run_path(str(CONFIG))["get_config"]()
+    config = expressivity_config.get_config()
     config.update(functions=("sine", "step"), widths=(4, 64), steps=300, seeds=(0,), num_points=64)
     return config
 

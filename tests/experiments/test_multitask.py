@@ -1,6 +1,5 @@
+import importlib
 import json
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,16 +8,14 @@ from model_patch import ModelPatchError, Patch, bind_patch
 from model_patch.data import open_data
 from model_patch.data.pipeline import batches
 from model_patch.experiments.multitask import multitask, patch_path
-from model_patch.resolutions import pick
+from model_patch.predict import pick
 from model_patch.trunks import open_trunk
 from tests.conftest import small_net
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def make_config(name, folder, **fields):
     small_net().save(folder / "trunk.keras")
-    config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+    config = importlib.import_module(f"configs.{name}").get_config()
     config.update(
         trunk=f"file:{folder}/trunk.keras", epochs=1, batch_size=16, max_train_images=48, max_test_images=50, **fields
     )

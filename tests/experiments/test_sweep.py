@@ -1,19 +1,15 @@
-import runpy
-from pathlib import Path
-
 import pytest
 
+from configs import transfer as transfer_config
 from model_patch import ModelPatchError
 from model_patch.experiments.sweep import sweep
 from tests.conftest import small_net
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @pytest.fixture
 def config(tmp_path):
     small_net().save(tmp_path / "trunk.keras")
-    config = runpy.run_path(str(CONFIGS / "transfer.py"))["get_config"]()
+    config = transfer_config.get_config()
     config.update(trunk=f"file:{tmp_path}/trunk.keras", train=("last",), epochs=1, max_train_images=96)
     config.learning_rates = (0.1, 0.003)
     return config

@@ -1,14 +1,12 @@
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 
+from configs import transfer as transfer_config
 from model_patch import ModelPatchError, Patch
 from model_patch.experiments.transfer import patch_path, transfer
 from tests.conftest import small_net
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ROW = {"train", "seed", "trained_parameters", "trained_fraction", "reused_fraction", "patch_bytes", "test_accuracy"}
 ROW |= {"train_seconds", "input_wait"}
 
@@ -16,7 +14,7 @@ ROW |= {"train_seconds", "input_wait"}
 @pytest.fixture
 def config(tmp_path):
     small_net().save(tmp_path / "trunk.keras")
-    config = runpy.run_path(str(CONFIGS / "transfer.py"))["get_config"]()
+    config = transfer_config.get_config()
     config.update(
         trunk=f"file:{tmp_path}/trunk.keras", train=("last", "scale_bias+last"), epochs=1, max_train_images=96
     )

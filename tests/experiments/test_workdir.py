@@ -1,5 +1,5 @@
+import importlib
 import json
-import runpy
 import subprocess
 import sys
 
@@ -97,7 +97,7 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_no_run_begins_where_another_process_is_running(held, name):
     run, file, smaller = RUNS[name]
-    config = runpy.run_path(str(ROOT / "configs" / f"{file}.py"))["get_config"]()
+    config = importlib.import_module(f"configs.{file}").get_config()
     config.update(smaller | ({"trunk": f"file:{held}/trunk.keras"} if "trunk" in config else {}))
     with pytest.raises(ModelPatchError, match="another process is running in the workdir .*run: wait for its end"):
         run(config, held / "run")

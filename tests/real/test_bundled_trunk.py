@@ -1,19 +1,15 @@
 """What the paper says, on real images from the bundled trunk, with the defaults of scripts/transfer.py."""
 
-import runpy
-from pathlib import Path
-
 import pytest
 
+from configs import transfer as transfer_config
 from model_patch.experiments.transfer import transfer
 from model_patch.trunks import bundled
-
-TRANSFER = Path(__file__).resolve().parents[2] / "configs" / "transfer.py"
 
 
 @pytest.mark.slow
 def test_a_patch_halves_the_errors_of_the_last_layer_alone(tmp_path):
-    config = runpy.run_path(str(TRANSFER))["get_config"]()
+    config = transfer_config.get_config()
     config.train = ("last", "scale_bias+last")
     last, patched = transfer(config, tmp_path / "run")["rows"]
     assert (1 - patched["test_accuracy"]) <= (1 - last["test_accuracy"]) / 2

@@ -120,24 +120,6 @@ def test_a_loss_that_becomes_nan_ends_the_run_and_keeps_no_row(work, tmp_path):
     assert not (tmp_path / "run" / "results.json").exists() and not (tmp_path / "run" / "patches").exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--train=last,scale_bais"], "unknown patch kind 'scale_bais': expected one of bias, depthwise, full, last"),
-        (["--norm_statistics=own"], "norm_statistics"),
-        (["--epochs=many"], "flag --epochs=many: invalid literal"),
-        (["--epoch=3"], "Unknown command line flag 'epoch'. Did you mean: epochs"),
-        (["--seeds=0,x"], "--seeds=0,x is not a list of integers"),
-        (["--config=nowhere.py"], "--config=nowhere.py cannot be read"),
-        (["--config.epoch=3"], "--config has no field 'epoch': did you mean epochs? See transfer.py"),
-        (["bundled"], "unexpected argument 'bundled'"),
-    ],
-)
-def test_flags_that_cannot_be_used_are_refused(tmp_path, flags, message):
-    assert message in error_of(run_script("transfer", *flags, f"--workdir={tmp_path}/run"))
-    assert not (tmp_path / "run").exists()
-
-
 def test_weights_that_need_a_download_say_so_where_there_is_no_network(tmp_path):
     flags = ("--trunk=keras:MobileNetV2?alpha=0.35&weights=imagenet", "--image_size=96", f"--workdir={tmp_path}/run")
     # A proxy that nobody listens at cuts the network off, wherever the test runs; an empty home holds no older download.

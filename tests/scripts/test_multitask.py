@@ -61,7 +61,6 @@ def test_another_run_in_the_same_workdir_is_refused(work):
     ("flag", "message"),
     [
         ("--share=trunk,patch", "unknown share 'patch': expected one of nothing, trunk, trunk+patch"),
-        ("--resolutions=96,big", "--resolutions=96,big is not a list of integers"),
         ("--task_weights=1,-1", "task_weights 1.0, -1.0 do not go with 2 tasks"),
         ("--sampler=temperature", "value should be one of <uniform|proportional|annealed>"),
     ],

@@ -2,17 +2,17 @@
 
 import hashlib
 import re
-import runpy
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import pytest
 
+from configs import transfer as transfer_config
 from model_patch import Patch, Preprocessing, Task, Trunk, bind
 from model_patch.experiments.transfer import transfer
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, small_net
-from tests.scripts.run_script import ROOT, error_of, run_script
+from tests.scripts.run_script import error_of, run_script
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_verify_prints_the_hashes_which_stay_while_another_task_is_learnt(work, 
         assert Patch.load(path).fingerprint in said and hashlib.sha256(path.read_bytes()).hexdigest() in said
     trunk = open_trunk(spec)
     assert said.count(trunk.fingerprint(trunk.variables())) == 2
-    config = runpy.run_path(str(ROOT / "configs" / "transfer.py"))["get_config"]()
+    config = transfer_config.get_config()
     config.update(
         {
             "trunk": spec,

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 
+from configs import benchmark
 from model_patch import ModelPatchError
 from model_patch.experiments.benchmark import SUITES, joint, suite
 from model_patch.experiments.benchmark.growth import fit_cost
@@ -19,11 +20,8 @@ from tests.conftest import small_net
 
 @pytest.fixture
 def config(tmp_path):
-    import runpy
-    from pathlib import Path
-
     small_net().save(tmp_path / "small.keras")
-    config = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "benchmark.py"))["get_config"]()
+    config = benchmark.get_config()
     config.trunk = f"file:{tmp_path / 'small.keras'}?preprocessing=tf"
     config.image_size = 32
     config.tasks, config.batch_sizes, config.max_separate, config.rounds = (1, 3), (1, 5), 1, 2

@@ -1,0 +1,72 @@
+"""Flags are derived from a config's fields and comments, and mistakes are one sentence."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from model_patch.experiments import cli
+from tests.scripts.run_script import ROOT, error_of, run_script
+
+CONFIGS = ["benchmark", "demo", "detect_scenes", "expressivity", "multitask", "pretrain_fashion_mnist", "transfer"]
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "ssd_to_classification"])
+def test_every_field_is_declared_with_a_comment_and_a_type(name):
+    module = importlib.import_module(f"configs.{name}")
+    comments, item_types = cli.declarations(module)
+    for field, default in module.get_config().items():
+        assert comments.get(field), field
+        assert isinstance(default, (bool, int, float, str, ConfigDict)) or default or field in item_types, field
+
+
+def test_every_config_can_be_imported_and_has_the_fields_of_its_script():
+    bases = [set(importlib.import_module(f"configs.{name}").get_config()) for name in CONFIGS]
+    for path in (ROOT / "configs").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if path.name not in ("__init__.py", "recipe.py"):
+            assert set(importlib.import_module(name).get_config()) in bases, name
+
+
+@pytest.mark.parametrize(
+    ("item_type", "text", "items"),
+    [(int, "0,1,2", (0, 1, 2)), (float, "0.1", (0.1,)), (str, 'a,"b, c"', ("a", "b, c")), (str, "", ())],
+)
+def test_lists_are_joined_by_commas(item_type, text, items):
+    assert cli._ListParser(item_type).parse(text) == items
+
+
+def test_a_flag_has_the_name_default_type_and_comment_of_its_field():
+    words = " ".join(run_script("multitask", "--help").stdout.split())
+    assert "--epochs: Passes over as many images as all tasks have together. (default: '15') (an integer)" in words
+    assert "--[no]train_trunk: Train the trunk on all tasks, or leave it frozen. (default: 'true')" in words
+    assert "--image_sizes: Pixels, one per task" in words and "(integers, joined by commas)" in words
+    assert "--sampler: <uniform|proportional|annealed>: How a step's images are split" in words
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--epochs=many", "flag --epochs=many: invalid literal"),
+        ("--epoch=3", "Unknown command line flag 'epoch'. Did you mean: epochs"),
+        ("--seeds=0,x", "flag --seeds=0,x: not a list of integers, write for example 0,1,2"),
+        ("--norm_statistics=own", "value should be one of <auto|batch|frozen>"),
+        ("--config=nowhere.py", "--config=nowhere.py cannot be read"),
+        ("--config.epoch=3", "--config has no field 'epoch': did you mean epochs? See --help"),
+        ("bundled", "unexpected argument 'bundled'"),
+        ("--dry_run", "give --workdir=FOLDER, or --dry_run, and not both"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_refused(tmp_path, flag, message):
+    assert message in error_of(run_script("transfer", flag, f"--workdir={tmp_path}/run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_flag_whose_field_a_given_config_lacks_is_refused(tmp_path):
+    file = Path(tmp_path / "mine.py")
+    file.write_text(
+        "from configs import transfer\ndef get_config():\n    c = transfer.get_config()\n    del c.remat\n    return c\n"
+    )
+    ran = run_script("transfer", f"--config={file}", "--remat", f"--workdir={tmp_path}/run")
+    assert "--remat is given, but --config=" in error_of(ran) and "has no such field" in error_of(ran)
