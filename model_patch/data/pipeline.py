@@ -1,7 +1,5 @@
 """From images to batches that a trunk takes."""
 
-import math
-
 from model_patch.data.augment import augmenter
 from model_patch.data.epochs import in_epochs, numbered, shuffled
 from model_patch.data.images import Split
@@ -25,8 +23,9 @@ def batches(
     epochs: range = range(1),
     cache: bool = True,
     shuffle_bytes: int = SHUFFLE_BYTES,
+    multiple: int = 1,
 ):
-    """Returns preprocessed batches; every image comes once per epoch, and the last batch of each may be smaller.
+    """Returns preprocessed batches; every image comes once per epoch, in batches of nearly equal size.
 
     Without augmentation an image is exactly `preprocessing(image)`. What is kept in memory between epochs are resized
     images, or where they are augmented decoded ones, up to `CACHE_BYTES`.
@@ -34,7 +33,7 @@ def batches(
     Args:
         split: where the images come from.
         preprocessing: image size and scaling.
-        batch_size: images per batch, at least 1.
+        batch_size: the most images per batch, at least 1; see `model_patch.data.epochs.batch_sizes`.
         max_images: the first so many images of the split; None for all.
         augmentation: names joined by `+`, see `model_patch.data.augment`; anew in every epoch.
         shuffle_seed: shuffles anew in every epoch; None keeps the split's order. The batches of an epoch are a function
@@ -42,6 +41,7 @@ def batches(
         epochs: numbers of the epochs, whose batches follow one another.
         cache: whether anything is kept in memory. Without, no image is decoded that is not asked for.
         shuffle_bytes: images that are not kept are shuffled in their stored form, so many bytes of them at a time.
+        multiple: devices that share a batch, as for `batch_sizes`.
 
     Returns:
         `tf.data.Dataset` of `(images, labels)`, float32 `(batch, image_size, image_size, 3)` and int64 `(batch,)`.
@@ -81,9 +81,9 @@ def batches(
             chosen = shuffle(images, max(1, min(number, at_once)), epoch).map(load, tf.data.AUTOTUNE)
         if not plain:
             chosen = numbered(chosen, shuffle_seed or 0, epoch).map(augment_and_resize, tf.data.AUTOTUNE)
-        return chosen.batch(batch_size)
+        return chosen
 
-    chosen = in_epochs(one_epoch, epochs, math.ceil(number / batch_size))
+    chosen = in_epochs(one_epoch, epochs, number, batch_size, multiple)
     return chosen.map(lambda x, y: (preprocessing.scale(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 

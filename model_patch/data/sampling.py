@@ -154,26 +154,8 @@ def joint_batches(
             epochs=FOREVER[first_epoch:],
             cache=cache,
         )
-        streams[name] = _in_sizes(images.unbatch().skip(seen), sizes[first_step:, k])
+        images = images.unbatch().skip(seen).batch(_READ_AT_ONCE)
+        streams[name] = images.rebatch(sizes[first_step:, k]).take(len(sizes) - first_step)
     joint = tf.data.Dataset.zip(streams)
     joint = joint.map(lambda each: ({n: x for n, (x, _) in each.items()}, {n: y for n, (_, y) in each.items()}))
     return joint.prefetch(tf.data.AUTOTUNE)
-
-
-def _in_sizes(examples, sizes: np.ndarray):
-    """Batches a `tf.data.Dataset` of examples in the given sizes, one after the other."""
-    import tensorflow as tf
-
-    if (sizes == sizes[0]).all():
-        return examples.batch(int(sizes[0])).take(len(sizes))
-    ends = tf.constant(np.cumsum(sizes), "int64")
-    sizes = tf.constant(sizes, "int64")
-    most = int(tf.reduce_max(sizes))
-
-    def step(index, example):
-        return tf.searchsorted(ends, index[None], side="right", out_type=tf.int64)[0]
-
-    numbered = examples.take(int(ends[-1])).enumerate()
-    return numbered.group_by_window(
-        step, lambda _, group: group.map(lambda _, example: example).batch(most), window_size_func=lambda k: sizes[k]
-    )

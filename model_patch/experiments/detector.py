@@ -22,6 +22,7 @@ from model_patch.experiments.workdir import Workdir, versions
 from model_patch.files import read_json, write_bytes
 from model_patch.kinds import TrainSpec
 from model_patch.patch import Patch
+from model_patch.training import strategies
 from model_patch.training.fit import run_epochs
 from model_patch.training.recipe import Recipe
 from model_patch.training.statistics import estimate_statistics
@@ -181,6 +182,7 @@ def fit_detector(
             augmentation=augmentation,
             shuffle_seed=seed,
             epochs=epochs,
+            multiple=strategies.num_devices(),
         )
 
     def train(epochs: range):

@@ -257,6 +257,7 @@ def _training_batches(bound: BoundTask, data: ImageData, recipe: Recipe, seed: i
         shuffle_seed=seed if learns_from_pixels else None,
         epochs=epochs,
         cache=learns_from_pixels,
+        multiple=strategies.num_devices(),
     )
 
 
@@ -286,10 +287,9 @@ def features_and_head(bound: BoundTask, images, batch_size: int, num_images: int
 
     def train(epochs: range):
         def one_epoch(epoch):
-            return shuffled(cached, len(labels), seed, epoch).batch(batch_size)
+            return shuffled(cached, len(labels), seed, epoch)
 
-        images = in_epochs(one_epoch, epochs, math.ceil(len(labels) / batch_size))
-        return images.prefetch(tf.data.AUTOTUNE)
+        return in_epochs(one_epoch, epochs, len(labels), batch_size).prefetch(tf.data.AUTOTUNE)
 
     inputs = keras.Input(features.shape[1:])
     return train, keras.Model(inputs, bound.head(inputs))

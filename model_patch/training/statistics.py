@@ -7,6 +7,7 @@ at the end, as averages over batches that the finished patch processes in traini
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -21,8 +22,9 @@ from model_patch.progress import progress
 def estimate_statistics(bound: BoundTask, batches, num_batches: int = 50):
     """Sets the mean and variance that the task owns to those of its images.
 
-    Over B batches with means m_i and variances v_i, the mean becomes avg(m_i) and the variance, by the mixture formula,
-    avg(v_i + m_i^2) - avg(m_i)^2. Nothing happens where the task owns no statistics, or keeps the trunk's.
+    Over batches of n_i images with means m_i and variances v_i, the mean becomes avg(m_i) and the variance, by the mixture
+    formula, avg(v_i + m_i^2) - avg(m_i)^2, where avg weights each batch by n_i: every image counts the same, however the
+    images are split into batches. Nothing happens where the task owns no statistics, or keeps the trunk's.
 
     Args:
         bound: the task; only its `moving_mean` and `moving_variance` change.
@@ -49,17 +51,22 @@ def estimate_joint_statistics(joined: JoinedTasks, batches, num_batches: int = 5
     Raises:
         ModelPatchError: there are no batches.
     """
+    layers = {name: {id(layer) for layer in bound.model._flatten_layers()} for name, bound in joined.tasks.items()}
+
+    def num_images(layer, images):
+        return sum(len(x) for name, x in images.items() if id(layer) in layers[name])
+
     measured: dict[int, _Moments] = {}
     for group in joined.groups:
         images = ({name: x[name] for name in group.input} for x, _ in batches)
-        for key, moments in _measure(group, images, num_batches).items():
+        for key, moments in _measure(group, images, num_batches, num_images).items():
             measured[key] = measured[key] + moments if key in measured else moments
     _assign(measured)
 
 
 @dataclasses.dataclass
 class _Moments:
-    """What a batch norm's batches looked like: how many there were, the sum of means, and the sum of mean squares."""
+    """The number of images that a batch norm has seen, and the sums over them of its inputs' means and mean squares."""
 
     layer: keras.layers.BatchNormalization
     count: int
@@ -78,8 +85,17 @@ def _moves(layer: keras.Layer) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
 
 
-def _measure(model: keras.Model, batches, num_batches: int) -> dict[int, _Moments]:
-    """Returns the moments of the batch norms whose statistics training moves, by the id of the layer."""
+def _measure(
+    model: keras.Model, batches, num_batches: int, num_images: Callable = lambda layer, images: len(images)
+) -> dict[int, _Moments]:
+    """Returns the moments of the batch norms whose statistics training moves, by the id of the layer.
+
+    Args:
+        model: what the batches run through.
+        batches: of what the model takes.
+        num_batches: how many are used at most.
+        num_images: returns how many images of a batch reach a layer.
+    """
     layers = list({id(layer): layer for layer in model._flatten_layers() if _moves(layer)}.values())
     if not layers:
         return {}
@@ -98,7 +114,7 @@ def _measure(model: keras.Model, batches, num_batches: int) -> dict[int, _Moment
         _, after = model.stateless_call(trainable, start, images, training=True)
         return [after[i] / scale for i, scale in zip(moving, scales, strict=True)]
 
-    batch_statistics = _compile(batch_statistics)
+    batch_statistics = _compile(batch_statistics, model.input)
     measured = [_Moments(layer, 0) for layer in layers]
     some = itertools.islice(batches, num_batches)
     for images in progress(some, "statistics", num_batches, "batch"):
@@ -106,7 +122,9 @@ def _measure(model: keras.Model, batches, num_batches: int) -> dict[int, _Moment
             images = keras.tree.map_structure(np.asarray, images)
         values = [keras.ops.convert_to_numpy(v).astype("float64") for v in batch_statistics(images)]
         parts = zip(measured, values[::2], values[1::2], strict=True)
-        measured = [total + _Moments(total.layer, 1, mean, variance + mean**2) for total, mean, variance in parts]
+        for i, (total, mean, variance) in enumerate(parts):
+            number = num_images(total.layer, images)
+            measured[i] = total + _Moments(total.layer, number, number * mean, number * (variance + mean**2))
     if not measured[0].count:
         raise ModelPatchError("no image came to estimate statistics on: give at least one batch")
     return {id(moments.layer): moments for moments in measured}
@@ -119,12 +137,13 @@ def _assign(measured: dict[int, _Moments]):
         moments.layer.moving_variance.assign(np.maximum(square - mean**2, 0.0))
 
 
-def _compile(function):
-    """Compiles a function of one tensor for the backend in use; plain on others."""
+def _compile(function: Callable, inputs) -> Callable:
+    """Compiles a function of a model's `inputs` for the backend in use: on TensorFlow, one graph for all batch sizes."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, reduce_retracing=True)
+        spec = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), inputs)
+        return tf.function(function, input_signature=[spec])
     if keras.backend.backend() == "jax":
         import jax
 

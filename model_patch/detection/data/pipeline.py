@@ -1,6 +1,5 @@
 """From images with boxes to batches that a detector learns from."""
 
-import math
 from collections.abc import Callable
 
 from model_patch.data.augment import AUGMENTATIONS as IMAGE_AUGMENTATIONS
@@ -88,17 +87,19 @@ def batches(
     augmentation: str = "none",
     shuffle_seed: int | None = None,
     epochs: range = range(1),
+    multiple: int = 1,
 ):
-    """Returns preprocessed batches; every image comes once per epoch, and the last batch of each may be smaller.
+    """Returns preprocessed batches; every image comes once per epoch, in batches of nearly equal size.
 
     Args:
         split: where the images come from.
         preprocessing: image size and scaling.
-        batch_size: images per batch, at least 1.
+        batch_size: the most images per batch, at least 1; see `model_patch.data.epochs.batch_sizes`.
         max_images: the first so many images of the split; None for all.
         augmentation: names in `AUGMENTATIONS` joined by `+`; anew in every epoch.
         shuffle_seed: shuffles anew in every epoch; None keeps the split's order.
         epochs: numbers of the epochs, whose batches follow one another, as in `model_patch.data.pipeline`.
+        multiple: devices that share a batch, as for `batch_sizes`.
 
     Returns:
         `tf.data.Dataset` of `(images, boxes)`, float32 `(batch, image_size, image_size, 3)`, and float32 `(batch, MAX_BOXES,
@@ -131,8 +132,7 @@ def batches(
         if shuffle_seed is not None:
             at_once = split.num_images * SHUFFLE_BYTES // max(1, split.stored_bytes)
             chosen = shuffled(chosen, max(1, min(number, at_once)), shuffle_seed, epoch)
-        chosen = numbered(chosen, shuffle_seed or 0, epoch).map(prepare, tf.data.AUTOTUNE)
-        return chosen.batch(batch_size)
+        return numbered(chosen, shuffle_seed or 0, epoch).map(prepare, tf.data.AUTOTUNE)
 
-    chosen = in_epochs(one_epoch, epochs, math.ceil(number / batch_size))
+    chosen = in_epochs(one_epoch, epochs, number, batch_size, multiple)
     return chosen.map(lambda x, y: (preprocessing.scale(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)

@@ -22,7 +22,7 @@ def marked(number: int = 5, size: int = 40):
 
 
 def test_batches_hold_resized_images_and_padded_boxes():
-    (images, boxes), (rest, _) = batches(marked(), PREPROCESSING, 3)
+    (images, boxes), (rest, _) = batches(marked(), PREPROCESSING, 3)  # Five images: no batch of one.
     assert images.shape == (3, 16, 16, 3) and rest.shape == (2, 16, 16, 3) and images.numpy().max() < 1.001
     assert boxes.shape == (3, MAX_BOXES, 5) and boxes[:, 0, 4].numpy().tolist() == [0, 1, 2]
     assert (boxes[:, 1:, 4] == -1).numpy().all()

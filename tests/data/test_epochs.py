@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model_patch.data.epochs import batch_sizes, in_epochs
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 3, 8])
+def test_no_batch_is_a_handful_of_images(multiple):
+    for batch_size in (*range(1, 34), 64):
+        for number in range(1, 200):
+            sizes = batch_sizes(number, batch_size, multiple)
+            assert sizes.sum() == number and sizes.max() <= batch_size
+            assert len(sizes) == -(-number // batch_size), "no more steps than batches of the full size would take"
+            if len(sizes) > 1:
+                assert sizes.min() >= batch_size / (2 if multiple == 1 else 4)
+            if batch_size >= 4 * multiple and batch_size % multiple == 0:
+                assert not (sizes[1:] % multiple).any(), "devices share all batches but the first evenly"
+
+
+@pytest.mark.parametrize(
+    ("number", "batch_size", "multiple", "expected"),
+    [
+        (65, 64, 1, [33, 32]),
+        (128, 64, 1, [64, 64]),
+        (3, 64, 1, [3]),
+        (65, 64, 2, [33, 32]),
+        (130, 64, 8, [42, 48, 40]),
+        (9, 8, 8, [5, 4]),
+    ],
+)
+def test_sizes_of_batches(number, batch_size, multiple, expected):
+    assert sorted(batch_sizes(number, batch_size, multiple)) == sorted(expected)
+
+
+@pytest.mark.parametrize(("number", "batch_size"), [(65, 64), (10, 4), (7, 7), (2, 5)])
+def test_every_example_comes_once_in_each_epoch(number, batch_size):
+    def one_epoch(epoch):
+        return tf.data.Dataset.range(number).map(lambda i: 1000 * epoch + i)
+
+    batches = in_epochs(one_epoch, range(2, 5), number, batch_size)
+    found = list(batches.as_numpy_iterator())
+    assert len(batches) == len(found)
+    assert [len(each) for each in found] == [*batch_sizes(number, batch_size)] * 3
+    assert np.concatenate(found).tolist() == [1000 * epoch + i for epoch in (2, 3, 4) for i in range(number)]
