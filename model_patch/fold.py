@@ -10,8 +10,7 @@ import numpy as np
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
 from model_patch.graph.rewrite import Graph, functional, rewrite
-from model_patch.kinds import NORMS
-from model_patch.layers import Patched
+from model_patch.layers import NORMS, Patched
 from model_patch.layers.affine import Affine, scale_and_bias
 from model_patch.layers.scaled import Scaled
 

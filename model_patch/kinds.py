@@ -1,24 +1,25 @@
 """Patch kinds: which variables of a layer a task makes its own. A new kind is one function here, and nothing elsewhere."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Iterable
-
-import keras
+from typing import TYPE_CHECKING
 
 from model_patch.errors import ModelPatchError, unknown
-from model_patch.layers import variables
-from model_patch.layers.batch_normalization import STATISTICS
-from model_patch.layers.scaled import CONVOLUTIONS
 
-NORMS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization)
+if TYPE_CHECKING:  # Functions import Keras when they look at a layer: reading what a patch file says takes none.
+    import keras
 
-Owns = Callable[[keras.Layer], set[str]]
+Owns = Callable[["keras.Layer"], set[str]]
 """Given a layer of the trunk, returns the names of its variables that a task owns. Those that Keras trains in a layer of
 this class are learnt; the others, such as batch norm's statistics, are only kept with the patch."""
 
 
 def offer_scale_bias(layers: Iterable[keras.Layer]):
     """Marks the convolutions of a net that has no normalisation layer: with `scale_bias` tasks scale their outputs."""
+    from model_patch.layers import CONVOLUTIONS, NORMS
+
     layers = list(layers)
     if not any(isinstance(layer, NORMS) for layer in layers):
         for layer in layers:
@@ -39,7 +40,9 @@ def kind(owns: Owns) -> Owns:
 @kind
 def statistics(layer):
     """Batch norm's mean and variance: nothing is learnt by gradient, they are re-estimated on the task's images."""
-    if not isinstance(layer, keras.layers.BatchNormalization):
+    from keras.layers import BatchNormalization
+
+    if not isinstance(layer, BatchNormalization):
         return set()
     return {variable.name for variable in layer.weights} - {"gamma", "beta"}
 
@@ -50,6 +53,8 @@ def scale_bias(layer):
 
     In a net without normalisation layers, such as VGG16, they are those of every convolution's output.
     """
+    from model_patch.layers import NORMS
+
     if isinstance(layer, NORMS):
         return {"gamma", "beta"} | statistics(layer)
     return {"gamma", "beta"} if getattr(layer, "_mp_offers_scale_bias", False) else set()
@@ -58,21 +63,29 @@ def scale_bias(layer):
 @kind
 def depthwise(layer):
     """The paper's DW patch: every depthwise kernel, those inside separable convolutions too."""
-    is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.SeparableConv2D)
+    from keras.layers import DepthwiseConv2D, SeparableConv2D
+
+    is_depthwise = isinstance(layer, DepthwiseConv2D | SeparableConv2D)
     return {"depthwise_kernel"} if is_depthwise else set()
 
 
 @kind
 def bias(layer):
     """Every bias that the trunk has: of convolutions and dense layers, and the beta of normalisation layers."""
+    from model_patch.layers import NORMS
+
     return {variable.name for variable in layer.weights} & ({"beta"} if isinstance(layer, NORMS) else {"bias"})
 
 
 @kind
 def full(layer):
     """Every variable: the task gets a net of its own. This is fine-tuning, the paper's upper row."""
+    from keras.layers import Normalization
+
+    from model_patch.layers import variables
+
     # A Normalization layer holds constants of the data it was adapted to: nobody learns them.
-    if isinstance(layer, keras.layers.Normalization):
+    if isinstance(layer, Normalization):
         return set()
     return {key.removeprefix("/") for key in variables("", layer)}
 
@@ -99,7 +112,7 @@ def owned(kind: str, layer: keras.Layer) -> set[str]:
 
 LAST = "last"
 
-NORM_STATISTICS = ("auto", *STATISTICS)
+NORM_STATISTICS = ("auto", "batch", "frozen")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +143,7 @@ class TrainSpec:
             )
 
     @classmethod
-    def parse(cls, text: str, norm_statistics: str = "auto") -> "TrainSpec":
+    def parse(cls, text: str, norm_statistics: str = "auto") -> TrainSpec:
         """Parses names of kinds and `last`, joined by `+`, such as `scale_bias+depthwise+last`. `full` includes `last`.
 
         Raises:

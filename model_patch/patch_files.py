@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from model_patch.bind import bind_patch
 from model_patch.errors import ModelPatchError, PatchError, mismatches
 from model_patch.patch import METADATA_KEY, Patch
-from model_patch.trunks import open_trunk
 
 SUFFIX = ".safetensors"
 
@@ -131,6 +129,9 @@ def verify(trunk: str, path: str | Path) -> tuple[PatchFile, str]:
     Raises:
         ModelPatchError: the file is damaged, the trunk cannot be opened, or they do not belong together.
     """
+    from model_patch.bind import bind_patch
+    from model_patch.trunks import open_trunk
+
     file = read(path)
     opened = open_trunk(trunk, file.patch.task.preprocessing.image_size)
     bind_patch(opened, file.patch)

@@ -65,20 +65,25 @@ def choose_tasks(tasks: Sequence[BoundTask], names: Sequence[str] | None) -> lis
     return [known[name] for name in names] if names else list(tasks)
 
 
-def predict_files(
-    tasks: Sequence[BoundTask], files: Sequence[str], top: int = 3, pick_resolution: bool = False
+def predict(
+    tasks: BoundTask | Sequence[BoundTask],
+    files: str | Sequence[str],
+    top: int = 3,
+    pick_resolution: bool = False,
 ) -> Iterator[Answer]:
     """Yields one answer per image and task.
 
     Args:
-        tasks: bound tasks.
-        files: paths of image files, or patterns of them.
+        tasks: one bound task, or several.
+        files: paths of image files, or patterns of them; one may be given without a list.
         top: how many labels an answer names at most; at least 1.
         pick_resolution: each image is answered once, by the task whose image size is nearest to its own, see `pick`.
 
     Raises:
         ModelPatchError: a file is missing or is not an image, or a task is no classification; before anything is yielded.
     """
+    tasks = [tasks] if isinstance(tasks, BoundTask) else tasks
+    files = [files] if isinstance(files, str) else files
     for bound in tasks:
         if bound.task.type != CLASSIFICATION:
             raise ModelPatchError(

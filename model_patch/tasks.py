@@ -1,20 +1,27 @@
 """A task: what one patch and one head are learnt for."""
 
-import dataclasses
-from typing import ClassVar
+from __future__ import annotations
 
-import keras
+import dataclasses
+import importlib
+from typing import TYPE_CHECKING, ClassVar
 
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.preprocessing import Preprocessing
+
+if TYPE_CHECKING:  # Methods import Keras when they make a part of a net: reading what a patch file says takes none.
+    import keras
 
 HEAD = "head"
 """Name of a task's last layer, in the Keras graph and in patch files."""
 
 CLASSIFICATION = "classification"
 
-_TYPES: dict[str, type["Task"]] = {}
-"""Subclasses by type; each puts itself there when it is defined, which is when the package is imported."""
+_TYPES: dict[str, type[Task]] = {}
+"""Subclasses by type; each puts itself there when it is defined."""
+
+_MODULES = {"detection": "model_patch.detection.task"}
+"""Where the subclasses of this package are defined, by type: imported when a file names the type."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,20 +62,28 @@ class Task:
 
     def features(self, model: keras.Model):
         """Returns what the head takes out of a trunk's graph: its output `(batch, channels)`, pooled where it is a map."""
+        import keras
+
         output = model.output
         return keras.layers.GlobalAveragePooling2D(name="pool")(output) if len(output.shape) == 4 else output
 
     def head(self, seed: int) -> keras.Layer:
         """Returns a new last layer, random by `seed`: features `(batch, channels)` to float32 logits `(batch, classes)`."""
+        import keras
+
         kernel = keras.initializers.GlorotUniform(seed)
         return keras.layers.Dense(len(self.labels), name=HEAD, kernel_initializer=kernel, dtype="float32")
 
     def loss(self) -> keras.losses.Loss:
         """Returns the loss between int labels `(batch,)` and logits `(batch, classes)`."""
+        import keras
+
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def metrics(self) -> list[keras.metrics.Metric]:
         """Returns new metrics of int labels and logits; the first is the one that results report, in 0..1."""
+        import keras
+
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
 
     def answers(self, outputs) -> dict:
@@ -86,7 +101,7 @@ class Task:
         return {"type": self.type, **dataclasses.asdict(self), "labels": list(self.labels)}
 
     @classmethod
-    def from_json(cls, fields: dict) -> "Task":
+    def from_json(cls, fields: dict) -> Task:
         """Inverse of `to_json`, for every type of task.
 
         Raises:
@@ -95,6 +110,8 @@ class Task:
         name = fields.get("type", CLASSIFICATION)
         if name == CLASSIFICATION:
             return cls(fields["name"], tuple(fields["labels"]), Preprocessing(**fields["preprocessing"]))
+        if name in _MODULES:
+            importlib.import_module(_MODULES[name])
         if name not in _TYPES:
-            raise unknown("type of task", name, [CLASSIFICATION, *_TYPES])
+            raise unknown("type of task", name, {CLASSIFICATION, *_MODULES, *_TYPES})
         return _TYPES[name].from_json(fields)

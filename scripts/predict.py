@@ -22,10 +22,10 @@ _TOP = flags.DEFINE_integer("top", 3, "Labels per task.", lower_bound=1)
 
 def main():
     """Opens trunk and patches, and prints a line per image and task."""
-    from model_patch.predict import choose_tasks, open_tasks, predict_files
+    from model_patch.predict import choose_tasks, open_tasks, predict
 
     tasks = choose_tasks(open_tasks(_TRUNK.value, _PATCHES.value), _TASKS.value)
-    for answer in predict_files(tasks, _IMAGES.value, _TOP.value, _PICK_RESOLUTION.value):
+    for answer in predict(tasks, _IMAGES.value, _TOP.value, _PICK_RESOLUTION.value):
         labels = "  ".join(f"{label} {probability:.3f}" for label, probability in answer.top)
         print(f"{answer.file}  {answer.task}: {labels}")
 

@@ -8,9 +8,7 @@ import tokenize
 from pathlib import Path
 from urllib.parse import unquote
 
-import numpy as np
 import pytest
-import tensorflow as tf
 
 import model_patch as mp
 
@@ -118,7 +116,12 @@ def test_commands_have_flags_that_exist():
     assert {Path(command[0]).name for command in found} <= known
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     parsed = subprocess.run(
-        [sys.executable, "-c", PARSE], input=json.dumps(found), capture_output=True, text=True, cwd=ROOT, env=environment
+        [sys.executable, "-c", PARSE],
+        input=json.dumps(found),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
     )
     assert parsed.returncode == 0, parsed.stderr
     assert parsed.stdout == ""

@@ -3,7 +3,7 @@ from PIL import Image
 
 from model_patch import ModelPatchError, Patch, Preprocessing, Task, Trunk, bind
 from model_patch.errors import PatchError
-from model_patch.predict import choose_tasks, open_tasks, pick, predict_files
+from model_patch.predict import choose_tasks, open_tasks, pick, predict
 from tests.conftest import small_net
 
 
@@ -22,7 +22,7 @@ def tasks_of(files, *names):
 
 
 def test_every_task_answers_for_every_image_most_probable_label_first(files):
-    answers = list(predict_files(tasks_of(files, "shapes", "colours"), [f"{files}/*.png"], top=2))
+    answers = list(predict(tasks_of(files, "shapes", "colours"), [f"{files}/*.png"], top=2))
     assert [(answer.file[-5:], answer.task) for answer in answers] == [
         (file, task) for file in ("0.png", "1.png") for task in ("shapes", "colours")
     ]
@@ -49,16 +49,16 @@ def test_a_missing_patch_and_a_missing_image_are_named(files):
     with pytest.raises(PatchError, match=r"nothing\.safetensors cannot be read"):
         tasks_of(files, "nothing")
     with pytest.raises(ModelPatchError, match=r"the image .*7\.png does not exist"):
-        list(predict_files(tasks_of(files, "shapes"), [f"{files}/7.png"]))
+        list(predict(tasks_of(files, "shapes"), [f"{files}/7.png"]))
 
 
 def test_a_patch_is_loaded_and_not_passed_over(files, trunk):
     patch = Patch.load(files / "shapes.safetensors")
-    (before,) = predict_files(tasks_of(files, "shapes"), [f"{files}/0.png"])
+    (before,) = predict(tasks_of(files, "shapes"), [f"{files}/0.png"])
     key = next(key for key in patch.values if key.endswith("separable_bn/beta"))
     patch.values[key] = patch.values[key] + 1
     patch.save(files / "shapes.safetensors")
-    (after,) = predict_files(tasks_of(files, "shapes"), [f"{files}/0.png"])
+    (after,) = predict(tasks_of(files, "shapes"), [f"{files}/0.png"])
     assert before.top != after.top
 
 
@@ -69,7 +69,7 @@ def test_each_image_is_answered_at_the_resolution_nearest_to_its_own(trunk, file
         bind(other, task).patch().save(files / f"shapes-{size}px.safetensors")
     Image.new("RGB", (300, 400)).save(files / "2.png")
     tasks = tasks_of(files, "shapes-23px", "shapes-41px")
-    answers = list(predict_files(tasks, [f"{files}/*.png"], pick_resolution=True))
+    answers = list(predict(tasks, [f"{files}/*.png"], pick_resolution=True))
     assert [(a.file[-5:], a.task[-4:]) for a in answers] == [("0.png", "23px"), ("1.png", "23px"), ("2.png", "41px")]
 
 

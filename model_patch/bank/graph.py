@@ -21,11 +21,11 @@ from model_patch.bank.layers import (
 )
 from model_patch.errors import ModelPatchError
 from model_patch.graph.rewrite import followers, functional, input_shapes, nodes, rewrite
-from model_patch.kinds import NORMS, owned
+from model_patch.kinds import owned
+from model_patch.layers import CONVOLUTIONS, NORMS
 from model_patch.layers.affine import scale_and_bias
 from model_patch.layers.conv2d import PatchedConv2D
 from model_patch.layers.patched import patch_layer
-from model_patch.layers.scaled import CONVOLUTIONS
 from model_patch.trunk import Trunk
 
 POINTWISE = (

@@ -10,8 +10,8 @@ from model_patch.export import check, export
 from model_patch.export.saved_model import export_saved_model
 from model_patch.fold import fold
 from model_patch.graph.rewrite import walk
-from model_patch.kinds import KINDS, NORMS, offer_scale_bias
-from model_patch.layers import variables
+from model_patch.kinds import KINDS, offer_scale_bias
+from model_patch.layers import NORMS, variables
 from model_patch.trunks import open_trunk
 from model_patch.trunks.applications import NETS
 from tests.conftest import random_norms, same, snapshot

@@ -1,0 +1,35 @@
+from .bank.bank import Bank as Bank
+from .bind import BoundTask as BoundTask
+from .bind import bind as bind
+from .bind import bind_patch as bind_patch
+from .data import ImageData as ImageData
+from .data import open_data as open_data
+from .detection.data import DetectionData as DetectionData
+from .detection.data import open_detection_data as open_detection_data
+from .detection.task import DetectionTask as DetectionTask
+from .errors import ModelPatchError as ModelPatchError
+from .errors import PatchError as PatchError
+from .errors import TrainingError as TrainingError
+from .export import export as export
+from .fold import Folded as Folded
+from .fold import fold as fold
+from .join import JoinedTasks as JoinedTasks
+from .join import join as join
+from .kinds import TrainSpec as TrainSpec
+from .patch import Patch as Patch
+from .predict import open_tasks as open_tasks
+from .predict import predict as predict
+from .preprocessing import Preprocessing as Preprocessing
+from .tasks import Task as Task
+from .training.fit import Fitted as Fitted
+from .training.fit import evaluate as evaluate
+from .training.fit import fit as fit
+from .training.recipe import Recipe as Recipe
+from .training.statistics import estimate_joint_statistics as estimate_joint_statistics
+from .training.statistics import estimate_statistics as estimate_statistics
+from .training.strategies import devices as devices
+from .trunk import Trunk as Trunk
+from .trunks import open_trunk as open_trunk
+from .trunks.saving import save_trunk as save_trunk
+
+__version__: str
