@@ -3,8 +3,11 @@
 import contextlib
 import os
 import resource
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Folder indexes of tests go into a folder of their own, which processes started by tests share.
+os.environ.setdefault("MODEL_PATCH_CACHE", tempfile.mkdtemp(prefix="model_patch-tests-"))
 
 import keras
 import numpy as np

@@ -25,12 +25,13 @@ _SOURCES = {
 }
 
 
-def open_data(text: str, skip_bad_images: bool = False) -> ImageData:
+def open_data(text: str, skip_bad_images: bool = False, verify_images: bool = False) -> ImageData:
     """Opens images by their spec.
 
     Args:
         text: for example `digits`, `folder:flowers`, `idx:fashion-mnist` or `tfds:beans?data_dir=/data`.
         skip_bad_images: leave out files of a folder that cannot be read, and say so in the notes, instead of failing.
+        verify_images: decode every image of a folder now, unless an earlier process did, see `data.folder_index`.
 
     Raises:
         ModelPatchError: the spec names no source, or the source cannot be opened as its module describes.
@@ -41,5 +42,5 @@ def open_data(text: str, skip_bad_images: bool = False) -> ImageData:
     if spec.fragment:
         raise ModelPatchError(f"{text!r} has a part behind '#', which data never have: rename a path with '#' in it")
     if spec.scheme == "folder":
-        return folder.open_folder(spec, skip_bad_images)
+        return folder.open_folder(spec, skip_bad_images, verify_images)
     return _SOURCES[spec.scheme](spec)

@@ -10,11 +10,15 @@ import hashlib
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from model_patch.data import image_files
+from model_patch.data.folder_index import READABLE, UNREADABLE, FolderIndex
 from model_patch.data.images import ImageData, Split
 from model_patch.errors import ModelPatchError
 from model_patch.preprocessing import FORMATS, decode
@@ -29,23 +33,36 @@ TEST_FRACTION = 0.2
 NUM_NAMED = 10
 """How many bad files an error names."""
 
-File = tuple[str, int]
-"""An image: its path relative to the opened folder, `/` between its parts, and its label."""
+CHUNK = 64
+"""Files that a thread takes at a time."""
+
+
+class File(NamedTuple):
+    """An image file: its path relative to the opened folder, `/` between its parts; its label; its size and time."""
+
+    path: str
+    label: int
+    num_bytes: int
+    modified: int
+
 
 Found = dict[str, list[str]]
 """Relative paths by the rule of `data.image_files` that applies to them."""
 
 
-def open_folder(spec: Spec, skip_bad_images: bool = False) -> ImageData:
+def open_folder(spec: Spec, skip_bad_images: bool = False, verify_images: bool = False) -> ImageData:
     """Opens `folder:PATH`.
 
-    Every image is decoded once, in parallel, so that a bad one is found now and not in the middle of a training. Which
-    images are kept for testing depends on nothing but each one's path, so a new file moves no other; only in a class of
-    a few images, where that would leave none to train on or none to test, the next one is taken.
+    The header and the last bytes of each file are read once, in parallel; what they say is kept in an index (see
+    `data.folder_index`), and only new and changed files are looked at again. A file that is cut short, or of a form that is
+    not always readable, is decoded at once, so that a bad one is found now. Which images are kept for testing depends on
+    nothing but each one's path, so a new file moves no other; only in a class of a few images, where that would leave none
+    to train on or none to test, the next one is taken.
 
     Args:
         spec: the parsed spec.
         skip_bad_images: leave out images that cannot be read, with a note, instead of failing.
+        verify_images: decode every image that was not decoded before, so that all that cannot be read are found now.
 
     Raises:
         ModelPatchError: the folder is missing or is none; it has no two class folders; a class has no image; an image
@@ -70,23 +87,28 @@ def open_folder(spec: Spec, skip_bad_images: bool = False) -> ImageData:
             )
         test = _files(root, test_folder, labels, found)
 
-    sizes = _decoded_sizes(root, [path for path, _ in train + test], found)
-    bad = found[image_files.UNREADABLE]
+    index = _examine(root, train + test, verify_images)
+    pixels = dict(zip(index.paths, index.pixels.tolist(), strict=True))
+    for i in np.flatnonzero((index.rules != 0) & (index.verdict != UNREADABLE)):
+        for bit, rule in enumerate(image_files.RULES):
+            if index.rules[i] >> bit & 1:
+                found[rule].append(index.paths[i])
+    bad = found[image_files.UNREADABLE] = [index.paths[i] for i in np.flatnonzero(index.verdict == UNREADABLE)]
     if bad and not skip_bad_images:
         raise ModelPatchError(
-            f"{len(bad)} of {len(sizes)} images in {root} cannot be read: {image_files.named(bad, NUM_NAMED)}; mend or "
+            f"{len(bad)} of {len(pixels)} images in {root} cannot be read: {image_files.named(bad, NUM_NAMED)}; mend or "
             "remove them, or leave them out with --skip_bad_images"
         )
     if bad:
-        train, test = ([file for file in files if sizes[file[0]] is not None] for files in (train, test))
+        left_out = set(bad)
+        train, test = ([file for file in files if file.path not in left_out] for files in (train, test))
         _check_classes(train_folder, train, labels, "readable image")
         if test_folder:
             _check_classes(test_folder, test, labels, "readable image")
     note = image_files.summary(root, len(train) + len(test), found)
     if not test_folder:
         train, test = _hold_out(train_folder, train, labels)
-    readable = {path: size for path, size in sizes.items() if size is not None}
-    train_split, test_split = (_split(root, files, readable) for files in (train, test))
+    train_split, test_split = (_split(root, files, pixels) for files in (train, test))
     return ImageData(root.resolve().name, labels, train_split, test_split, "crop+flip", (note,) if note else ())
 
 
@@ -141,85 +163,131 @@ def _files(root: Path, folder: Path, labels: Sequence[str], found: Found) -> lis
     """Returns the images of each class; what else is in the class folders is put into `found`."""
     files = []
     for label, name in enumerate(labels):
-        for path in sorted((folder / name).iterdir()):
-            relative = path.relative_to(root).as_posix()
-            if image_files.is_hidden(path.name):
-                found[image_files.HIDDEN].append(relative)
-            elif path.is_dir():
-                found[image_files.INNER].append(relative)
-            elif path.suffix.lower() in image_files.EXTENSIONS:
-                files.append((relative, label))
-            else:
-                found[image_files.FOREIGN].append(relative)
+        inside = (folder / name).relative_to(root).as_posix()
+        with os.scandir(folder / name) as entries:
+            for entry in sorted(entries, key=lambda each: each.name):
+                relative = f"{inside}/{entry.name}"
+                if image_files.is_hidden(entry.name):
+                    found[image_files.HIDDEN].append(relative)
+                elif _is_folder(entry):
+                    found[image_files.INNER].append(relative)
+                elif image_files.extension(entry.name) in image_files.EXTENSIONS:
+                    files.append(File(relative, label, *_stamp(entry)))
+                else:
+                    found[image_files.FOREIGN].append(relative)
     _check_classes(folder, files, labels, "image")
     return files
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link that leads to itself.
+        return False
+
+
+def _stamp(entry: os.DirEntry) -> tuple[int, int]:
+    """Returns a file's size in bytes and its modification time in nanoseconds; -1 for a link that leads nowhere."""
+    try:
+        status = entry.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
 def _check_classes(folder: Path, files: Sequence[File], labels: Sequence[str], noun: str):
-    present = {label for _, label in files}
+    present = {file.label for file in files}
     for label, name in enumerate(labels):
         if label not in present:
             raise ModelPatchError(f"the class {name!r} has no {noun}: expected {FORMATS} files in {folder / name}")
 
 
-def _decoded_sizes(root: Path, paths: Sequence[str], found: Found) -> dict[str, int | None]:
-    """Decodes every image; returns its size in bytes once decoded, by path, or None where it cannot be read.
+def _examine(root: Path, files: Sequence[File], verify: bool) -> FolderIndex:
+    """Returns the index of the files, with everything that can be known without decoding, or with `verify` by decoding."""
+    index = FolderIndex(
+        root,
+        [file.path for file in files],
+        np.array([file.num_bytes for file in files], "int64"),
+        np.array([file.modified for file in files], "int64"),
+    )
+    doubtful = _each(index.unseen(), lambda i: _look(root, index, i), "reading headers")
+    rest = index.undecoded() if verify else [i for i, is_plain in doubtful if not is_plain]
+    decoded = _each(rest, lambda i: _decode(root, index, i), "decoding images")
+    if doubtful or decoded:
+        index.save()
+    return index
 
-    The rules that apply to the images are put into `found`.
-    """
+
+def _each(positions: Sequence[int], do: Callable[[int], object], what: str) -> list[tuple[int, object]]:
+    """Calls for each position, in parallel and with progress; returns positions and results."""
+    positions = [int(i) for i in positions]
+    chunks = [positions[i : i + CHUNK] for i in range(0, len(positions), CHUNK)]
+    results: list[tuple[int, object]] = []
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool, progress(None, what, len(positions), "image") as bar:
+        for done in pool.map(lambda chunk: [(i, do(i)) for i in chunk], chunks):
+            results += done
+            bar.update(len(done))
+    return results
+
+
+def _look(root: Path, index: FolderIndex, i: int) -> bool:
+    """Writes what the header of a file says into the index; returns whether that is enough to take it for readable."""
+    header = image_files.read_header(root / index.paths[i], int(index.sizes[i]))
+    if header is None:
+        return False
+    index.pixels[i] = header.pixels
+    index.rules[i] = sum(1 << image_files.RULES.index(rule) for rule in header.rules)
+    return header.is_plain
+
+
+def _decode(root: Path, index: FolderIndex, i: int):
+    """Decodes one image, and writes into the index whether it could be."""
     import tensorflow as tf
 
-    def examined(path: str) -> tuple[int | None, list[str]]:
-        try:
-            with tf.device("CPU"):
-                size = int(tf.size(decode(tf.io.read_file(os.fspath(root / path)))))
-        except tf.errors.OpError:
-            return None, [image_files.UNREADABLE]
-        return size, image_files.rules_of(root / path)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = progress(pool.map(examined, paths), "checking images", len(paths), "image")
-        sizes = {}
-        for path, (size, rules) in zip(paths, results, strict=True):
-            sizes[path] = size
-            for rule in rules:
-                found[rule].append(path)
-    return sizes
+    try:
+        with tf.device("CPU"):
+            image = decode(tf.io.read_file(f"{root}/{index.paths[i]}"))
+        index.pixels[i], index.verdict[i] = image.shape[0] * image.shape[1], READABLE
+    except tf.errors.OpError:
+        index.verdict[i] = UNREADABLE
 
 
 def _hold_out(folder: Path, files: Sequence[File], labels: Sequence[str]) -> tuple[list[File], list[File]]:
-    """Divides the images of each class into those to train on and those to test on."""
+    """Splits the images of each class into those to train on and those to test on."""
+    of_label: dict[int, list[tuple[float, str]]] = defaultdict(list)
+    for file in files:
+        of_label[file.label].append((_draw("test", file.path), file.path))
     test: set[str] = set()
     for label, name in enumerate(labels):
-        own = sorted((_draw("test", path), path) for path, other in files if other == label)
+        own = sorted(of_label[label])
         if len(own) < 2:
             raise ModelPatchError(
                 f"the class {name!r} in {folder} has one image: expected at least two, one to train and one to test on"
             )
         number = sum(draw < TEST_FRACTION for draw, _ in own)
         test.update(path for _, path in own[: min(max(number, 1), len(own) - 1)])
-    return [file for file in files if file[0] not in test], [file for file in files if file[0] in test]
+    return [file for file in files if file.path not in test], [file for file in files if file.path in test]
 
 
 def _draw(purpose: str, path: str) -> float:
     """Returns a number in [0, 1) that looks random, but depends on the path alone; on other systems it is the same."""
-    text = f"{purpose} {unicodedata.normalize('NFC', path)}"
+    text = f"{purpose} {path if path.isascii() else unicodedata.normalize('NFC', path)}"
     return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:6], "big") / 2**48
 
 
-def _split(root: Path, files: Sequence[File], sizes: dict[str, int]) -> Split:
-    files = sorted(files, key=lambda file: _draw("order", file[0]))
-    paths = [os.fsencode(root / path) for path, _ in files]
-    labels = [label for _, label in files]
+def _split(root: Path, files: Sequence[File], pixels: dict[str, int]) -> Split:
+    files = sorted(files, key=lambda file: _draw("order", file.path))
+    paths = [os.fsencode(f"{root}/{file.path}") for file in files]
+    labels = np.array([file.label for file in files], "int64")
 
     def stored(number: int):
         import tensorflow as tf
 
-        return tf.data.Dataset.from_tensor_slices((paths[:number], tf.constant(labels[:number], "int64")))
+        return tf.data.Dataset.from_tensor_slices((paths[:number], labels[:number]))
 
     def load(path):
         import tensorflow as tf
 
         return decode(tf.io.read_file(path))
 
-    return Split(len(files), stored, load, sum(map(len, paths)), sum(sizes[path] for path, _ in files))
+    return Split(len(files), stored, load, sum(map(len, paths)), 3 * sum(pixels[file.path] for file in files))

@@ -1,5 +1,6 @@
 """What image files of real life are, and what becomes of them: the rules of docs/reliability.md, by name."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -53,16 +54,49 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_NAMES
 
 
-def rules_of(path: Path) -> list[str]:
-    """Returns the rules that apply to an image file, by what its header says; empty where it is used as it is stored.
+def extension(name: str) -> str:
+    """Returns the ending of a file's name in lower case, with its dot; empty where there is none."""
+    stem, dot, ending = name.rpartition(".")
+    return f".{ending.lower()}" if dot and stem else ""
 
-    Nothing is decoded. A file that Pillow cannot open has no rules: whether it can be read is for `decode` to say.
+
+RULES = (TURNED, NOT_TURNED, CMYK, PALETTE, ALPHA, DEEP, ANIMATED, MISNAMED, TINY, HUGE)
+"""The rules that a header tells, in the order of their bits in an index: new ones go to the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What the header of an image file says.
+
+    Attributes:
+        pixels: width times height.
+        rules: those of `RULES` that apply; empty where the image is used unchanged.
+        is_plain: whether the file is of a form that `decode` reads, and ends where such files end. Only the others need to be
+            decoded to learn whether they can be read.
+    """
+
+    pixels: int
+    rules: tuple[str, ...]
+    is_plain: bool
+
+
+def read_header(path: Path, num_bytes: int) -> Header | None:
+    """Returns what the header of an image file says; None where Pillow cannot open it. Nothing is decoded.
+
+    Args:
+        path: the file.
+        num_bytes: its size.
     """
     try:
         with path.open("rb") as file, Image.open(file) as image:
             file.seek(0)
             head = file.read(25)
-            upright = image.getexif().get(0x0112, 1) not in range(2, 9)
+            file.seek(max(0, num_bytes - 16))
+            end = file.read(16)
+            # Pillow decodes a whole PNG to look for EXIF after its pixels; what stands before them it knows already.
+            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+            upright = exif.get(0x0112, 1) not in range(2, 9)
+            is_animated = image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False)
             applies = {
                 TURNED: not upright and image.format in EXTENSIONS[".jpg"],
                 NOT_TURNED: not upright and image.format not in EXTENSIONS[".jpg"],
@@ -70,14 +104,24 @@ def rules_of(path: Path) -> list[str]:
                 PALETTE: image.mode in ("P", "PA"),
                 ALPHA: image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
                 DEEP: image.format == "PNG" and head[24] == 16,
-                ANIMATED: image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False),
-                MISNAMED: image.format not in EXTENSIONS.get(path.suffix.lower(), ()),
+                ANIMATED: is_animated,
+                MISNAMED: image.format not in EXTENSIONS.get(extension(path.name), ()),
                 TINY: min(image.size) == 1,
                 HUGE: max(image.size) > 10_000,
             }
-            return [rule for rule, does in applies.items() if does]
-    except Exception:  # A hostile header may raise anything, and then says nothing.
-        return []
+            is_whole = {
+                "JPEG": end.endswith(b"\xff\xd9"),
+                "PNG": end[-8:-4] == b"IEND",
+                "GIF": end.endswith(b";"),
+                "WEBP": not is_animated and int.from_bytes(head[4:8], "little") + 8 == num_bytes,
+            }.get(image.format, False)
+            return Header(
+                image.width * image.height,
+                tuple(rule for rule in RULES if applies[rule]),
+                is_whole and not applies[MISNAMED],
+            )
+    except Exception:  # A hostile header may raise anything: whether the image can be read is for `decode` to say.
+        return None
 
 
 def summary(root: Path, num_images: int, found: Mapping[str, Iterable[str]]) -> str:

@@ -1,0 +1,142 @@
+"""What was found out about image files is kept between processes, and only changed files are looked at again."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model_patch import ModelPatchError
+from model_patch.data import open_data
+from model_patch.data.folder_index import cache_folder
+from tests.data.test_folder import make_classes, save
+
+HOUR = 3600 * 10**9
+
+
+def settle(folder: Path, nanoseconds: int = 10**18):
+    """Gives every file an old modification time, so that the index keeps what is known of it."""
+    for path in folder.rglob("*.*"):
+        os.utime(path, ns=(nanoseconds, nanoseconds))
+
+
+def garble(path: Path):
+    """Replaces the contents of a file; its size and its modification time stay."""
+    status = path.stat()
+    path.write_bytes(b"\0" * status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def num_images(folder: Path, **options) -> int:
+    data = open_data(f"folder:{folder}", **options)
+    return data.train.num_images + data.test.num_images
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODEL_PATCH_CACHE", str(tmp_path / "cache"))
+    make_classes(tmp_path / "paints", number=4)
+    settle(tmp_path / "paints")
+    return tmp_path / "paints"
+
+
+def test_a_file_of_the_same_size_and_time_is_not_read_again(folder):
+    assert num_images(folder) == 12
+    garble(folder / "red" / "1.png")
+    assert num_images(folder) == 12
+
+
+@pytest.mark.parametrize("change", ["time", "size"])
+def test_a_file_that_changed_is_read_again(folder, change):
+    assert num_images(folder) == 12
+    path = folder / "red" / "1.png"
+    if change == "time":
+        garble(path)
+        os.utime(path, ns=(0, HOUR))
+    else:
+        path.write_bytes(b"no image")
+        os.utime(path, ns=(10**18, 10**18))
+    with pytest.raises(ModelPatchError, match=r"1 of 12 images .*: red/1\.png"):
+        open_data(f"folder:{folder}")
+    assert num_images(folder, skip_bad_images=True) == 11
+
+
+def test_a_bad_file_is_remembered_and_can_be_mended(folder):
+    (folder / "blue" / "2.png").write_bytes(b"")
+    settle(folder)
+    for _ in range(2):
+        with pytest.raises(ModelPatchError, match=r"1 of 12 .*: blue/2\.png"):
+            open_data(f"folder:{folder}")
+    save(folder / "blue" / "2.png", (0, 0, 200))
+    assert num_images(folder) == 12
+
+
+def test_new_and_removed_files_leave_what_is_known_of_the_others(folder):
+    assert num_images(folder) == 12
+    garble(folder / "red" / "3.png")  # Is known, and stays so.
+    save(folder / "red" / "0a.png", (200, 0, 0))
+    (folder / "green" / "0.png").unlink()
+    settle(folder)
+    assert num_images(folder) == 12
+
+
+def test_a_file_that_has_just_been_written_is_not_kept(folder):
+    path = folder / "red" / "1.png"
+    os.utime(path)
+    assert num_images(folder) == 12
+    garble(path)
+    with pytest.raises(ModelPatchError, match=r"red/1\.png"):
+        open_data(f"folder:{folder}")
+
+
+def test_damage_that_a_header_does_not_show_is_found_by_verifying_and_is_remembered(folder):
+    path = folder / "red" / "1.png"
+    contents = bytearray(path.read_bytes())
+    middle = contents.index(b"IDAT") + 6
+    contents[middle : middle + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(bytes(contents))
+    settle(folder)
+    assert num_images(folder) == 12
+    with pytest.raises(ModelPatchError, match=r"1 of 12 .*: red/1\.png"):
+        open_data(f"folder:{folder}", verify_images=True)
+    with pytest.raises(ModelPatchError, match=r"1 of 12 .*: red/1\.png"):
+        open_data(f"folder:{folder}")
+    assert num_images(folder, skip_bad_images=True) == 11
+
+
+def test_the_summary_is_the_same_when_the_index_is_used(folder):
+    save(folder / "red" / "photo.png", (1, 2, 3), size=(1, 1))
+    (folder / "red" / "photo.png").rename(folder / "red" / "photo.jpg")
+    settle(folder)
+    first, second = (open_data(f"folder:{folder}").notes for _ in range(2))
+    assert first == second and "one pixel high or wide" in first[0] and "of another format" in first[0]
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign", "empty"])
+def test_a_damaged_index_is_made_again(folder, damage):
+    assert num_images(folder) == 12
+    (index,) = (cache_folder() / "folders").iterdir()
+    contents = index.read_bytes()
+    index.write_bytes({"cut": contents[:200], "foreign": b"a text", "empty": b""}[damage])
+    assert num_images(folder) == 12
+    garble(folder / "red" / "1.png")
+    assert num_images(folder) == 12  # So it was written again.
+
+
+def test_a_cache_that_cannot_be_written_changes_nothing(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("MODEL_PATCH_CACHE", str(tmp_path / "file"))
+    assert num_images(folder) == num_images(folder) == 12
+
+
+OPEN = "import sys; from model_patch.data.folder import open_folder; from model_patch.spec import parse; open_folder(parse(sys.argv[1]))"
+
+
+@pytest.mark.slow
+def test_two_processes_that_open_one_folder_at_once_leave_a_whole_index(folder):
+    running = [subprocess.Popen([sys.executable, "-c", OPEN, f"folder:{folder}"]) for _ in range(2)]
+    assert [process.wait() for process in running] == [0, 0]
+    garble(folder / "red" / "1.png")
+    assert num_images(folder) == 12
+    assert [each.suffix for each in (cache_folder() / "folders").iterdir()] == [".npz"]
