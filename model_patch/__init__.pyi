@@ -25,7 +25,7 @@ from .training.fit import Fitted as Fitted
 from .training.fit import evaluate as evaluate
 from .training.fit import fit as fit
 from .training.recipe import Recipe as Recipe
-from .training.statistics import estimate_joint_statistics as estimate_joint_statistics
+from .training.statistics import EstimateStatistics as EstimateStatistics
 from .training.statistics import estimate_statistics as estimate_statistics
 from .training.strategies import devices as devices
 from .trunk import Trunk as Trunk

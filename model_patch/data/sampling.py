@@ -59,6 +59,11 @@ class Sampler:
         weights = np.asarray(num_images, "float64") ** SAMPLERS[self.name](self.power, progress)
         return weights / weights.sum()
 
+    def plan(self, num_images: Sequence[int], batch_size: int, epochs: int) -> np.ndarray:
+        """Returns `sizes` for a whole training; in an epoch come as many images as all data sets have together."""
+        steps_per_epoch = math.ceil(sum(num_images) / (len(num_images) * batch_size))
+        return self.sizes(num_images, batch_size, steps_per_epoch * epochs)
+
     def sizes(self, num_images: Sequence[int], batch_size: int, num_steps: int) -> np.ndarray:
         """Returns how many images of each data set come in each step.
 

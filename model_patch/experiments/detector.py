@@ -1,7 +1,6 @@
 """Training detectors: the run that `scripts/detect.py train` starts."""
 
 import logging
-import time
 from pathlib import Path
 
 import keras
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 
 from model_patch.bind import BoundTask, bind
 from model_patch.detection.data import DetectionData, open_detection_data
-from model_patch.detection.data.pipeline import augmenter, batches
+from model_patch.detection.data.pipeline import augmenter
 from model_patch.detection.evaluation import METRICS, detect, evaluate_detector
 from model_patch.detection.pictures import draw, save_png, sheet
 from model_patch.detection.task import DetectionTask, feature_layers
@@ -22,10 +21,8 @@ from model_patch.experiments.workdir import Workdir, versions
 from model_patch.files import read_json, write_bytes
 from model_patch.kinds import TrainSpec
 from model_patch.patch import Patch
-from model_patch.training import strategies
-from model_patch.training.fit import run_epochs
+from model_patch.training.fit import fit
 from model_patch.training.recipe import Recipe
-from model_patch.training.statistics import estimate_statistics
 from model_patch.trunk import Trunk
 from model_patch.trunks import open_trunk
 from model_patch.trunks.saving import save_trunk, saved_spec
@@ -145,54 +142,6 @@ def make_task(config: ConfigDict, trunk: Trunk, data: DetectionData) -> Detectio
     )
 
 
-def fit_detector(
-    bound: BoundTask,
-    data: DetectionData,
-    recipe: Recipe,
-    *,
-    seed: int = 0,
-    log_dir: Path | None = None,
-    checkpoint: Path | None = None,
-) -> tuple[float, list[float]]:
-    """Trains what a bound detection task learns, then re-estimates the statistics that it owns, its head's too.
-
-    Args:
-        bound: changes in its patch and in its head; nowhere else.
-        data: its training images are used.
-        recipe: how; its augmentation is one of detection.
-        seed: of the order of the images and of augmentation.
-        log_dir: folder for TensorBoard's files; none are written without.
-        checkpoint: file to go on from and to write after each epoch, as for `training.fit.fit`.
-
-    Returns:
-        Seconds spent, finished epochs of earlier processes included, and the mean loss of each epoch.
-
-    Raises:
-        TrainingError: the loss became NaN.
-    """
-    start = time.perf_counter()
-    most = recipe.max_train_images or None
-
-    def images(augmentation: str, epochs: range = range(1)):
-        return batches(
-            data.train,
-            bound.task.preprocessing,
-            recipe.batch_size,
-            max_images=most,
-            augmentation=augmentation,
-            shuffle_seed=seed,
-            epochs=epochs,
-            multiple=strategies.num_devices(),
-        )
-
-    def train(epochs: range):
-        return images(recipe.augmentation, epochs)
-
-    kept = run_epochs(bound, bound.model, train, data.train.take(most), recipe, log_dir, checkpoint)
-    estimate_statistics(bound, images("none"))
-    return kept.earlier_seconds + time.perf_counter() - start, kept.history["loss"]
-
-
 def _train_row(
     config: ConfigDict,
     task: DetectionTask,
@@ -207,14 +156,9 @@ def _train_row(
     trunk = open_trunk(config.trunk, config.image_size)
     bound = bind(trunk, task, train_spec, seed=seed, momentum=config.momentum)
     counts, workdir = bound.counts(), folder.path
-    seconds, losses = fit_detector(
-        bound,
-        data,
-        recipe,
-        seed=seed,
-        log_dir=workdir / "tensorboard" / f"seed{seed}",
-        checkpoint=folder.checkpoint(f"seed{seed}"),
-    )
+    name = f"seed{seed}"
+    log_dir, checkpoint = workdir / "tensorboard" / name, folder.checkpoint(name)
+    fitted = fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=checkpoint)
     detector = _on_own_trunk(bound, trunk_stem(workdir, seed)) if "full" in train_spec.kinds else bound
     metrics = evaluate_detector(
         detector, data.test, batch_size=recipe.batch_size, max_images=recipe.max_test_images or None
@@ -228,8 +172,8 @@ def _train_row(
         "head_parameters": counts.head,
         "trained_fraction": counts.trained_fraction,
         **metrics,
-        "final_loss": losses[-1],
-        "train_seconds": seconds,
+        "final_loss": fitted.history["loss"][-1],
+        "train_seconds": fitted.seconds,
     }
 
 

@@ -84,8 +84,7 @@ class Run:
         """Returns how many images of each task come in each step, `(steps, tasks)`: one plan for all rows."""
         most = self.recipe.max_train_images or None
         num_images = [self.data[task.name].train.take(most) for task in self.tasks]
-        steps_per_epoch = math.ceil(sum(num_images) / (len(num_images) * self.recipe.batch_size))
-        return self.sampler.sizes(num_images, self.recipe.batch_size, steps_per_epoch * self.recipe.epochs)
+        return self.sampler.plan(num_images, self.recipe.batch_size, self.recipe.epochs)
 
     def augmentation(self) -> dict[str, str]:
         """Returns the augmentation of each task, by name."""
@@ -170,7 +169,7 @@ def _train_row(run: Run, share: str, seed: int, folder: Workdir) -> list[dict]:
             seed=seed,
             log_dir=workdir / "tensorboard" / name,
             checkpoint=folder.checkpoint(name),
-        )
+        ).seconds
         joined.freeze()
         trunk = save_trunk(joined.trunk, trunk_stem(workdir, share, seed)) if joined.train_trunk else run.config.trunk
         rows += [_test(run, share, seed, bound, trunk, workdir) for bound in joined.tasks.values()]

@@ -10,15 +10,15 @@ import numpy as np
 from model_patch.bind import BoundTask
 from model_patch.data.images import ImageData, Split
 from model_patch.data.pipeline import batches
-from model_patch.data.sampling import hold_out, joint_batches
+from model_patch.data.sampling import Sampler, hold_out, joint_batches
 from model_patch.errors import ModelPatchError
 from model_patch.join import JoinedTasks
 from model_patch.kinds import TrainSpec
-from model_patch.training.callbacks import Logs, Progress, StopAtNaN
-from model_patch.training.fit import fit_epochs, tester
+from model_patch.training.callbacks import InputWait, Logs, Progress, StopAtNaN
+from model_patch.training.loop import Fitted, fit_epochs, tester
 from model_patch.training.recipe import Recipe
 from model_patch.training.resume import Checkpoint
-from model_patch.training.statistics import estimate_joint_statistics
+from model_patch.training.statistics import estimate_statistics
 
 VALIDATION = "val_accuracy"
 """Name in the logs of the mean of the tasks' accuracies on the images that were held out."""
@@ -28,15 +28,16 @@ def fit_joined(
     joined: JoinedTasks,
     data: Mapping[str, ImageData],
     recipe: Recipe,
-    sizes: np.ndarray,
+    sizes: np.ndarray | None = None,
     *,
+    sampler: Sampler | None = None,
     augmentation: Mapping[str, str] | None = None,
     weights: Mapping[str, float] | None = None,
     validation_fraction: float = 0.1,
     seed: int = 0,
     log_dir: Path | None = None,
     checkpoint: Path | None = None,
-) -> float:
+) -> Fitted:
     """Trains what joined tasks learn, keeps the best epoch, and re-estimates the statistics that training moved.
 
     After each epoch every task is tested on training images that were held out. The values of the epoch with the best
@@ -45,46 +46,52 @@ def fit_joined(
     Args:
         joined: changes in what it learns, and nowhere else.
         data: the images of each task, by name.
-        recipe: how; its batch size is not looked at, and its augmentation only where there is no other.
-        sizes: images of each task in each step, int `(steps, tasks)`, the tasks in the order of `joined.tasks`.
+        recipe: how; its augmentation is used where `augmentation` is not given.
+        sizes: images of each task in each step, int `(steps, tasks)`, the tasks in the order of `joined.tasks`; by default
+            what the sampler plans for the recipe's epochs and batch size, the latter per task on average.
+        sampler: by default `Sampler()`.
         augmentation: by task name.
         weights: what a task's mean loss counts in the sum, by task name; 1 each by default.
         validation_fraction: share of the training images held out, in 0..1; with 0 the last epoch stays.
         seed: of the order of the images and of augmentation.
         log_dir: folder for TensorBoard's files; none are written without.
-        checkpoint: file to go on from and to write after each epoch, as for `training.fit.fit`.
+        checkpoint: file to go on from and to write after each epoch, as for `fit`.
 
     Returns:
-        Seconds spent, testing on held-out images and statistics included, and finished epochs of earlier processes too.
+        What it took, testing on held-out images included.
 
     Raises:
         ModelPatchError: too few images are there to hold some out.
         TrainingError: the loss became NaN.
     """
-    start, earlier_seconds = time.perf_counter(), 0.0
+    start, wait = time.perf_counter(), InputWait()
+    if sizes is None:
+        num_images = [data[name].train.take(recipe.max_train_images or None) for name in joined.tasks]
+        sizes = (sampler or Sampler()).plan(num_images, recipe.batch_size, recipe.epochs)
     train, held_out = {}, {}
     for name in joined.tasks:
         train[name], held_out[name] = held_out_parts(name, data[name], recipe, validation_fraction)
     augmentation = augmentation or dict.fromkeys(train, recipe.augmentation)
     preprocessing = {name: bound.task.preprocessing for name, bound in joined.tasks.items()}
+    best = _keep_best(joined, held_out, recipe) if validation_fraction else None
+    kept = Checkpoint(joined.model, checkpoint, best)
     if joined.model.trainable_variables:
         _compile(joined, recipe, len(sizes), weights)
-        best = _keep_best(joined, held_out, recipe) if validation_fraction else None
-        kept = Checkpoint(joined.model, checkpoint, best)
         finished, steps = kept.restore(), len(sizes) // recipe.epochs
-        earlier_seconds = kept.earlier_seconds
         if finished < recipe.epochs:
             images = joint_batches(
                 train, preprocessing, sizes, augmentation=augmentation, seed=seed, first_step=finished * steps
             )
             callbacks = _callbacks(joined, sizes, steps, finished, kept, log_dir)
             epochs = range(finished, recipe.epochs)
-            fit_epochs(joined.model, images, epochs, steps, callbacks, metrics=joined.metrics(), weights=weights)
+            metrics = joined.metrics()
+            fit_epochs(joined.model, images, epochs, steps, callbacks, metrics=metrics, weights=weights, wait=wait)
         if best:
             best.go_back(joined.model)
     plain = joint_batches(train, preprocessing, sizes[-50:], seed=seed, cache=False)
-    estimate_joint_statistics(joined, plain)
-    return earlier_seconds + time.perf_counter() - start
+    estimate_statistics(joined, plain)
+    seconds = time.perf_counter() - start
+    return Fitted(kept.earlier_seconds + seconds, kept.history, min(1.0, wait.seconds / seconds))
 
 
 def held_out_parts(name: str, data: ImageData, recipe: Recipe, fraction: float) -> tuple[Split, Split]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import keras
 import numpy as np
 
+from model_patch.training import strategies
+
 Metrics = Sequence[keras.metrics.Metric]
 
 ONLY = "output"
@@ -26,7 +28,6 @@ def fit(
     *,
     metrics: Metrics | Mapping[str, Metrics] = (),
     weights: Mapping[str, float] | None = None,
-    synchronise: bool = True,
 ) -> keras.callbacks.History:
     """Trains a compiled model on all replicas of the current strategy, as `model.fit` does on one.
 
@@ -45,12 +46,11 @@ def fit(
         callbacks: as for `model.fit`.
         metrics: those of the output, or a dict of those of each; their states must add up, as those of means do.
         weights: what each loss counts in the sum, by output; 1 each by default.
-        synchronise: batch norms that train with statistics of the batch take those of the whole one, not of each part.
     """
     history = keras.callbacks.History()
     driven = keras.callbacks.CallbackList([*callbacks, history], model=model)
     model.stop_training = False
-    with _synchronised(model, synchronise):
+    with _synchronised(model, strategies.synchronises()):
         step = _Step(model, metrics, weights or {})
         driven.on_train_begin()
         remaining = iter(batches)

@@ -19,49 +19,55 @@ from model_patch.layers import PatchedBatchNormalization
 from model_patch.progress import progress
 
 
-def estimate_statistics(bound: BoundTask, batches, num_batches: int = 50):
-    """Sets the mean and variance that the task owns to those of its images.
+def estimate_statistics(trained: BoundTask | JoinedTasks, batches, num_batches: int = 50):
+    """Sets every mean and variance that training moves to those of the task's images.
 
     Over batches of n_i images with means m_i and variances v_i, the mean becomes avg(m_i) and the variance, by the mixture
     formula, avg(v_i + m_i^2) - avg(m_i)^2, where avg weights each batch by n_i: every image counts the same, however the
     images are split into batches. Nothing happens where the task owns no statistics, or keeps the trunk's.
 
+    Of joined tasks, the statistics of a task come from its own images. Those that tasks share, such as a trained trunk's,
+    come from the merged batches, and where image sizes differ from those of all sizes.
+
     Args:
-        bound: the task; only its `moving_mean` and `moving_variance` change.
-        batches: iterable of `(images, labels)`, images `(batch, height, width, 3)` preprocessed.
+        trained: only its `moving_mean` and `moving_variance` change.
+        batches: iterable of `(images, labels)`, images `(batch, height, width, 3)` preprocessed; for joined tasks dicts by
+            task name, and the iterable can be gone through more than once.
         num_batches: how many are used at most; at least one must come.
 
     Raises:
         ModelPatchError: there are no batches.
     """
-    _assign(_measure(bound.model, (images for images, _ in batches), num_batches))
-
-
-def estimate_joint_statistics(joined: JoinedTasks, batches, num_batches: int = 50):
-    """Sets every mean and variance that joint training moves, as `estimate_statistics` does for one task.
-
-    Those of a task come from its own images. Those that tasks share, such as a trained trunk's, come from the merged
-    batches, and where image sizes differ from those of all sizes.
-
-    Args:
-        joined: the tasks.
-        batches: iterable of `(images, labels)`, dicts by task name, that can be gone through more than once.
-        num_batches: how many are used at most; at least one must come.
-
-    Raises:
-        ModelPatchError: there are no batches.
-    """
-    layers = {name: {id(layer) for layer in bound.model._flatten_layers()} for name, bound in joined.tasks.items()}
+    if isinstance(trained, BoundTask):
+        _assign(_measure(trained.model, (images for images, _ in batches), num_batches))
+        return
+    layers = {name: {id(layer) for layer in bound.model._flatten_layers()} for name, bound in trained.tasks.items()}
 
     def num_images(layer, images):
         return sum(len(x) for name, x in images.items() if id(layer) in layers[name])
 
     measured: dict[int, _Moments] = {}
-    for group in joined.groups:
+    for group in trained.groups:
         images = ({name: x[name] for name in group.input} for x, _ in batches)
         for key, moments in _measure(group, images, num_batches, num_images).items():
             measured[key] = measured[key] + moments if key in measured else moments
     _assign(measured)
+
+
+class EstimateStatistics(keras.callbacks.Callback):
+    """Calls `estimate_statistics` when training ends, for a task that is trained by Keras' own `fit`.
+
+        bound.model.fit(dataset, callbacks=[mp.EstimateStatistics(bound, dataset)])
+
+    `model_patch.fit` does this itself. Args: as for `estimate_statistics`.
+    """
+
+    def __init__(self, trained: BoundTask | JoinedTasks, batches, num_batches: int = 50):
+        super().__init__()
+        self.trained_tasks, self.batches, self.num_batches = trained, batches, num_batches
+
+    def on_train_end(self, logs=None):
+        estimate_statistics(self.trained_tasks, self.batches, self.num_batches)
 
 
 @dataclasses.dataclass

@@ -5,7 +5,6 @@ takes the step that one device would take. Images are preprocessed by every work
 """
 
 import contextlib
-import contextvars
 import json
 import os
 from collections.abc import Iterator
@@ -18,9 +17,6 @@ from model_patch.training import STRATEGIES
 
 MIXED_PRECISION = "mixed_bfloat16"
 """Half the memory per value, with the range of float32, so that no loss needs scaling."""
-
-
-_synchronise: contextvars.ContextVar[bool] = contextvars.ContextVar("synchronise", default=True)
 
 
 @contextlib.contextmanager
@@ -41,12 +37,10 @@ def devices(strategy: str = "default", *, mixed_precision: bool = False, synchro
     policy = keras.mixed_precision.dtype_policy()
     if mixed_precision:
         keras.mixed_precision.set_dtype_policy(MIXED_PRECISION)
-    token = _synchronise.set(synchronise)
     try:
-        with _scope(strategy):
+        with _scope(strategy, synchronise):
             yield
     finally:
-        _synchronise.reset(token)
         keras.mixed_precision.set_dtype_policy(policy)
 
 
@@ -82,12 +76,12 @@ def own_workdir(workdir: str, strategy: str) -> str:
 
 
 def synchronises() -> bool:
-    """Whether batch norms are to take the statistics of the whole batch, as said to `devices`."""
-    return _synchronise.get()
+    """Whether batch norms take the statistics of the whole batch: what `devices` noted on the strategy it made."""
+    return getattr(current(), "_mp_synchronise", True)
 
 
 @contextlib.contextmanager
-def _scope(name: str) -> Iterator[None]:
+def _scope(name: str, synchronise: bool) -> Iterator[None]:
     if keras.backend.backend() == "jax":
         yield from _jax_scope(name)
         return
@@ -95,6 +89,7 @@ def _scope(name: str) -> Iterator[None]:
     if strategy is None:
         yield
         return
+    strategy._mp_synchronise = synchronise
     with strategy.scope():
         yield
 

@@ -19,7 +19,8 @@ from model_patch.experiments.report.table import markdown
 from model_patch.graph.frozen_norm import FrozenNormModel
 from model_patch.kinds import TrainSpec
 from model_patch.layers import PatchedBatchNormalization
-from model_patch.training.fit import evaluate, fit, run_epochs
+from model_patch.training.fit import evaluate, fit
+from model_patch.training.loop import run_epochs
 from model_patch.training.recipe import Recipe
 from model_patch.trunks import open_trunk
 

@@ -19,7 +19,7 @@ from model_patch.detection.task import DetectionTask
 from model_patch.kinds import TrainSpec
 from model_patch.training import strategies
 from model_patch.training.callbacks import Progress
-from model_patch.training.fit import fit_epochs, run_epochs, tester
+from model_patch.training.loop import fit_epochs, run_epochs, tester
 from model_patch.training.recipe import Recipe
 from tests.conftest import SIZE, small_net
 

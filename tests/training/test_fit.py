@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
+import model_patch as mp
 from model_patch import ModelPatchError, Trunk, bind
 from model_patch.data.pipeline import batches
 from model_patch.errors import TrainingError
 from model_patch.graph.rewrite import walk
 from model_patch.kinds import TrainSpec
 from model_patch.training.callbacks import InputWait
-from model_patch.training.fit import evaluate, features_and_head, fit, run_epochs
+from model_patch.training.fit import evaluate, features_and_head, fit
+from model_patch.training.loop import run_epochs
 from tests.conftest import same, small_net, snapshot
 
 
@@ -167,3 +169,19 @@ def test_an_epoch_in_one_call_computes_the_same(trunk, digits, data, recipe, mon
         assert [len(values) for values in kept.history.values()] == [3] * 4
     assert np.array_equal(*kernels)
     assert [n for n in steps if n == 3] == [3] * 3 and sum(steps) == 2 * 9
+
+
+def test_joined_tasks_and_detectors_are_fitted_and_tested_by_the_same_functions(trunk, digits, data):
+    few = mp.Recipe(epochs=1, batch_size=8, max_train_images=16, max_test_images=8)
+    tasks = [dataclasses.replace(digits, name=name) for name in ("one", "two")]
+    joined, both = mp.join(trunk, tasks), dict.fromkeys(("one", "two"), data)
+    before = snapshot(joined.tasks["two"].head_variables)
+    assert mp.fit(joined, both, few).history["two_loss"]
+    assert not same(before, snapshot(joined.tasks["two"].head_variables))
+    assert mp.evaluate(joined, both, few)["one"].keys() == {"loss", "accuracy"}
+    scenes = mp.open_detection_data("scenes:digits?size=32&train=8&test=8")
+    detector = mp.bind(trunk, mp.DetectionTask.on(trunk, "found", scenes.labels), "last")
+    means = {key: np.array(v) for key, v in detector.head_variables.items() if "moving_mean" in key}
+    assert len(mp.fit(detector, scenes, few).history["loss"]) == 1
+    assert means and all(not np.array_equal(each, detector.head_variables[key]) for key, each in means.items())
+    assert mp.evaluate(detector, scenes, few).keys() == {"mAP", "mAP@50", "mAP@75"}

@@ -16,7 +16,7 @@ from model_patch.join import join
 from model_patch.kinds import TrainSpec
 from model_patch.training.fit import evaluate
 from model_patch.training.joint import VALIDATION, fit_joined
-from model_patch.training.statistics import estimate_joint_statistics, estimate_statistics
+from model_patch.training.statistics import estimate_statistics
 from tests.conftest import same, snapshot
 
 STEPS = 6
@@ -46,7 +46,7 @@ def everything(joined):
 def test_training_changes_what_it_says_and_nothing_else(trunk, tasks, sources, recipe, sizes, share, train_trunk):
     joined = join(trunk, tasks, share=share, train_trunk=train_trunk)
     before = snapshot(everything(joined))
-    assert fit_joined(joined, sources, recipe, sizes) > 0
+    assert fit_joined(joined, sources, recipe, sizes).seconds > 0
     after = snapshot(everything(joined))
     unmoved = {key for key in before if np.array_equal(before[key], after[key])}
     if train_trunk:  # What the patch stands in for.
@@ -149,7 +149,7 @@ def test_private_statistics_are_re_estimated_as_for_each_task_alone(trunk, tasks
     images = list(plain_batches(sources, tasks, sizes))
     joined = join(trunk, tasks, TrainSpec.parse("scale_bias+last", "batch"))
     alone = join(trunk, tasks, TrainSpec.parse("scale_bias+last", "batch"))
-    estimate_joint_statistics(joined, images)
+    estimate_statistics(joined, images)
     for name, bound in alone.tasks.items():
         estimate_statistics(bound, [(x[name], y[name]) for x, y in images])
         for key, variable in bound.patch_variables.items():
@@ -161,7 +161,7 @@ def test_private_statistics_are_re_estimated_as_for_each_task_alone(trunk, tasks
 def test_shared_statistics_are_re_estimated_on_merged_batches(trunk, tasks, sources, sizes):
     images = list(plain_batches(sources, tasks, sizes))
     joined = join(trunk, tasks, "last", train_trunk=True)
-    estimate_joint_statistics(joined, images)
+    estimate_statistics(joined, images)
     parts = [np.array(trunk.model.get_layer("stem")(np.concatenate(list(x.values())))) for x, _ in images]
     mean = np.mean([x.mean((0, 1, 2)) for x in parts], 0)
     square = np.mean([x.var((0, 1, 2)) + x.mean((0, 1, 2)) ** 2 for x in parts], 0)

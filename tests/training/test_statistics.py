@@ -6,7 +6,7 @@ import tensorflow as tf
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind, join
 from model_patch.graph.rewrite import walk
 from model_patch.kinds import TrainSpec
-from model_patch.training.statistics import estimate_joint_statistics, estimate_statistics
+from model_patch.training.statistics import EstimateStatistics, estimate_statistics
 from tests.conftest import same, snapshot
 
 
@@ -83,7 +83,7 @@ def test_joined_tasks_weight_their_images_too(eager, share):
         for step in ({"one": 9, "two": 2}, {"one": 1, "two": 7}, {"one": 4, "two": 1})
     ]
     of_task = {name: np.concatenate([step[name] for step in steps]) for name in ("one", "two")}
-    estimate_joint_statistics(joined, [(step, None) for step in steps])
+    estimate_statistics(joined, [(step, None) for step in steps])
     for name, bound in joined.tasks.items():
         images = np.concatenate(list(of_task.values())) if share == "trunk+patch" else of_task[name]
         assert_statistics(bound, reader(images), rtol=1e-4, atol=1e-4)
@@ -125,3 +125,19 @@ def test_the_trunks_statistics_stay(trunk, task, images, train):
 def test_no_batch_is_refused(trunk, task):
     with pytest.raises(ModelPatchError, match="no image came"):
         estimate_statistics(bind(trunk, task, TrainSpec.parse("scale_bias", "batch")), [])
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_the_callback_gives_keras_own_fit_the_statistics_of_ours(trunk, task, images, labels, eager, joins):
+    spec = TrainSpec.parse("scale_bias+last", "batch")
+    trained = join(trunk, [task], spec) if joins else bind(trunk, task, spec)
+    bound = trained.tasks[task.name] if joins else trained
+    by_name = {task.name: images}, {task.name: labels}
+    dataset = tf.data.Dataset.from_tensors(by_name if joins else (images, labels))
+    trained.model.compile("sgd", {task.name: task.loss()} if joins else task.loss(), run_eagerly=True)
+    trained.model.fit(dataset, verbose=0)
+    moving = snapshot({key: v for key, v in bound.patch_variables.items() if "moving" in key})
+    trained.model.fit(dataset, verbose=0, callbacks=[EstimateStatistics(trained, dataset)])
+    found = snapshot({key: bound.patch_variables[key] for key in moving})
+    estimate_statistics(trained, dataset)
+    assert same(found, snapshot({key: bound.patch_variables[key] for key in moving})) and not same(moving, found)

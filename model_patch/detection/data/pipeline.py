@@ -87,6 +87,7 @@ def batches(
     augmentation: str = "none",
     shuffle_seed: int | None = None,
     epochs: range = range(1),
+    cache: bool = True,
     multiple: int = 1,
 ):
     """Returns preprocessed batches; every image comes once per epoch, in batches of nearly equal size.
@@ -99,6 +100,7 @@ def batches(
         augmentation: names in `AUGMENTATIONS` joined by `+`; anew in every epoch.
         shuffle_seed: shuffles anew in every epoch; None keeps the split's order.
         epochs: numbers of the epochs, whose batches follow one another, as in `model_patch.data.pipeline`.
+        cache: whether images are kept in memory in their stored form, where that takes little.
         multiple: devices that share a batch, as for `batch_sizes`.
 
     Returns:
@@ -124,7 +126,7 @@ def batches(
         return preprocessing.resize(image), tf.ensure_shape(rows, (MAX_BOXES, 5))
 
     examples = split.stored(number)
-    if split.stored_bytes * number // max(1, split.num_images) <= CACHE_BYTES:
+    if cache and split.stored_bytes * number // max(1, split.num_images) <= CACHE_BYTES:
         examples = examples.cache()
 
     def one_epoch(epoch):

@@ -16,7 +16,8 @@ from model_patch.experiments.report.table import markdown, print_table
 from model_patch.kinds import TrainSpec
 from model_patch.spec import parse
 from model_patch.tasks import Task
-from model_patch.training.fit import features_and_head, run_epochs
+from model_patch.training.fit import features_and_head
+from model_patch.training.loop import run_epochs
 from model_patch.training.recipe import Recipe
 from model_patch.trunks import open_trunk
 

@@ -37,7 +37,7 @@ from model_patch.join import join
 from model_patch.kinds import TrainSpec
 from model_patch.preprocessing import Preprocessing, decode
 from model_patch.tasks import Task
-from model_patch.training.fit import run_epochs
+from model_patch.training.loop import run_epochs
 from model_patch.training.packed_adam import adam
 from model_patch.training.recipe import Recipe
 from model_patch.trunk import Trunk

@@ -1,0 +1,170 @@
+"""The training loop and the test loop, whatever is trained: epochs, callbacks, checkpoints, devices."""
+
+import dataclasses
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import keras
+
+from model_patch.bind import BoundTask
+from model_patch.tasks import Task
+from model_patch.training import replicated, strategies
+from model_patch.training.callbacks import InputWait, Logs, Progress, StopAtNaN
+from model_patch.training.recipe import Recipe
+from model_patch.training.resume import Checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What a training took.
+
+    Attributes:
+        seconds: feature extraction and statistics included, and finished epochs of earlier processes too.
+        history: the logs of all epochs by name, as in Keras' `History`; empty where no gradient was taken.
+        input_wait: share of this process' seconds, in 0..1, in which nothing was computed because no batch was there.
+    """
+
+    seconds: float
+    history: dict[str, list[float]]
+    input_wait: float
+
+
+def run_epochs(
+    bound: BoundTask,
+    model: keras.Model,
+    train: Callable,
+    num_images: int,
+    recipe: Recipe,
+    log_dir: Path | None = None,
+    checkpoint: Path | None = None,
+    wait: InputWait | None = None,
+    *,
+    one_call_per_epoch: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Checkpoint:
+    """Trains the model of a bound task, or the part of it that learns, with its task's loss.
+
+    Args:
+        bound: says what is trained.
+        model: `bound.model`, or a model of its head alone.
+        train: from a range of epochs to a `tf.data.Dataset` of their batches, one after the other: of what `model` takes,
+            and of what the loss compares with.
+        num_images: how many come in an epoch.
+        recipe: how.
+        log_dir: folder for TensorBoard's files; none are written without.
+        checkpoint: file to go on from and to write, as for `fit`.
+        wait: what measures the waiting for `train`; a new one by default.
+        one_call_per_epoch: all steps of an epoch are one call of TensorFlow's, for steps so short that Keras' own work around
+            each would be most of it. The same is computed; the bar moves, and a loss that is no number is seen, once per epoch.
+        callbacks: further ones.
+
+    Returns:
+        The checkpoint, which has the history of all epochs; an empty one where `model` learns nothing by gradient.
+
+    Raises:
+        ModelPatchError: the checkpoint cannot be used.
+        TrainingError: the loss became NaN.
+    """
+    kept = Checkpoint(model, checkpoint)
+    if not model.trainable_variables:
+        return kept
+    steps_per_epoch = math.ceil(num_images / recipe.batch_size)
+    in_one_call = one_call_per_epoch and keras.backend.backend() == "tensorflow"
+    optimizer = recipe.make_optimizer(bound.train_spec, steps_per_epoch)
+    compile_for(model, bound.task, optimizer, steps_per_execution=steps_per_epoch if in_one_call else 1)
+    finished = kept.restore()
+    if finished == recipe.epochs:
+        return kept
+    all_callbacks = [
+        *callbacks,
+        Progress(recipe.epochs * steps_per_epoch, f"training {bound.train_spec}", finished * steps_per_epoch),
+        StopAtNaN(f"{bound.task.name!r} ({bound.train_spec})"),
+    ]
+    if log_dir:
+        all_callbacks.append(Logs(log_dir))
+    all_callbacks.append(kept)
+    epochs = range(finished, recipe.epochs)
+    fit_epochs(model, train(epochs), epochs, steps_per_epoch, all_callbacks, metrics=bound.task.metrics(), wait=wait)
+    return kept
+
+
+def fit_epochs(
+    model: keras.Model,
+    batches,
+    epochs: range,
+    steps_per_epoch: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+    *,
+    metrics,
+    weights: Mapping[str, float] | None = None,
+    wait: InputWait | None = None,
+):
+    """Trains a compiled model on the devices of the current strategy.
+
+    Arguments as `replicated.fit`; `metrics` and `weights` are those that the model was compiled with, and `wait` measures the
+    waiting for batches, a new one by default.
+    """
+    wait = wait or InputWait()
+    callbacks = [wait, *callbacks]
+    if strategies.current():
+        measured = wait.measured(batches)
+        replicated.fit(model, measured, epochs, steps_per_epoch, callbacks, metrics=metrics, weights=weights)
+        return
+    if strategies.num_devices() > 1:
+        batches = replicated.filled_up(batches, strategies.num_devices())
+    model.fit(
+        wait.measured(batches),
+        initial_epoch=epochs.start,
+        epochs=epochs.stop,
+        steps_per_epoch=steps_per_epoch,
+        callbacks=callbacks,
+        shuffle=False,
+        verbose=0,
+    )
+
+
+def tester(bound: BoundTask) -> Callable:
+    """Returns a function from batches, and callbacks, to the task's loss and metrics by name, in inference mode.
+
+    It can be called again and again, and is traced once; as is all testing of one bound task.
+    """
+    if strategies.num_devices() > 1:
+        forward = replicated.predictor(bound.model)
+        return lambda images, callbacks=(): replicated.evaluate_on_worker(
+            forward, images, bound.task.loss(), bound.task.metrics(), callbacks
+        )
+
+    compile_for(bound.model, bound.task)
+
+    def test(images, callbacks=()):
+        metrics = bound.model.evaluate(images, verbose=0, return_dict=True, callbacks=list(callbacks))
+        return {name: float(value) for name, value in metrics.items()}
+
+    return test
+
+
+_COMPILED: weakref.WeakKeyDictionary[keras.Model, keras.losses.Loss] = weakref.WeakKeyDictionary()
+"""The losses that models were given by `compile_for`."""
+
+
+def compile_for(
+    model: keras.Model, task: Task, optimizer: keras.optimizers.Optimizer | None = None, steps_per_execution: int = 1
+):
+    """Compiles a model with the loss and the metrics of a task.
+
+    Without an optimizer, for testing, a model that was compiled here before stays as it is: Keras traces its test graph once,
+    and every further test takes the same.
+
+    Args:
+        model: from what the task takes to what its loss takes.
+        task: whose.
+        optimizer: to train with; None to test only.
+        steps_per_execution: steps in one call.
+    """
+    if optimizer is None and model.compiled and _COMPILED.get(model) is model.loss:
+        return
+    # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
+    model.compile(optimizer, loss=task.loss(), metrics=task.metrics(), steps_per_execution=steps_per_execution)
+    _COMPILED[model] = model.loss
