@@ -72,11 +72,19 @@ def read_json(path: str | Path):
     """Reads a JSON file.
 
     Raises:
-        ModelPatchError: the file is missing or is not JSON.
+        ModelPatchError: the file is missing, is not JSON, or has an object with the same key twice.
     """
+
+    def unique(pairs: list[tuple[str, object]]) -> dict:
+        members = dict(pairs)
+        if len(members) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice in one object")
+        return members
+
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+        return json.loads(Path(path).read_bytes(), object_pairs_hook=unique)
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelPatchError(f"{path} is not a readable JSON file ({error})") from None
 
 

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from model_patch.bind import BoundTask, bind_patch
+from model_patch.data.decoding import decode_file
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.patch import Patch
-from model_patch.preprocessing import decode_file
 from model_patch.tasks import CLASSIFICATION
 from model_patch.trunks import open_trunk
 

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from model_patch.data import image_files
+from model_patch.data.decoding import FORMATS, decode
 from model_patch.data.folder_index import READABLE, UNREADABLE, FolderIndex
 from model_patch.data.images import ImageData, Split
 from model_patch.errors import ModelPatchError
-from model_patch.preprocessing import FORMATS, decode
 from model_patch.progress import progress
 from model_patch.spec import Spec
 

@@ -1,12 +1,13 @@
 """What image files of real life are, and what becomes of them: the rules of docs/reliability.md, by name."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image
 
-from model_patch.preprocessing import FORMATS
+from model_patch.data.decoding import EXIF_BYTES, EXIF_MARK, FORMATS, orientation
 
 EXTENSIONS = {
     ".jpg": ("JPEG", "MPO"),
@@ -58,6 +59,45 @@ def extension(name: str) -> str:
     """Returns the ending of a file's name in lower case, with its dot; empty where there is none."""
     stem, dot, ending = name.rpartition(".")
     return f".{ending.lower()}" if dot and stem else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The pixels of an image file.
+
+    Attributes:
+        size: width and height in pixels, as stored.
+        orientation: the EXIF orientation that `decode` follows, 1..8; 1 is stored upright.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height in pixels once decoded."""
+        return self.size if self.orientation < 5 else self.size[::-1]
+
+
+def read_frame(path: Path) -> Frame | None:
+    """Reads size and orientation of an image file; None if it is not an image that `decode` reads. Nothing is decoded."""
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            file.seek(0)
+            start = file.read(EXIF_BYTES)
+            size, known = image.size, any(image.format in formats for formats in EXTENSIONS.values())
+    except Exception:  # A hostile header may raise anything.
+        return None
+    # By the operation that `decode` uses, so that both always agree.
+    turn = int(_compiled_orientation()(start)) if EXIF_MARK in start else 1
+    return Frame(size, turn) if known else None
+
+
+@functools.cache
+def _compiled_orientation():
+    import tensorflow as tf
+
+    return tf.function(orientation, input_signature=[tf.TensorSpec((), "string")])
 
 
 RULES = (TURNED, NOT_TURNED, CMYK, PALETTE, ALPHA, DEEP, ANIMATED, MISNAMED, TINY, HUGE)

@@ -2,9 +2,9 @@
 
 import math
 
+from model_patch.data.decoding import decode
 from model_patch.data.images import ImageData, Split
 from model_patch.errors import ModelPatchError, unknown
-from model_patch.preprocessing import decode
 from model_patch.spec import Spec
 
 

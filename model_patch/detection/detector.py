@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from model_patch.bind import BoundTask, bind_patch
+from model_patch.data.decoding import decode_file
 from model_patch.detection.data import open_detection_data
 from model_patch.detection.evaluation import detect, evaluate_detector
 from model_patch.detection.pictures import draw, save_png
 from model_patch.detection.task import DetectionTask
 from model_patch.errors import ModelPatchError
 from model_patch.patch import Patch
-from model_patch.preprocessing import decode_file
 from model_patch.trunks import open_trunk
 
 

@@ -10,12 +10,13 @@ import keras
 import numpy as np
 
 from model_patch.bind import BoundTask
+from model_patch.data.decoding import decode
 from model_patch.errors import ModelPatchError
 from model_patch.export import clean_saved_model
 from model_patch.export.verify import run_in_clean_process
 from model_patch.files import new_folder
 from model_patch.graph.rewrite import walk
-from model_patch.preprocessing import Preprocessing, decode
+from model_patch.preprocessing import Preprocessing
 from model_patch.tasks import CLASSIFICATION
 
 LABELS = "labels.txt"

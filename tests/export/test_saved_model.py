@@ -8,9 +8,10 @@ import tensorflow as tf
 from PIL import Image
 
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
+from model_patch.data.decoding import decode
 from model_patch.export import clean_saved_model
 from model_patch.export.saved_model import export_saved_model
-from model_patch.preprocessing import MODES, decode
+from model_patch.preprocessing import MODES
 from tests.conftest import small_net, train_steps
 
 

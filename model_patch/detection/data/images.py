@@ -1,5 +1,6 @@
 """The images of one detection task: what every source of them opens.
 
+Images are upright wherever they are used. Boxes that were drawn on the pixels as stored are turned with their image.
 Rules for boxes, in every source: what sticks out of the image is cut off; boxes without area, before or after that, are left
 out; images without boxes stay, and teach what background is. Sources that see all their boxes when they are opened say in a
 note how many there were, and refuse boxes that lie wholly outside, as these are mostly in other coordinates.
@@ -9,6 +10,8 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+
+from model_patch.data.decoding import is_turned
 
 MAX_BOXES = 100
 """An image has at most so many boxes in training; the first ones. COCO's have up to 93."""
@@ -78,6 +81,21 @@ def tidy(boxes, classes, ignored):
     boxes = tf.clip_by_value(boxes, 0.0, 1.0)
     has_area = tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=-1)
     return tuple(tf.boolean_mask(each, has_area) for each in (boxes, classes, ignored))
+
+
+def turned(boxes, orientation):
+    """Turns boxes with their image: from fractions of the pixels as stored to fractions of the upright image.
+
+    Args:
+        boxes: float32 `(boxes, 4)`, `(ymin, xmin, ymax, xmax)` in 0..1.
+        orientation: the image's EXIF orientation, int32 scalar in 1..8.
+    """
+    import tensorflow as tf
+
+    transposed, mirrored, upside_down = is_turned(orientation)
+    low, high = (tf.where(transposed, each[:, ::-1], each) for each in (boxes[:, :2], boxes[:, 2:]))
+    from_other_side = tf.stack([upside_down, mirrored])
+    return tf.concat([tf.where(from_other_side, 1.0 - high, low), tf.where(from_other_side, 1.0 - low, high)], axis=-1)
 
 
 def ragged_split(forms, boxes: list[np.ndarray], classes: list, ignored: list, load: Callable, stored_bytes: int):

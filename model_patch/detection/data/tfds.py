@@ -1,9 +1,9 @@
 """Detection data of TensorFlow Datasets: COCO, VOC and others whose examples hold `objects` with `bbox` and `label`."""
 
+from model_patch.data.decoding import decode, orientation
 from model_patch.data.tfds import open_builder
-from model_patch.detection.data.images import DetectionData, DetectionSplit
+from model_patch.detection.data.images import DetectionData, DetectionSplit, turned
 from model_patch.errors import ModelPatchError, unknown
-from model_patch.preprocessing import decode
 from model_patch.spec import Spec
 
 NUM_PROBED = 50
@@ -80,10 +80,12 @@ def _split(builder, name: str) -> DetectionSplit:
             ignored = tf.zeros(tf.shape(boxes)[0], tf.bool)
             for flag in flags:
                 ignored |= objects[flag]
+            # TFDS draws boxes on the pixels as stored.
+            boxes = turned(boxes, orientation(example["image"]))
             return example["image"], boxes, tf.cast(objects["label"], "int32"), ignored
 
         examples = builder.as_dataset(split=name, shuffle_files=False, decoders=decoding)
         return examples.map(parts).take(number)
 
     stored_bytes = info.dataset_size * num_images // info.splits.total_num_examples
-    return DetectionSplit(num_images, stored, lambda one: decode(one, upright=False), stored_bytes)
+    return DetectionSplit(num_images, stored, decode, stored_bytes)

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from model_patch.bank.bank import Bank
 from model_patch.bind import bind
+from model_patch.data.decoding import decode
 from model_patch.data.images import Split
 from model_patch.data.pipeline import batches
 from model_patch.errors import unknown
@@ -35,7 +36,7 @@ from model_patch.experiments.report.table import markdown, print_table
 from model_patch.experiments.workdir import versions
 from model_patch.join import join
 from model_patch.kinds import TrainSpec
-from model_patch.preprocessing import Preprocessing, decode
+from model_patch.preprocessing import Preprocessing
 from model_patch.tasks import Task
 from model_patch.training.loop import run_epochs
 from model_patch.training.packed_adam import adam

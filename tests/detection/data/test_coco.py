@@ -1,8 +1,9 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from model_patch import ModelPatchError
 from model_patch.detection.data import open_detection_data
@@ -12,9 +13,10 @@ IMAGES = [
     {"id": 7, "file_name": "a.png", "width": 40, "height": 20},
     {"id": 9, "file_name": "b.png", "width": 30, "height": 30},
 ]
+TEST_IMAGE = {"id": 7, "file_name": "c.png", "width": 40, "height": 20}
 
 
-def annotation(image, category, box, number=1, **more):
+def annotation(image, category, box, number=None, **more):
     return {"id": number, "image_id": image, "category_id": category, "bbox": box, **more}
 
 
@@ -22,14 +24,14 @@ def annotation(image, category, box, number=1, **more):
 def write(tmp_path):
     """Returns a function that writes a data set, with other annotations or parts where given, and its spec."""
     (tmp_path / "images").mkdir()
-    for each in IMAGES:
+    for each in (*IMAGES, TEST_IMAGE):
         pixels = np.full((each["height"], each["width"], 3), each["id"], "uint8")
         Image.fromarray(pixels).save(tmp_path / "images" / each["file_name"])
 
     def write(annotations, **parts):
         content = {"images": IMAGES, "categories": CATEGORIES, "annotations": annotations, **parts}
         (tmp_path / "train.json").write_text(json.dumps(content))
-        test = {"images": IMAGES[:1], "categories": CATEGORIES, "annotations": [annotation(7, 3, [1, 1, 5, 5])]}
+        test = {"images": [TEST_IMAGE], "categories": CATEGORIES, "annotations": [annotation(7, 3, [1, 1, 5, 5])]}
         (tmp_path / "test.json").write_text(json.dumps(test))
         return f"coco:{tmp_path}?train_images=images&test_images=images"
 
@@ -68,7 +70,7 @@ def test_boxes_that_stick_out_are_cut_off_and_boxes_without_area_left_out_with_n
     np.testing.assert_allclose(kept, [[0.1, 0, 0.6, 15 / 40], [0.1, 30 / 40, 0.35, 1.0]], atol=1e-6)
     assert none.shape == (0, 4)
     assert [note.replace("train.json", "") and note.split(" in ")[0] for note in data.notes] == [
-        "2 of 4 boxes",  # Half a pixel, of the second, is not told.
+        "2 of 4 boxes",  # Half a pixel, of the second, is not mentioned.
         "2 of 4 boxes",
         "1 of 2 images",
     ]
@@ -83,20 +85,24 @@ def test_boxes_that_stick_out_are_cut_off_and_boxes_without_area_left_out_with_n
         (
             [annotation(7, 4, [1, 1, 2, 2], 55)],
             {},
-            "annotation 55 in .*train.json is of the category 4, which is not among",
+            "annotation 55 in .*train.json is of the category 4, which is not in the file",
         ),
-        ([annotation(8, 3, [1, 1, 2, 2])], {}, "is of the image 8, which is not among the file's images"),
+        ([annotation(8, 3, [1, 1, 2, 2])], {}, "annotation number 1 in .* is of the image 8, which is not in the file"),
         (
             [annotation(7, 3, [50, 1, 2, 2])],
             {},
-            "has the box .50.0, 1.0, 2.0, 2.0. outside its image of 40 x 20 pixels",
+            "has the box .50.0, 1.0, 2.0, 2.0., which is outside its image of 40 x 20 pixels",
         ),
         ([annotation(7, 3, [1, 2, 3])], {}, r"expected \[x, y, width, height\] in pixels"),
         ([annotation(7, 3, [1, 2, 3, float("nan")])], {}, r"expected \[x, y, width, height\] in pixels"),
-        ([{"id": 1, "image_id": 7}], {}, "train.json is not in COCO's format .KeyError.'category_id'.."),
+        ([{"id": 1, "image_id": 7}], {}, "annotation 1 in .*train.json has no 'category_id': expected COCO's format"),
         ([], {"images": []}, "has 0 images and 2 categories: expected some of both"),
-        ([], {"images": [{**IMAGES[0], "width": 0}]}, "the image 7 in .*train.json is 0 x 20 pixels"),
-        ([], {"images": [{**IMAGES[0], "file_name": "c.png"}]}, "1 of 1 images .* do not exist, such as .*c.png"),
+        (
+            [],
+            {"images": [{**IMAGES[0], "width": 0}]},
+            "image 7 in .*train.json is 0 x 20 pixels: expected its true width and height",
+        ),
+        ([], {"images": [{**IMAGES[0], "file_name": "d.png"}]}, "1 of 1 images .* do not exist, such as .*d.png"),
         ([], {"categories": CATEGORIES[:1]}, r"differ in their categories \(car\): expected the same in both"),
     ],
 )
@@ -111,3 +117,101 @@ def test_files_that_are_not_there_are_named(write, tmp_path):
         open_detection_data(f"{spec}&train=nowhere.json")
     with pytest.raises(ModelPatchError, match="names no folder: expected coco:FOLDER"):
         open_detection_data(f"coco:{tmp_path}/nowhere")
+
+
+def photograph(path, orientation, size=(32, 48), box=(6, 8, 10, 12)):
+    """Saves a grey JPEG with a red box in its upright pixels, `size` as stored; returns the size upright and the box there."""
+    exif, pixels = Image.Exif(), np.full((*size[::-1], 3), 30, "uint8")
+    x, y, width, height = box
+    pixels[y : y + height, x : x + width] = (250, 30, 30)
+    exif[0x0112] = orientation
+    stored = Image.fromarray(pixels)
+    stored.save(path, exif=exif, quality=100, subsampling=0)
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+    red = np.asarray(upright)[..., 0] > 140
+    rows, columns = (np.flatnonzero(red.any(axis=axis)) for axis in (1, 0))
+    low, high = (int(columns[0]), int(rows[0])), (int(columns[-1]) + 1, int(rows[-1]) + 1)
+    return upright.size, [*low, high[0] - low[0], high[1] - low[1]]
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Returns a function that writes a file of photographs, given as (size, box, orientation), and opens it."""
+
+    def write(*given):
+        images, annotations = [], []
+        for i, (size, box, orientation) in enumerate(given):
+            upright = photograph(tmp_path / f"{i}.jpg", orientation)
+            size, box = (upright[0] if size == "upright" else size), (upright[1] if box == "upright" else box)
+            sizes = {} if size is None else {"width": size[0], "height": size[1]}
+            images.append({"id": i, "file_name": f"{i}.jpg", **sizes})
+            annotations.append(annotation(i, 18, box, i))
+        content = {"images": images, "categories": CATEGORIES, "annotations": annotations}
+        for name in ("train", "test"):
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        return open_detection_data(f"coco:{tmp_path}")
+
+    return write
+
+
+def is_in_its_box(image, boxes) -> bool:
+    """Whether an image is red in its box, and nowhere else."""
+    height, width = image.shape[:2]
+    ymin, xmin, ymax, xmax = np.round(boxes[0] * [height, width, height, width]).astype(int)
+    inside = np.zeros((height, width), bool)
+    inside[ymin:ymax, xmin:xmax] = True
+    return bool(((image[..., 0] > 140) == inside).all())
+
+
+STORED, BOX = (32, 48), [6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("drawn", ["as stored", "upright"])
+def test_boxes_and_images_are_upright_whichever_pixels_the_boxes_were_drawn_on(photographs, orientation, drawn):
+    given = (STORED, BOX) if drawn == "as stored" else ("upright", "upright")
+    data = photographs((*given, orientation), (*given, 6))  # The second says which, as its sides differ.
+    for split in (data.train, data.test):
+        shapes = [image.shape[:2] for image, *_ in split.dataset().as_numpy_iterator()]
+        assert shapes == [(32, 48)] * 2 if orientation >= 5 else sorted(shapes) == [(32, 48), (48, 32)]
+        assert all(is_in_its_box(image, boxes) for image, boxes, *_ in split.dataset().as_numpy_iterator())
+
+
+@pytest.mark.parametrize("size", [None, STORED])
+def test_where_nothing_says_which_pixels_boxes_are_taken_as_upright_with_a_note(photographs, size):
+    data = photographs((size, "upright", 3))
+    assert "1 of 1 images" in data.notes[1] and "taken as drawn on the upright image" in data.notes[1]
+    ((image, boxes, *_),) = data.train.dataset().as_numpy_iterator()
+    assert is_in_its_box(image, boxes)
+
+
+def test_images_of_which_either_is_true_are_not_guessed_at(photographs):
+    with pytest.raises(ModelPatchError, match="image 2 in .* is turned by EXIF, and its size does not say whether"):
+        photographs((STORED, BOX, 6), ("upright", "upright", 8), (STORED, BOX, 3))
+
+
+@pytest.mark.parametrize(("size", "orientation"), [((64, 96), 1), ((48, 32), 1), ((48, 32), 3), ((96, 64), 6)])
+def test_a_size_that_is_not_the_images_is_refused(photographs, size, orientation):
+    with pytest.raises(
+        ModelPatchError, match=rf"image 0 in .* is {size[0]} x {size[1]} pixels, but .*0\.jpg is 32 x 48"
+    ):
+        photographs((size, BOX, orientation))
+
+
+def test_images_that_cannot_be_read_or_are_tested_on_too_are_named(write, tmp_path):
+    spec = write([])
+    shutil.copy(tmp_path / "train.json", tmp_path / "test.json")
+    (note, *_) = open_detection_data(spec).notes
+    assert note.startswith("2 of 2 test images are training images too, such as ") and "a.png" in note
+    Image.new("RGB", (40, 20)).save(tmp_path / "images" / "a.png", "TIFF")
+    with pytest.raises(ModelPatchError, match=r"1 of 2 images in .*train\.json cannot be read, such as .*a\.png"):
+        open_detection_data(spec)
+
+
+def test_boxes_that_all_lie_in_a_quarter_are_mentioned(write):
+    """As those in percent of larger images, or of images that were enlarged."""
+    boxes = [annotation(7, 3, [i % 5, i % 4, 8, 5], i) for i in range(30)]
+    assert any("lie in the top left quarter" in note for note in open_detection_data(write(boxes)).notes)
+    boxes[7]["bbox"] = [20, 5, 18, 5]
+    assert not any("lie in the top left quarter" in note for note in open_detection_data(write(boxes)).notes)

@@ -1,6 +1,9 @@
+import io
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from model_patch import ModelPatchError
 from model_patch.detection.data import open_detection_data
@@ -43,6 +46,30 @@ def write(data_dir, name, flag, **splits):
             split: tf.data.Dataset.from_generator(generate, args=(number,), output_signature=signature)
             for split, number in splits.items()
         },
+        data_dir=data_dir,
+    )
+
+
+def write_photograph(data_dir):
+    """Writes an image of which EXIF makes a quarter turn, with the box of its red part in the pixels as stored."""
+    pixels, file = np.full((40, 20, 3), 30, "uint8"), io.BytesIO()
+    pixels[4:20, 2:8] = (250, 30, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(file, "JPEG", exif=exif, quality=100, subsampling=0)
+    objects = {"bbox": tfds.features.BBoxFeature(), "label": tfds.features.ClassLabel(names=["cat", "dog"])}
+    features = {"image": tfds.features.Image(shape=(None, None, 3)), "objects": tfds.features.Sequence(objects)}
+    example = {"image": file.getvalue(), "objects": {"bbox": [[0.1, 0.1, 0.5, 0.4]], "label": [1]}}
+    signature = {
+        "image": tf.TensorSpec((), "string"),
+        "objects": {"bbox": tf.TensorSpec((None, 4), "float32"), "label": tf.TensorSpec((None,), "int64")},
+    }
+    images = tf.data.Dataset.from_generator(lambda: iter([example]), output_signature=signature)
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="photographs",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={"train": images, "test": images},
         data_dir=data_dir,
     )
 
@@ -91,3 +118,15 @@ def test_what_is_no_detection_data_is_named(data_dir):
         open_detection_data(f"tfds:numbers?data_dir={data_dir}")
     with pytest.raises(ModelPatchError, match="unknown split of voc_like 'dev'"):
         open_detection_data(f"tfds:voc_like?data_dir={data_dir}&test=dev")
+
+
+def test_boxes_are_turned_with_their_image(tmp_path):
+    write_photograph(tmp_path)
+    ((image, boxes, *_),) = (
+        open_detection_data(f"tfds:photographs?data_dir={tmp_path}").train.dataset().as_numpy_iterator()
+    )
+    assert image.shape == (20, 40, 3)
+    ymin, xmin, ymax, xmax = (boxes[0] * [20, 40, 20, 40]).round().astype(int)
+    inside = np.zeros(image.shape[:2], bool)
+    inside[ymin:ymax, xmin:xmax] = True
+    assert ((image[..., 0] > 140) == inside).all()

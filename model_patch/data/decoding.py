@@ -1,0 +1,145 @@
+"""From image files to pixels, by the same TensorFlow operations in training, in prediction and inside a SavedModel.
+
+Every image is turned upright as its EXIF orientation says, wherever it is used; boxes follow, see
+`model_patch.detection.data`.
+"""
+
+from pathlib import Path
+
+from model_patch.errors import ModelPatchError
+
+EXIF_BYTES = 2**17
+"""How far into a JPEG file its EXIF block is searched for."""
+
+EXIF_MARK = b"Exif\0\0"
+
+PALETTE_BYTES = 4 * 256
+"""Palette size of an 8-bit BMP, in bytes."""
+
+FORMATS = "JPEG, PNG, BMP, GIF or WebP"
+"""What `decode` reads, in words."""
+
+
+def decode(contents):
+    """Decodes one encoded image and turns it upright.
+
+    Args:
+        contents: scalar string tensor: JPEG, PNG, BMP, GIF (its first frame) or WebP (not animated).
+
+    Returns:
+        uint8 tensor `(height, width, 3)` in 0..255.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the bytes are not such an image, or end too early.
+    """
+    import tensorflow as tf
+
+    image = tf.io.decode_image(contents, channels=3, expand_animations=False)
+    image = tf.ensure_shape(image, (None, None, 3))
+    is_bmp = tf.equal(tf.strings.substr(contents, 0, 2), b"BM")
+    image = tf.cond(is_bmp, lambda: _coloured(image, contents), lambda: image)
+    image = tf.ensure_shape(image, (None, None, 3))
+    turn = orientation(contents)
+    return tf.ensure_shape(tf.cond(turn > 1, lambda: _turned(image, turn), lambda: image), (None, None, 3))
+
+
+def decode_file(path: str | Path):
+    """Reads one image file and decodes it as `decode` does.
+
+    Raises:
+        ModelPatchError: the file is missing, or is not an image that can be read.
+    """
+    import tensorflow as tf
+
+    try:
+        return decode(tf.constant(Path(path).read_bytes()))
+    except FileNotFoundError:
+        raise ModelPatchError(f"the image {path} does not exist") from None
+    except OSError as error:
+        raise ModelPatchError(f"the image {path} cannot be read ({error.strerror})") from None
+    except tf.errors.OpError:
+        raise ModelPatchError(f"{path} is not a readable image: expected a whole {FORMATS} file") from None
+
+
+def orientation(contents):
+    """Returns the orientation that `decode` follows, int32 scalar in 1..8 (EXIF 2.3, 4.6.4).
+
+    Args:
+        contents: scalar string tensor, an encoded image; its first `EXIF_BYTES` are enough. Only JPEG files have an
+            orientation; that of other formats, and of a damaged EXIF block, is 1: stored upright.
+    """
+    import tensorflow as tf
+
+    is_jpeg = tf.equal(tf.strings.substr(contents, 0, 2), b"\xff\xd8")
+    start = tf.strings.substr(contents, 0, tf.where(is_jpeg, EXIF_BYTES, 0))
+    # Padded with zeros, so that an offset beyond the end reads as no entry.
+    head = tf.cast(tf.io.decode_raw(tf.strings.join([start, bytes(32)]), tf.uint8), tf.int32)
+    last = tf.size(head) - 1
+
+    def number(at, size: int, little):
+        at = tf.convert_to_tensor(at)
+        read = [tf.gather(head, tf.clip_by_value(at + i, 0, last)) for i in range(size)]
+        forward = sum(byte * 256**i for i, byte in enumerate(read))
+        backward = sum(byte * 256**i for i, byte in enumerate(reversed(read)))
+        return tf.where(little, forward, backward)
+
+    mark = [head[i : last - 31 + i] == byte for i, byte in enumerate(EXIF_MARK)]
+    found = tf.reshape(tf.where(tf.reduce_all(mark, axis=0)), [-1])
+    tiff = tf.cast(tf.reduce_min(tf.concat([found, [2**20]], axis=0)), tf.int32) + 6
+    little = number(tiff, 1, True) == ord("I")
+    directory = tiff + tf.clip_by_value(number(tiff + 4, 4, little), 0, EXIF_BYTES)
+    entries = directory + 2 + 12 * tf.range(number(directory, 2, little))
+    values = tf.boolean_mask(number(entries + 8, 2, little), number(entries, 2, little) == 0x0112)
+    given = tf.concat([values, [1]], axis=0)[0]
+    return tf.where((given >= 1) & (given <= 8), given, 1)
+
+
+def is_turned(orientation):
+    """Returns which changes an orientation asks for, in this order: transpose, mirror left to right, mirror top to bottom.
+
+    Args:
+        orientation: int32 scalar tensor in 1..8.
+
+    Returns:
+        Three boolean scalar tensors.
+    """
+    import tensorflow as tf
+
+    among = [tf.reduce_any(tf.equal(orientation, each)) for each in ((2, 3, 6, 7), (3, 4, 7, 8))]
+    return orientation >= 5, *among
+
+
+def _turned(image, orientation):
+    import tensorflow as tf
+
+    transposed, mirrored, upside_down = is_turned(orientation)
+    image = tf.cond(transposed, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+    image = tf.ensure_shape(image, (None, None, 3))
+    image = tf.cond(mirrored, lambda: image[:, ::-1], lambda: image)
+    return tf.cond(upside_down, lambda: image[::-1], lambda: image)
+
+
+def _coloured(image, contents):
+    """Returns a BMP image in its palette's colours, which TensorFlow does not look up; unchanged if it has no palette.
+
+    Source: Microsoft's BITMAPFILEHEADER and BITMAPINFOHEADER.
+    """
+    import tensorflow as tf
+
+    padded = tf.strings.join([contents, bytes(PALETTE_BYTES)])  # A palette may hold fewer than 256 colours.
+    head = tf.cast(tf.io.decode_raw(tf.strings.substr(padded, 0, 54), tf.uint8), tf.int32)
+
+    def number(at: int, size: int):
+        return sum(head[at + i] * 256**i for i in range(size))
+
+    header_bytes, bits, compression = number(14, 4), number(28, 2), number(30, 4)
+    # Bit masks (3) are assumed to be the usual ones. Older headers have their fields elsewhere.
+    known = (header_bytes >= 40) & ((compression == 0) | ((compression == 3) & (bits == 32)))
+    tf.debugging.Assert(known, ["BMP files that are compressed, or of OS/2, are not read"])
+
+    def looked_up():
+        palette = tf.io.decode_raw(tf.strings.substr(padded, 14 + header_bytes, PALETTE_BYTES), tf.uint8)
+        palette = tf.reshape(palette, (256, 4))[:, 2::-1]  # Stored as blue, green, red and a spare byte.
+        return tf.gather(palette, tf.cast(image[..., 0], tf.int32))
+
+    return tf.cond(bits == 8, looked_up, lambda: image)

@@ -1,0 +1,86 @@
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from model_patch import ModelPatchError
+from model_patch.data.decoding import decode, decode_file
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "gif", "webp"])
+def test_files_of_every_format_become_three_channels(extension, tmp_path):
+    Image.new("L" if extension != "gif" else "P", (6, 4), 128).save(tmp_path / f"x.{extension}")
+    image = decode((tmp_path / f"x.{extension}").read_bytes())
+    assert image.shape == (4, 6, 3) and image.dtype == "uint8"
+
+
+def test_what_is_no_image_is_refused_by_name(tmp_path):
+    with pytest.raises(ModelPatchError, match="the image .*nowhere.png does not exist"):
+        decode_file(str(tmp_path / "nowhere.png"))
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ModelPatchError, match="text.png is not a readable image"):
+        decode_file(str(tmp_path / "text.png"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_a_photograph_is_turned_as_its_exif_says(orientation, big_endian):
+    exif = Image.Exif()
+    exif.endian = ">" if big_endian else "<"
+    exif[0x010F], exif[0x0112] = "a camera", orientation
+    pixels = np.zeros((16, 32, 3), "uint8")
+    pixels[:8, :16], pixels[8:, :16] = (250, 30, 30), (30, 30, 250)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file)))
+    given = decode(tf.constant(file.getvalue())).numpy()
+    assert given.shape == expected.shape and np.abs(given.astype(int) - expected).max() <= 4
+    assert np.array_equal(tf.function(decode)(tf.constant(file.getvalue())), given)
+
+
+@pytest.mark.parametrize("note", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
+def test_a_damaged_exif_turns_nothing(note):
+    file = io.BytesIO()
+    Image.new("RGB", (32, 16)).save(file, "JPEG", exif=note)
+    assert decode(tf.constant(file.getvalue())).shape == (16, 32, 3)
+
+
+def bmp(image, **fields) -> bytes:
+    """Returns a BMP file, some bytes of its header set to others: their place is that in the file."""
+    file = io.BytesIO()
+    image.save(file, "BMP")
+    contents = bytearray(file.getvalue())
+    for place, value in fields.items():
+        contents[int(place[2:])] = value
+    return bytes(contents)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "RGBA"])
+def test_a_bmp_has_its_own_colours_in_graphs_too(mode):
+    pixels = np.random.default_rng(0).integers(0, 255, (7, 5, 3)).astype("uint8")
+    image = Image.fromarray(pixels).quantize(16) if mode == "P" else Image.fromarray(pixels).convert(mode)
+    contents = tf.constant(bmp(image))
+    assert np.array_equal(decode(contents), image.convert("RGB"))
+    assert np.array_equal(tf.function(decode)(contents), image.convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "fields"), [("P", {"at30": 1}), ("RGB", {"at14": 12}), ("1", {}), ("RGB", {"at28": 16})]
+)
+def test_a_bmp_that_would_be_read_wrongly_is_refused(mode, fields, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3)).astype("uint8"))
+    image = image.quantize(16) if mode == "P" else image.convert(mode)
+    (tmp_path / "x.bmp").write_bytes(bmp(image, **fields))
+    with pytest.raises(ModelPatchError, match=r"x\.bmp is not a readable image"):
+        decode_file(str(tmp_path / "x.bmp"))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        tf.function(decode)(tf.io.read_file(str(tmp_path / "x.bmp")))
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 3))
+def test_a_bmp_that_ends_in_its_header_is_refused(cut):
+    contents = bmp(Image.new("RGB", (8, 8)).quantize(4))[:cut]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode(tf.constant(contents))
