@@ -6,7 +6,7 @@ import importlib.metadata
 import keras
 import numpy as np
 
-from model_patch.errors import ModelPatchError, PatchError
+from model_patch.errors import ModelPatchError, PatchError, require_number, require_seed
 from model_patch.graph.frozen_norm import FrozenNormModel
 from model_patch.graph.rewrite import rewrite, walk
 from model_patch.kinds import TrainSpec, owned
@@ -150,9 +150,12 @@ def bind(
         A `BoundTask`.
 
     Raises:
-        ModelPatchError: `train` is not understood, `remat` is asked of another backend than TensorFlow, the trunk has no slot
-            for one of its kinds, or is being trained itself, or the tasks that share a head differ in their labels.
+        ModelPatchError: `train` is not understood, `remat` is asked of another backend than TensorFlow, a number is out of
+            range, the trunk has no slot for one of its kinds, or is being trained itself, or the tasks that share a head
+            differ in their labels.
     """
+    require_seed(seed)
+    require_number("momentum", momentum, 0, 1)
     train_spec = TrainSpec.parse(train) if isinstance(train, str) else train
     if remat and keras.backend.backend() != "tensorflow":
         raise ModelPatchError(f"remat works on TensorFlow, not on {keras.backend.backend()}: leave it out")

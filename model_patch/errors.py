@@ -4,6 +4,10 @@ Each message is one sentence: what was given, what was expected, what to do. Scr
 every other exception is a bug and keeps its traceback.
 """
 
+import math
+import numbers
+from collections.abc import Hashable, Iterable
+
 _MOST_CHARACTERS = 300
 """Of a reason that are kept: Keras quotes whole configurations."""
 
@@ -23,6 +27,51 @@ class TrainingError(ModelPatchError):
 def unknown(noun: str, given: str, known) -> ModelPatchError:
     """Builds the error for a name that is not in a list of known names."""
     return ModelPatchError(f"unknown {noun} {given!r}: expected one of {', '.join(sorted(known))}")
+
+
+def require_number(name: str, value, low: float, high: float = math.inf, *, whole: bool = False):
+    """Checks that a number is in `low <= value < high`.
+
+    Args:
+        name: what the number is called, for the error.
+        value: the number.
+        low, high: its range.
+        whole: refuse fractions.
+
+    Raises:
+        ModelPatchError: it is not a number, or is out of range.
+    """
+    is_number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    if not (is_number and low <= value < high):
+        end = "" if high == math.inf else f" and below {high}"
+        raise ModelPatchError(f"{name} is {value}: expected at least {low}{end}{', a whole number' if whole else ''}")
+
+
+def require_seed(value):
+    """Checks that NumPy and Keras take a value as a seed. Raises as `require_number`."""
+    require_number("seed", value, 0, 2**32, whole=True)
+
+
+def require_seeds(values: Iterable[int]):
+    """Checks an option of several seeds. Raises as `require_each_once` and `require_seed`."""
+    require_each_once("seeds", values)
+    for value in values:
+        require_seed(value)
+
+
+def require_each_once(name: str, values: Iterable[Hashable]):
+    """Checks an option of several values, each of which gets results of its own.
+
+    Raises:
+        ModelPatchError: there is none, or one is there more than once, which would count as further results without any
+            spread.
+    """
+    values = list(values)
+    if not values:
+        raise ModelPatchError(f"{name} is empty, so there is nothing to run: give at least one")
+    for value in values:
+        if values.count(value) > 1:
+            raise ModelPatchError(f"{name} has {value} more than once: give each value once")
 
 
 def mismatches(expected: dict[str, tuple], given: dict[str, tuple], most: int = 8) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from model_patch.bind import BoundTask, bind_patch
 from model_patch.data.decoding import decode_file
-from model_patch.errors import ModelPatchError, unknown
+from model_patch.errors import ModelPatchError, require_each_once, unknown
 from model_patch.patch import Patch
 from model_patch.tasks import CLASSIFICATION
 from model_patch.trunks import open_trunk
@@ -56,8 +56,10 @@ def choose_tasks(tasks: Sequence[BoundTask], names: Sequence[str] | None) -> lis
     """Returns the tasks with the given names, all where there are none.
 
     Raises:
-        ModelPatchError: no task has one of the names.
+        ModelPatchError: no task has one of the names, or one is given twice.
     """
+    if names:
+        require_each_once("tasks", names)
     known = {bound.task.name: bound for bound in tasks}
     for name in names or ():
         if name not in known:

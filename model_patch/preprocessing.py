@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from model_patch.errors import unknown
+from model_patch.errors import require_number, unknown
 
 MODES = {
     "tf": "to [-1, 1] (MobileNet, Inception, Xception, NASNet)",
@@ -35,13 +35,14 @@ class Preprocessing:
         mode: how values are scaled, one of `MODES`.
 
     Raises:
-        ModelPatchError: the mode is unknown.
+        ModelPatchError: the mode is unknown, or the size is not a whole number above 0.
     """
 
     image_size: int
     mode: str
 
     def __post_init__(self):
+        require_number("image_size", self.image_size, 1, whole=True)
         if self.mode not in MODES:
             raise unknown("preprocessing", self.mode, MODES)
 

@@ -14,7 +14,7 @@ from keras import ops
 from model_patch.bank.graph import BankGraph, ValueOf
 from model_patch.bank.layers import BankedHead, PatchTable
 from model_patch.bind import BoundTask, bind
-from model_patch.errors import ModelPatchError, unknown
+from model_patch.errors import ModelPatchError, require_number, unknown
 from model_patch.kinds import TrainSpec
 from model_patch.patch import Patch
 from model_patch.tasks import CLASSIFICATION, HEAD, Task
@@ -50,8 +50,8 @@ class Bank:
         Raises:
             ModelPatchError: the kinds or numbers cannot be used, or a layer of the trunk cannot be banked.
         """
-        if capacity < 1 or classes < 2:
-            raise ModelPatchError(f"capacity {capacity}, classes {classes}: expected at least 1 and 2")
+        require_number("capacity", capacity, 1, whole=True)
+        require_number("classes", classes, 2, whole=True)
         parsed = TrainSpec.parse(kinds, "batch")
         if not parsed.kinds or parsed.last:
             raise ModelPatchError(f"there is no bank of {kinds!r}: give patch kinds other than full, without last")

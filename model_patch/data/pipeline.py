@@ -3,6 +3,7 @@
 from model_patch.data.augment import augmenter
 from model_patch.data.epochs import in_epochs, numbered, shuffled
 from model_patch.data.images import Split
+from model_patch.errors import require_number
 from model_patch.preprocessing import Preprocessing
 
 CACHE_BYTES = 2 * 2**30
@@ -51,6 +52,7 @@ def batches(
     """
     import tensorflow as tf
 
+    require_number("batch_size", batch_size, 1, whole=True)
     augment = augmenter(augmentation)
     plain = augmentation == "none"
     number = split.take(max_images)

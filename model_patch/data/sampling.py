@@ -1,7 +1,6 @@
 """Sampling from several data sets at once: how many images of each come in a step, and the batches themselves."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from model_patch.data.epochs import FOREVER
 from model_patch.data.images import Split
 from model_patch.data.pipeline import batches
-from model_patch.errors import ModelPatchError, unknown
+from model_patch.errors import require_number, unknown
 from model_patch.preprocessing import Preprocessing
 
 SAMPLERS = {
@@ -46,8 +45,7 @@ class Sampler:
     def __post_init__(self):
         if self.name not in SAMPLERS:
             raise unknown("sampler", self.name, SAMPLERS)
-        if not 0 <= self.power < math.inf:
-            raise ModelPatchError(f"sampler_power is {self.power}: expected at least 0")
+        require_number("sampler_power", self.power, 0)
 
     def shares(self, num_images: Sequence[int], progress: float = 0.0) -> np.ndarray:
         """Returns the share of each data set, in 0..1, with sum 1.
@@ -78,6 +76,7 @@ class Sampler:
         Returns:
             int64 `(num_steps, K)`; every row has the sum `K * batch_size`.
         """
+        require_number("batch_size", batch_size, 1, whole=True)
         num_tasks = len(num_images)
         least = min(LEAST_PER_STEP, batch_size)
         free = num_tasks * (batch_size - least)

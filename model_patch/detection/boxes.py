@@ -11,7 +11,7 @@ import math
 import numpy as np
 from keras import ops
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, require_each_once
 
 CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 """What box codes are divided by, so that all four have about the same spread: "variance" in the released code of SSD."""
@@ -56,7 +56,8 @@ class DefaultBoxes:
             raise ModelPatchError(
                 f"scales of default boxes from {self.min_scale} to {self.max_scale}: expected 0 < min <= max <= 1"
             )
-        if not self.aspect_ratios or min(self.aspect_ratios) <= 0:
+        require_each_once("aspect_ratios", self.aspect_ratios)
+        if not all(0 < ratio < math.inf for ratio in self.aspect_ratios):
             raise ModelPatchError(
                 f"aspect ratios {self.aspect_ratios} of default boxes: expected at least one, above 0"
             )

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from model_patch.bind import BoundTask, bind_patch
 from model_patch.data import open_data
+from model_patch.errors import require_each_once
 from model_patch.experiments.report.comparison import save_figure
 from model_patch.experiments.report.grid import prediction_grid
 from model_patch.experiments.report.table import print_table
@@ -35,6 +36,7 @@ def demo(config: ConfigDict, workdir: str | Path):
         ModelPatchError: something cannot be used or written.
         RuntimeError: a SavedModel answers otherwise than the model in memory: a fault of this package.
     """
+    require_each_once("tasks", config.tasks)
     workdir = Path(workdir)
     compared = config.tasks[0]
     chosen = {}

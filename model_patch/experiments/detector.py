@@ -13,7 +13,7 @@ from model_patch.detection.data.pipeline import augmenter
 from model_patch.detection.evaluation import METRICS, detect, evaluate_detector
 from model_patch.detection.pictures import draw, save_png, sheet
 from model_patch.detection.task import DetectionTask, feature_layers
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, require_seeds
 from model_patch.experiments.report.machine import machine
 from model_patch.experiments.report.table import markdown, print_table
 from model_patch.experiments.transfer import make_recipe
@@ -67,8 +67,7 @@ def train_detector(config: ConfigDict, workdir: str | Path) -> dict:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
     # Everything that can be wrong is looked at before the first file is written.
-    if not config.seeds:
-        raise ModelPatchError("seeds is empty, so there is nothing to run: give at least one")
+    require_seeds(config.seeds)
     train_spec = TrainSpec.parse(config.train, config.norm_statistics)
     data = open_detection_data(config.data)
     recipe = make_recipe(config, data.augmentation)

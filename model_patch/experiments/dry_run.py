@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from model_patch.bind import BoundTask, Counts, bind
 from model_patch.data import open_data
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, require_each_once
 from model_patch.experiments.detector import make_task
 from model_patch.experiments.multitask import open_run
 from model_patch.experiments.report.table import print_table
@@ -131,14 +131,16 @@ def dry_run_transfer(config: ConfigDict, *, step: bool = True) -> list[Row]:
         ModelPatchError: something in the configuration cannot be used, a count is not the one that is known, or the loss
             of the step is no number.
     """
+    train_specs = [TrainSpec.parse(text, config.norm_statistics) for text in config.train]
+    require_each_once("train", train_specs)
     trunk = open_trunk(random_trunk(config.trunk), config.image_size or None)
     data = open_data(random_data(config.data))
     task = Task(config.task_name or _name_of(config.data), data.labels, trunk.preprocessing)
     recipe = make_recipe(config, data.augmentation)
 
     def rows() -> Iterator[Row]:
-        for text in config.train:
-            bound = bind(trunk, task, TrainSpec.parse(text, config.norm_statistics), remat=config.remat)
+        for text, train_spec in zip(config.train, train_specs, strict=True):
+            bound = bind(trunk, task, train_spec, remat=config.remat)
             yield _row(text, bound)
             if step:
                 _step(text, bound.model, bound.task.loss(), recipe, bound.train_spec, *_batch(bound))

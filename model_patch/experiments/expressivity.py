@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from model_patch.errors import ModelPatchError, unknown
+from model_patch.errors import ModelPatchError, require_each_once, require_seeds, unknown
 from model_patch.experiments.report.comparison import save_figure
 from model_patch.experiments.report.sample import Sample
 from model_patch.experiments.report.table import markdown, print_table
@@ -101,11 +101,12 @@ def expressivity(config: ConfigDict, workdir: str | Path) -> dict:
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
+    require_seeds(config.seeds)
+    for name in ("functions", "widths"):
+        require_each_once(name, config[name])
     for name in config.functions:
         if name not in FUNCTIONS:
             raise unknown("function", name, FUNCTIONS)
-    if not (config.functions and config.widths and config.seeds):
-        raise ModelPatchError("functions, widths or seeds is empty, so there is nothing to run: give at least one")
     folder = Workdir(workdir, config.to_dict())
     results = folder.results() or {"versions": versions(), "rows": []}
     done = {(row["function"], row["width"], row["seed"]) for row in results["rows"]}

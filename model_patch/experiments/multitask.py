@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from model_patch.bind import BoundTask, bind_patch
 from model_patch.data import ImageData, open_data
 from model_patch.data.sampling import Sampler
-from model_patch.errors import ModelPatchError, unknown
+from model_patch.errors import ModelPatchError, require_each_once, require_number, require_seeds, unknown
 from model_patch.experiments.choices import HEADS
 from model_patch.experiments.report.joint import write_joint_report
 from model_patch.experiments.transfer import PATCHES, make_recipe
@@ -193,16 +193,16 @@ def _test(run: Run, share: str, seed: int, bound: BoundTask, trunk: str, workdir
 
 def open_run(config: ConfigDict) -> Run:
     """Opens what a configuration names, and checks it; errors as `multitask`."""
-    for name in ("data", "share", "seeds"):
-        if not config[name]:
-            raise ModelPatchError(f"{name} is empty, so there is nothing to run: give at least one")
+    if not config.data:
+        raise ModelPatchError("data is empty, so there is nothing to run: give at least one")
+    require_seeds(config.seeds)
+    require_each_once("share", config.share)
     for share in config.share:
         if share not in SHARE:
             raise unknown("share", share, SHARE)
     if config.head not in HEADS:
         raise unknown("head", config.head, HEADS)
-    if not 0 <= config.validation_fraction < 1:
-        raise ModelPatchError(f"validation_fraction is {config.validation_fraction}: expected 0 or more, less than 1")
+    require_number("validation_fraction", config.validation_fraction, 0, 1)
     sampler = Sampler(config.sampler, config.sampler_power)
     names, data, image_sizes = _sources(config)
     trunks = {trunk.preprocessing.image_size: trunk for trunk in _open_trunks(config.trunk, image_sizes)}
@@ -222,6 +222,8 @@ def open_run(config: ConfigDict) -> Run:
 
 def _sources(config: ConfigDict) -> tuple[list[str], list[ImageData], list[int]]:
     """Returns the tasks' names, images and image sizes; 0 is the trunk's own size."""
+    if config.resolutions:
+        require_each_once("resolutions", config.resolutions)
     data = [open_data(text, skip_bad_images=config.skip_bad_images) for text in config.data]
     if config.resolutions:
         if len(data) > 1:

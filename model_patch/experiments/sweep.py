@@ -1,10 +1,11 @@
 """A sweep: the same comparison of what can be trained at several learning rates."""
 
+import math
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, require_each_once
 from model_patch.experiments.report.rates import write_rates_report
 from model_patch.experiments.transfer import transfer
 from model_patch.experiments.workdir import Workdir, versions
@@ -27,10 +28,9 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict:
         ModelPatchError: a rate is not positive or stands twice, or as `transfer`.
     """
     rates = tuple(config.learning_rates)
-    if len(set(rates)) < len(rates) or not all(rate > 0 for rate in rates):
-        raise ModelPatchError(
-            f"learning_rates are {', '.join(map(str, rates))}: expected positive numbers, each of them once"
-        )
+    require_each_once("learning_rates", rates)
+    if not all(0 < rate < math.inf for rate in rates):
+        raise ModelPatchError(f"learning_rates are {', '.join(map(str, rates))}: expected positive numbers")
     folder, rows, results = Workdir(workdir, config.to_dict()), [], {}
     for rate in rates:
         at_rate = ConfigDict(config.to_dict() | {"learning_rate": rate, "learning_rates": ()})

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from model_patch.bind import bind
 from model_patch.data import open_data
-from model_patch.errors import ModelPatchError
+from model_patch.errors import require_each_once, require_seeds
 from model_patch.experiments.report import write_report
 from model_patch.experiments.report.machine import machine
 from model_patch.experiments.workdir import Workdir, versions
@@ -49,10 +49,9 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
     # Everything that can be wrong is looked at before the first file is written.
-    for name in ("train", "seeds"):
-        if not config[name]:
-            raise ModelPatchError(f"{name} is empty, so there is nothing to run: give at least one")
+    require_seeds(config.seeds)
     train_specs = [TrainSpec.parse(text, config.norm_statistics) for text in config.train]
+    require_each_once("train", train_specs)
     trunk = open_trunk(config.trunk, config.image_size or None)
     data = open_data(config.data, skip_bad_images=config.skip_bad_images)
     recipe = make_recipe(config, data.augmentation)

@@ -16,6 +16,7 @@ from model_patch.data.images import ImageData
 from model_patch.detection.data import DetectionData
 from model_patch.detection.data import pipeline as detection_pipeline
 from model_patch.detection.evaluation import evaluate_detector
+from model_patch.errors import require_seed
 from model_patch.join import JoinedTasks
 from model_patch.progress import progress
 from model_patch.tasks import CLASSIFICATION
@@ -60,9 +61,10 @@ def fit(
         What it took.
 
     Raises:
-        ModelPatchError: the checkpoint, or a name in the recipe, cannot be used.
+        ModelPatchError: the checkpoint, or a name in the recipe, or the seed cannot be used.
         TrainingError: the loss became NaN.
     """
+    require_seed(seed)
     fit_one = fit_joined if isinstance(trained, JoinedTasks) else fit_task
     options = {"seed": seed, "log_dir": log_dir, "checkpoint": checkpoint, **joint}
     return fit_one(trained, data, recipe or Recipe(), **options)  # type: ignore[arg-type]

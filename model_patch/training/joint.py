@@ -11,7 +11,7 @@ from model_patch.bind import BoundTask
 from model_patch.data.images import ImageData, Split
 from model_patch.data.pipeline import batches
 from model_patch.data.sampling import Sampler, hold_out, joint_batches
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, require_number
 from model_patch.join import JoinedTasks
 from model_patch.kinds import TrainSpec
 from model_patch.training.callbacks import InputWait, Logs, Progress, StopAtNaN
@@ -64,6 +64,7 @@ def fit_joined(
         ModelPatchError: too few images are there to hold some out.
         TrainingError: the loss became NaN.
     """
+    require_number("validation_fraction", validation_fraction, 0, 1)
     start, wait = time.perf_counter(), InputWait()
     if sizes is None:
         num_images = [data[name].train.take(recipe.max_train_images or None) for name in joined.tasks]

@@ -1,12 +1,11 @@
 """How to train: optimizer, learning rate and schedule, as pure functions of what is trained and for how long."""
 
 import dataclasses
-import math
 
 import keras
 
 from model_patch.data.augment import augmenter
-from model_patch.errors import ModelPatchError, unknown
+from model_patch.errors import require_number, unknown
 from model_patch.kinds import TrainSpec
 from model_patch.training.packed_adam import adam
 
@@ -80,8 +79,7 @@ class Recipe:
             ("max_train_images", 0),
             ("max_test_images", 0),
         ):
-            if not least <= getattr(self, field) < math.inf:
-                raise ModelPatchError(f"{field} is {getattr(self, field)}: expected at least {least}")
+            require_number(field, getattr(self, field), least, whole=field != "learning_rate")
 
     def make_optimizer(self, train_spec: TrainSpec, steps_per_epoch: int) -> keras.optimizers.Optimizer:
         """Returns a new optimizer with its schedule for `epochs * steps_per_epoch` steps."""

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from model_patch.bind import BoundTask
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, require_number
 from model_patch.join import JoinedTasks
 from model_patch.layers import PatchedBatchNormalization
 from model_patch.progress import progress
@@ -36,8 +36,9 @@ def estimate_statistics(trained: BoundTask | JoinedTasks, batches, num_batches: 
         num_batches: how many are used at most; at least one must come.
 
     Raises:
-        ModelPatchError: there are no batches.
+        ModelPatchError: there are no batches, or `num_batches` is not a whole number above 0.
     """
+    require_number("num_batches", num_batches, 1, whole=True)
     if isinstance(trained, BoundTask):
         _assign(_measure(trained.model, (images for images, _ in batches), num_batches))
         return

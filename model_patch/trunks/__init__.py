@@ -10,7 +10,7 @@ Spec                                | Trunk
 `slim:CHECKPOINT`                   | a checkpoint of TensorFlow 1's slim or Object Detection API
 """
 
-from model_patch.errors import unknown
+from model_patch.errors import require_number, unknown
 from model_patch.spec import parse
 from model_patch.trunk import Trunk
 from model_patch.trunks import applications, bundled, file, hub, kerashub, slim
@@ -40,4 +40,6 @@ def open_trunk(text: str, image_size: int | None = None) -> Trunk:
     spec = parse(text)
     if spec.scheme not in _SOURCES:
         raise unknown("trunk", spec.scheme, _SOURCES)
+    if image_size is not None:
+        require_number("image_size", image_size, 1, whole=True)
     return _SOURCES[spec.scheme](spec, image_size)

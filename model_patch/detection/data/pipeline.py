@@ -6,7 +6,7 @@ from model_patch.data.augment import AUGMENTATIONS as IMAGE_AUGMENTATIONS
 from model_patch.data.epochs import in_epochs, numbered, shuffled
 from model_patch.data.pipeline import CACHE_BYTES, SHUFFLE_BYTES
 from model_patch.detection.data.images import MAX_BOXES, DetectionSplit, tidy
-from model_patch.errors import unknown
+from model_patch.errors import require_number, unknown
 from model_patch.preprocessing import Preprocessing
 
 CROP_AREA = (0.3, 1.0)
@@ -112,6 +112,7 @@ def batches(
     """
     import tensorflow as tf
 
+    require_number("batch_size", batch_size, 1, whole=True)
     augment = augmenter(augmentation)
     number = split.take(max_images)
 

@@ -27,7 +27,7 @@ from model_patch.bind import bind
 from model_patch.data.decoding import decode
 from model_patch.data.images import Split
 from model_patch.data.pipeline import batches
-from model_patch.errors import unknown
+from model_patch.errors import require_each_once, unknown
 from model_patch.experiments.benchmark.growth import fit_cost
 from model_patch.experiments.benchmark.output import write_report
 from model_patch.experiments.benchmark.timing import forget_peak, interleaved, peak_bytes, resident_bytes
@@ -70,6 +70,8 @@ def run(config: ConfigDict, workdir: str | Path):
     Raises:
         ModelPatchError: a part is unknown, or a trunk cannot be opened.
     """
+    for name in ("scale_parts", "scale_tasks", "scale_patches", "scale_images"):
+        require_each_once(name, config[name])
     for part in config.scale_parts:
         if part not in PARTS:
             raise unknown("part", part, PARTS)

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from model_patch.bank.bank import Bank
 from model_patch.bind import BoundTask, bind
-from model_patch.errors import ModelPatchError, unknown
+from model_patch.errors import ModelPatchError, require_each_once, unknown
 from model_patch.experiments.benchmark.output import write_report
 from model_patch.experiments.benchmark.timing import interleaved, resident_bytes
 from model_patch.experiments.report.machine import machine
@@ -63,6 +63,8 @@ def run(config: ConfigDict, workdir: str | Path):
         ModelPatchError: a name in the config is unknown, a number cannot be used, or TensorFlow is not there, or runs
             with another number of threads.
     """
+    for name in ("tasks", "mixes", "batch_sizes", "forms"):
+        require_each_once(name, config[name])
     for noun, given, known in (("mix", config.mixes, MIXES), ("form", config.forms, FORMS)):
         for name in given:
             if name not in known:

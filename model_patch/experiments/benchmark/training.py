@@ -30,7 +30,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from model_patch.bind import bind
-from model_patch.errors import unknown
+from model_patch.errors import require_each_once, unknown
 from model_patch.experiments.benchmark.epochs import EPOCHS, epochs_of, epochs_table
 from model_patch.experiments.benchmark.output import write_report
 from model_patch.experiments.benchmark.timing import forget_peak, interleaved, peak_bytes, resident_bytes
@@ -93,6 +93,8 @@ def run(config: ConfigDict, workdir: str | Path):
     Raises:
         ModelPatchError: a form is unknown, or a trunk cannot be opened.
     """
+    for name in ("training_trunks", "training_sizes", "training_batches", "training_forms"):
+        require_each_once(name, config[name])
     for form in (*config.training_forms, *config.training_memory_of):
         if form not in FORMS:
             raise unknown("form", form, FORMS)
