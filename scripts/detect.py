@@ -78,4 +78,4 @@ def export(detector, *, output, trunk=None):
 
 
 if __name__ == "__main__":
-    cli.run_commands({"train": train, "evaluate": evaluate, "predict": predict, "export": export}, resumes=True)
+    cli.run_commands({"train": train, "evaluate": evaluate, "predict": predict, "export": export}, resumes=["train"])

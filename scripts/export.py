@@ -30,17 +30,15 @@ _DATA = flags.DEFINE_string("data", None, "Compare also on the test images of th
 
 def main():
     """Opens trunk and patches, exports the tasks and checks them."""
-    from model_patch.export import check, check_on, export
+    from model_patch.export import export
     from model_patch.predict import open_tasks
 
     tasks = open_tasks(_TRUNK.value, _PATCHES.value)
-    export(_FORMAT.value, tasks, _OUTPUT.value, _QUANTIZE.value)
-    differences = check(_FORMAT.value, tasks, _OUTPUT.value, _QUANTIZE.value) if _CHECK.value else {}
-    same = check_on(_DATA.value, _FORMAT.value, tasks, _OUTPUT.value) if _DATA.value else {}
+    verified = export(_FORMAT.value, tasks, _OUTPUT.value, _QUANTIZE.value, verify=_CHECK.value, data=_DATA.value)
     for bound in tasks:
         name, size = bound.task.name, bound.task.preprocessing.image_size
-        found = f", largest difference {differences[name]:.1e}" if name in differences else ""
-        found += f", the same class on {same[name]:.2%} of the images" if name in same else ""
+        found = f", largest difference {verified.differences[name]:.1e}" if name in verified.differences else ""
+        found += f", the same class on {verified.agreement[name]:.2%} of the images" if name in verified.agreement else ""
         print(f"{_OUTPUT.value}: task {name}, {len(bound.task.labels)} classes, {size} px{found}")
 
 

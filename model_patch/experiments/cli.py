@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -64,7 +64,7 @@ def run(main: Callable[[], object], *, resumes: bool = False):
             _fail(f"unexpected argument {arguments[0]!r}: values are given as --flag=value")
         main()
 
-    _run(call, resumes)
+    _run(call, lambda arguments: resumes)
 
 
 def run_experiment(
@@ -109,14 +109,14 @@ DRY_RUN = "Build the models with random weights and without data, count, train o
 """Help of the flag `--dry_run`."""
 
 
-def run_commands(commands: dict[str, Callable[..., None]], *, resumes: bool = False):
+def run_commands(commands: dict[str, Callable[..., None]], *, resumes: Collection[str] = ()):
     """Runs a script of several commands: `script.py COMMAND ARGUMENT... --flag=value`.
 
     Args:
         commands: a function per command. Its positional parameters are the command's arguments, its keyword-only
             parameters the flags that it takes; those without a default are required. A parameter `config` takes the
             config, and with it the flags of all its fields.
-        resumes: as for `run`.
+        resumes: the commands that go on where an interrupt ended them, as for `run`.
 
     As in `run`, mistakes are reported in one sentence: an unknown command, too few or too many arguments, a flag that is
     missing or that belongs to another command.
@@ -136,7 +136,7 @@ def run_commands(commands: dict[str, Callable[..., None]], *, resumes: bool = Fa
             _fail(f"{name} expects {_usage(signature)}: {given} is given")
         commands[name](*arguments, **options)
 
-    _run(call, resumes)
+    _run(call, lambda arguments: bool(arguments) and arguments[0] in resumes)
 
 
 def _options(command: str, signature: inspect.Signature) -> dict[str, object]:
@@ -167,7 +167,7 @@ def _usage(signature: inspect.Signature) -> str:
     return " ".join(words)
 
 
-def _run(call: Callable[[list[str]], None], resumes: bool):
+def _run(call: Callable[[list[str]], None], resumes: Callable[[list[str]], bool]):
     """Parses the flags and calls with the remaining arguments; this package's errors become one sentence."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -184,7 +184,7 @@ def _run(call: Callable[[list[str]], None], resumes: bool):
         except KeyboardInterrupt:
             # Only scripts with a workdir of rows resume; files that the others have written are complete all the same.
             then = "rows that are finished are kept; the same command goes on"
-            _fail(f"interrupted: {then if resumes else 'the same command starts again'}", 130)
+            _fail(f"interrupted: {then if resumes(argv[1:]) else 'the same command starts again'}", 130)
 
     def parse(argv):
         try:

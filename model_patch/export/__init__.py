@@ -52,18 +52,42 @@ FORMATS = {
 }
 
 
-def export(format: str, tasks: Sequence[BoundTask], output: str | Path, quantize: str = "none"):
-    """Writes tasks in a format, into a new folder, whole or not at all.
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """What an export was found to compute, in a process without this package.
+
+    Attributes:
+        differences: largest difference of any number from the model in memory, by task name; empty if not compared.
+        agreement: fraction of real images, in 0..1, with the same class as by the model, by task name; empty without any.
+    """
+
+    differences: dict[str, float]
+    agreement: dict[str, float]
+
+
+def export(
+    format: str,
+    tasks: Sequence[BoundTask],
+    output: str | Path,
+    quantize: str = "none",
+    *,
+    verify: bool = False,
+    data: str | None = None,
+) -> Verified:
+    """Writes tasks in a format, into a new folder: complete and verified, or not at all.
 
     Args:
         format: one of `FORMATS`.
         tasks: at least one.
         output: folder to make; it must not exist.
         quantize: one of `QUANTIZE`.
+        verify: compare with the models in memory, see `check`.
+        data: compare on real images, too, see `check_on`.
 
     Raises:
         ModelPatchError: the folder exists or cannot be made, the format is unknown, cannot be quantized or cannot hold one
-            of the tasks, or Keras runs on another backend than TensorFlow.
+            of the tasks, Keras runs on another backend than TensorFlow, or as `check` and `check_on`.
+        RuntimeError: as `check`.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
@@ -77,6 +101,11 @@ def export(format: str, tasks: Sequence[BoundTask], output: str | Path, quantize
     options = {"quantize": quantize} if FORMATS[format].quantizes else {}
     with new_folder(output) as folder:
         FORMATS[format].load().export(tasks, folder, **options)
+        # Under its own name the folder appears only when all is done: an interrupt leaves nothing in the way.
+        return Verified(
+            check(format, tasks, folder, quantize) if verify else {},
+            check_on(data, format, tasks, folder) if data else {},
+        )
 
 
 def check(format: str, tasks: Sequence[BoundTask], output: str | Path, quantize: str = "none") -> dict[str, float]:

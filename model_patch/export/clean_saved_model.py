@@ -23,9 +23,10 @@ def main():
 
 
 def _ask(signatures, name: str, pixels):
-    if name in signatures:
-        return signatures[name](images=pixels)
-    return signatures["serving_default"](images=pixels, tasks=tf.fill(tf.shape(pixels)[:1], name))  # A bank's
+    default = signatures.get("serving_default")
+    if default and "tasks" in default.structured_input_signature[1]:  # A bank; its tasks may have any name.
+        return default(images=pixels, tasks=tf.fill(tf.shape(pixels)[:1], name))
+    return signatures[name](images=pixels)
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

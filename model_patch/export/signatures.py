@@ -16,6 +16,9 @@ from model_patch.export.verify import run_in_clean_process
 ENCODED = ".encoded"
 """What the name of a task's signature for encoded files ends in."""
 
+RESERVED = "__saved_model_"
+"""How the names of TensorFlow's own signatures begin."""
+
 
 def export(tasks: Sequence[BoundTask], folder: Path):
     """Writes tasks on one trunk as one SavedModel.
@@ -25,7 +28,7 @@ def export(tasks: Sequence[BoundTask], folder: Path):
     signatures call with the vector of their task, see `vector_net`, so that a task more adds little more than its values.
 
     Raises:
-        ModelPatchError: as `vector_net`, a name ends in `.encoded`, or Keras runs on another backend than TensorFlow.
+        ModelPatchError: as `vector_net`, a name ends in `.encoded` or begins with `__saved_model_`, or Keras runs on another backend than TensorFlow.
     """
     require_tensorflow("a SavedModel")
     import tensorflow as tf
@@ -34,6 +37,11 @@ def export(tasks: Sequence[BoundTask], folder: Path):
         if bound.task.name.endswith(ENCODED):
             raise ModelPatchError(
                 f"the task name {bound.task.name!r} ends in {ENCODED}: signatures for files are named so"
+            )
+        if bound.task.name.startswith(RESERVED):
+            raise ModelPatchError(
+                f"the task name {bound.task.name!r} begins with {RESERVED}: TensorFlow names its own signatures so; train "
+                "it with another --task_name, or export it as saved_model"
             )
     net = vector_net(tasks)
     prepare = tasks[0].task.preprocessing

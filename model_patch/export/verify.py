@@ -44,7 +44,7 @@ def run_in_clean_process(script: str, model: str | Path, images: np.ndarray, *ar
                 "LiteRT files are checked with ai-edge-litert: pip install -e '.[litert]', or --nocheck"
             )
         if called.returncode:
-            raise RuntimeError(f"{model} does not run on its own:\n{called.stderr}")
+            raise RuntimeError(f"the export {Path(model).name} does not run on its own:\n{called.stderr}")
         with np.load(outputs) as answers:
             return dict(answers)
 
@@ -74,7 +74,7 @@ def differences(answers: Callable, folder: Path, tasks: Sequence[BoundTask], exa
         found[name] = max(float(np.abs(given[key] - each).max()) for key, each in numbers.items())
         largest = max(1.0, *(float(np.abs(each).max()) for each in numbers.values()))
         if exact and not found[name] <= TOLERANCE * largest:
-            raise RuntimeError(f"the task {name!r} in {folder} differs from the model in memory by {found[name]:.3g}")
+            raise RuntimeError(f"the exported task {name!r} differs from the model in memory by {found[name]:.3g}")
     return found
 
 

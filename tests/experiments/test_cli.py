@@ -1,6 +1,8 @@
 """Flags are derived from a config's fields and comments, and mistakes are one sentence."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,26 @@ def test_a_flag_has_the_name_default_type_and_comment_of_its_field():
 def test_flags_that_cannot_be_used_are_refused(tmp_path, flag, message):
     assert message in error_of(run_script("transfer", flag, f"--workdir={tmp_path}/run"))
     assert not (tmp_path / "run").exists()
+
+
+SCRIPT = """
+from model_patch.experiments import cli
+def interrupted():
+    raise KeyboardInterrupt
+cli.run_commands({"train": interrupted, "export": interrupted}, resumes=["train"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train", "interrupted: rows that are finished are kept; the same command goes on"),
+        ("export", "interrupted: the same command starts again"),
+    ],
+)
+def test_an_interrupt_says_what_the_same_command_does(command, message):
+    ran = subprocess.run([sys.executable, "-c", SCRIPT, command], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 130 and ran.stderr == f"error: {message}\n"
 
 
 def test_a_flag_whose_field_a_given_config_lacks_is_refused(tmp_path):

@@ -1,7 +1,13 @@
 """Every format: what is written answers as the models in memory, in a process that has nothing of this package."""
 
+import contextlib
 import hashlib
 import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,8 +65,60 @@ def test_an_answer_that_differs_is_an_error(trunk, task, tmp_path):
     bound = bind(trunk, task)
     export("litert", [bound], tmp_path / "out")
     bound.head_variables["head.bias"].assign([1.0, 2.0, 3.0])
-    with pytest.raises(RuntimeError, match="the task 'shapes' in .*/out differs from the model in memory by 3"):
+    with pytest.raises(RuntimeError, match="the exported task 'shapes' differs from the model in memory by 3"):
         check("litert", [bound], tmp_path / "out")
+
+
+@contextlib.contextmanager
+def interrupted_by_a_child():
+    """Presses Ctrl-C, once, as soon as this process has a child: an export has one when it is being verified."""
+    children = Path(f"/proc/{os.getpid()}/task")
+    over = threading.Event()
+
+    def watch():
+        while not over.wait(0.005):
+            # A thread of this process starts it, not necessarily the one that stands in the folder first.
+            if any((each / "children").read_text() for each in children.iterdir()):
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                return
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background job ignores it.
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("format", ["litert", "signatures", "bank"])
+def test_an_export_that_is_interrupted_while_it_is_verified_leaves_nothing(trunk, task, format, tmp_path):
+    bound = bind(trunk, task)
+    with interrupted_by_a_child(), pytest.raises(KeyboardInterrupt):
+        export(format, [bound], tmp_path / "out", verify=True)
+    assert list(tmp_path.iterdir()) == [], "the same command would be refused"
+
+
+def test_an_export_that_does_not_run_leaves_nothing(trunk, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="does not run on its own"):
+        export("litert", [bind(trunk, task)], tmp_path / "out", verify=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+NAMES = ("serving_default", "encoded", "net", "-x", "naïve ☂ 1")
+"""Names of tasks that files, signatures, inputs and outputs of an export have, too, or that look like flags."""
+
+
+@pytest.mark.parametrize("format", ["signatures", "bank", "litert_set"])
+def test_tasks_may_be_named_like_parts_of_an_export(trunk, format, tmp_path):
+    chosen = [bind(trunk, Task(name, ("a", "b"), trunk.preprocessing), seed=i) for i, name in enumerate(NAMES)]
+    if format == "litert_set":  # Each of its tasks is asked in a process of its own.
+        chosen = [bound for bound in chosen if bound.task.name in ("net", "serving_default")]
+    found = export(format, chosen, tmp_path / "out", verify=True).differences
+    assert found.keys() == {bound.task.name for bound in chosen} and max(found.values()) <= 1e-5
 
 
 def test_the_saved_model_of_one_task_is_the_folder_itself_which_is_not_overwritten(trunk, task, tmp_path):
@@ -91,6 +149,11 @@ def test_what_cannot_be_asked_for_is_refused(trunk, task, tmp_path):
         "'a.encoded' ends in .encoded": (
             "signatures",
             [bind(trunk, Task("a.encoded", ("a", "b"), task.preprocessing))],
+            "none",
+        ),
+        "'__saved_model_init_op' begins with __saved_model_": (
+            "signatures",
+            [bind(trunk, Task("__saved_model_init_op", ("a", "b"), task.preprocessing))],
             "none",
         ),
     }
