@@ -1,6 +1,7 @@
 """Sampling from several data sets at once: how many images of each come in a step, and the batches themselves."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -61,7 +61,7 @@ def fit(
         What it took.
 
     Raises:
-        ModelPatchError: the checkpoint, or a name in the recipe, or the seed cannot be used.
+        ModelPatchError: the checkpoint, a name in the recipe, or the seed cannot be used.
         TrainingError: the loss became NaN.
     """
     require_seed(seed)
