@@ -157,20 +157,7 @@ def bind(
     require_seed(seed)
     require_number("momentum", momentum, 0, 1)
     train_spec = TrainSpec.parse(train) if isinstance(train, str) else train
-    if remat and keras.backend.backend() != "tensorflow":
-        raise ModelPatchError(f"remat works on TensorFlow, not on {keras.backend.backend()}: leave it out")
-    for kind in train_spec.kinds:
-        if not any(owned(kind, layer) for layer in trunk.layers().values()):
-            raise ModelPatchError(
-                f"the trunk {trunk.name} has no slot for {kind}: choose another kind, or another trunk"
-            )
-
-    if trunk.model.trainable_variables:
-        raise ModelPatchError(f"the trunk {trunk.name} is in joint training: freeze() the joined tasks before you bind")
-    if head_of and head_of.task.labels != task.labels:
-        raise ModelPatchError(
-            f"the tasks {head_of.task.name!r} and {task.name!r} have other labels: give each its head"
-        )
+    _check(trunk, task, train_spec, head_of.task if head_of else None, remat)
 
     layers_of = dict(walk(patch_of.features)) if patch_of else {}
     own_layers: dict[str, keras.Layer] = {}
@@ -207,6 +194,36 @@ def bind(
     bound = BoundTask(model, features, head, trunk, task, train_spec, patch_variables, head_variables)
     _check_covered(bound)
     return bound
+
+
+def check_bind(trunk: Trunk, task: Task, train_spec: TrainSpec, *, head_task: Task | None = None, remat: bool = False):
+    """Checks cheaply, without building a model, that `bind` takes its arguments and that the patch can be saved.
+
+    Arguments as for `bind`; `head_task` is the task of `head_of`.
+
+    Raises:
+        ModelPatchError: as `bind`, or a variable of the trunk that the patch would hold is NaN or infinite.
+    """
+    _check(trunk, task, train_spec, head_task, remat)
+    for path, layer in trunk.layers().items():
+        own = train_spec.owns(layer)
+        for key, variable in variables(path, layer).items():
+            if key.removeprefix(f"{path}/") in own and not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
+                raise ModelPatchError(f"the trunk {trunk.name} holds NaN or infinity in {key}: open another trunk")
+
+
+def _check(trunk: Trunk, task: Task, train_spec: TrainSpec, head_task: Task | None, remat: bool):
+    if remat and keras.backend.backend() != "tensorflow":
+        raise ModelPatchError(f"remat works on TensorFlow, not on {keras.backend.backend()}: leave it out")
+    for kind in train_spec.kinds:
+        if not any(owned(kind, layer) for layer in trunk.layers().values()):
+            raise ModelPatchError(
+                f"the trunk {trunk.name} has no slot for {kind}: choose another kind, or another trunk"
+            )
+    if trunk.model.trainable_variables:
+        raise ModelPatchError(f"the trunk {trunk.name} is in joint training: freeze() the joined tasks before you bind")
+    if head_task and head_task.labels != task.labels:
+        raise ModelPatchError(f"the tasks {head_task.name!r} and {task.name!r} have other labels: give each its head")
 
 
 def bind_patch(trunk: Trunk, patch: Patch) -> BoundTask:

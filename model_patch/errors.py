@@ -74,6 +74,13 @@ def require_each_once(name: str, values: Iterable[Hashable]):
             raise ModelPatchError(f"{name} has {value} more than once: give each value once")
 
 
+def require_known(noun: str, names: Iterable[str], known):
+    """Raises `unknown` for the first name that is not in a list of known names."""
+    for name in names:
+        if name not in known:
+            raise unknown(noun, name, known)
+
+
 def mismatches(expected: dict[str, tuple], given: dict[str, tuple], most: int = 8) -> str:
     """Says how given keys and shapes differ from the expected ones; empty where they do not.
 

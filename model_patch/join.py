@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import keras
 
-from model_patch.bind import BoundTask, bind
+from model_patch.bind import BoundTask, bind, check_bind
 from model_patch.errors import ModelPatchError, mismatches, unknown
 from model_patch.graph.frozen_norm import FrozenNormModel
 from model_patch.graph.rewrite import functional, rewrite, walk
@@ -110,16 +110,9 @@ def join(
         ModelPatchError: no task, a name that is repeated or that Keras cannot use, a task other than classification, an
             image size without a trunk, trunks that are not one net, or what `bind` refuses.
     """
-    if share not in SHARE:
-        raise unknown("share", share, SHARE)
+    train_spec, train_trunk = _resolved(train, share, train_trunk)
     trunks = _trunks_by_size([trunk] if isinstance(trunk, Trunk) else trunk)
-    for each in trunks.values():
-        each.require_graph("a join")
     _check(tasks, trunks)
-    train_trunk = train_trunk and share != "nothing"
-    if share == "nothing" and str(train) != "full":
-        train = "full"
-    train_spec = TrainSpec.parse(train, "batch" if train_trunk else "auto") if isinstance(train, str) else train
 
     bounds: list[BoundTask] = []
     for task in tasks:
@@ -146,6 +139,40 @@ def join(
     return JoinedTasks(_joined_model(groups), groups, by_name, trunks, share, train_trunk)
 
 
+def check_join(
+    trunks: Sequence[Trunk],
+    tasks: Sequence[Task],
+    train: str | TrainSpec,
+    *,
+    share: str = "trunk",
+    share_head: bool = False,
+    head_of: BoundTask | None = None,
+    train_trunk: bool = False,
+):
+    """Checks cheaply, without building a model, that `join` takes its arguments and that the patches can be saved.
+
+    Arguments and errors as for `join`.
+    """
+    train_spec, _ = _resolved(train, share, train_trunk)
+    for other in trunks[1:]:
+        _require_same_net(trunks[0], other)
+    by_size = {each.preprocessing.image_size: each for each in trunks}
+    _check(tasks, by_size)
+    head_task = head_of.task if head_of else tasks[0] if share_head else None
+    for task in tasks:
+        check_bind(by_size[task.preprocessing.image_size], task, train_spec, head_task=head_task)
+
+
+def _resolved(train: str | TrainSpec, share: str, train_trunk: bool) -> tuple[TrainSpec, bool]:
+    """Returns what is trained of each task, and whether the trunk is, too."""
+    if share not in SHARE:
+        raise unknown("share", share, SHARE)
+    train_trunk = train_trunk and share != "nothing"
+    if share == "nothing" and str(train) != "full":
+        train = "full"
+    return TrainSpec.parse(train, "batch" if train_trunk else "auto") if isinstance(train, str) else train, train_trunk
+
+
 def share_variables(trunk: Trunk, other: Trunk) -> Trunk:
     """Returns the graph of `other` over the layers of `trunk`: the same net at another image size.
 
@@ -154,13 +181,17 @@ def share_variables(trunk: Trunk, other: Trunk) -> Trunk:
     Raises:
         ModelPatchError: the two are not the same net: their variables have other keys or shapes.
     """
+    _require_same_net(trunk, other)
+    layers = trunk.layers()
+    graph = rewrite(other.model, lambda path, layer: layers[path] if layer.weights else layer)
+    return Trunk(graph, trunk.name, other.preprocessing)
+
+
+def _require_same_net(trunk: Trunk, other: Trunk):
     shapes, others = ({key: tuple(v.shape) for key, v in each.variables().items()} for each in (trunk, other))
     mismatched = mismatches(shapes, others)
     if mismatched:
         raise ModelPatchError(f"{other.name} is another net than {trunk.name}, not one at another size: {mismatched}")
-    layers = trunk.layers()
-    graph = rewrite(other.model, lambda path, layer: layers[path] if layer.weights else layer)
-    return Trunk(graph, trunk.name, other.preprocessing)
 
 
 def _trunks_by_size(trunks: Sequence[Trunk]) -> dict[int, Trunk]:
@@ -171,6 +202,8 @@ def _trunks_by_size(trunks: Sequence[Trunk]) -> dict[int, Trunk]:
 
 
 def _check(tasks: Sequence[Task], trunks: dict[int, Trunk]):
+    for trunk in trunks.values():
+        trunk.require_graph("a join")
     if not tasks:
         raise ModelPatchError("there is no task to join: give at least one")
     names = [task.name for task in tasks]

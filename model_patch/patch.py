@@ -41,6 +41,16 @@ _CHECKSUM = ', "checksum": "{}"}}'
 """End of the manifest's text; what comes before it is summed."""
 
 
+def check_dtype(dtype: str):
+    """Checks that a patch file can hold values of a dtype.
+
+    Raises:
+        ModelPatchError: it cannot.
+    """
+    if dtype not in DTYPES:
+        raise ModelPatchError(f"a patch file cannot hold {dtype}: expected {' or '.join(DTYPES)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Patch:
     """One task's values on one trunk.
@@ -102,8 +112,7 @@ class Patch:
         Raises:
             ModelPatchError: the dtype is another, or a value is NaN or infinite.
         """
-        if dtype not in DTYPES:
-            raise ModelPatchError(f"a patch file cannot hold {dtype}: expected {' or '.join(DTYPES)}")
+        check_dtype(dtype)
         for key, value in self.values.items():
             if not np.isfinite(value).all():
                 raise ModelPatchError(f"the patch's {key} holds NaN or infinity: it is not saved; train it again")

@@ -4,9 +4,9 @@
     python scripts/reproduce.py --suite=small --workdir=runs/small --only=rates,expressivity
     python scripts/reproduce.py --suite=small --workdir=runs/smoke --smoke
 
-Each experiment runs in a process of its own and has a folder of its own in the workdir. The same command again goes on where
-it stopped and leaves out what is finished; it then writes the page anew. With --smoke everything is as short as can be, and
-the page is written to the workdir.
+Each experiment runs in a process of its own and has a folder of its own in the workdir. The same command resumes where it
+stopped, skips what is finished, and then writes the page again. With --smoke every run is as short as possible, and the page
+is written to the workdir.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ _SUITE = flags.DEFINE_string("suite", "small", "Which experiments: small.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the page; by default docs, with --smoke the workdir.")
 _ONLY = flags.DEFINE_list("only", (), "Names of the experiments to run; by default all.")
-_SMOKE = flags.DEFINE_bool("smoke", False, "Run everything as short as can be, to see that it runs.")
+_SMOKE = flags.DEFINE_bool("smoke", False, "Keep every run as short as possible, to check that it works.")
 
 
 def main():

@@ -193,7 +193,11 @@ def _run(call: Callable[[list[str]], None], resumes: Callable[[list[str]], bool]
                 flags.FLAGS[CONFIG].value.keys()  # The error of an unreadable file is raised at its first use.
             return arguments
         except flags.Error as error:
-            _fail(str(error).replace("\n", "; "))
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            # An error in a config file comes with its traceback, of which the last line is the reason.
+            _fail(f"{lines[0]} {lines[-1]}" if "parsing config file" in lines[0] else "; ".join(lines))
+        except KeyError as error:
+            _fail(f"--config=FILE:{error.args[0]} has an argument that the file does not know: see its docstring")
         except AttributeError as error:
             _fail(_unknown_field(error))
         except OSError:
@@ -231,38 +235,53 @@ def define_config(name: str) -> Callable[[], ConfigDict]:
         config_flags.DEFINE_config_file(CONFIG, module.__file__, "Python file with get_config().")
     except AttributeError as error:  # --config.NAME is looked up in the default file as soon as the flag is defined.
         _fail(_unknown_field(error))
-    comments, item_types = declarations(module)
+    declared = declarations(module)
     for field, default in module.get_config().items():
         if not isinstance(default, ConfigDict):
-            _define_flag(field, default, comments.get(field, ""), item_types.get(field))
+            _define_flag(field, default, *declared[field])
             _fields.append(field)
     return _config
 
 
-def declarations(module: ModuleType) -> tuple[dict[str, str], dict[str, type]]:
+_TYPES = {"int": int, "float": float, "str": str}
+
+
+def declarations(module: ModuleType) -> dict[str, tuple[str, type | None]]:
     """Returns what a config module, and the config modules that it imports, declare of their fields.
 
     Returns:
-        By field its comment; and the type of the items of each tuple that is annotated, such as
-        `config.seeds: tuple[int, ...] = ()`.
+        By field its comment, and the type of its items if it is annotated: `config.seeds: tuple[int, ...] = ()`.
     """
-    comments, item_types = {}, {}
+    found: dict[str, tuple[str, type | None]] = {}
     for base in vars(module).values():
         if inspect.ismodule(base) and base.__name__.startswith("configs."):
-            for found, others in zip((comments, item_types), declarations(base), strict=True):
-                found.update(others)
+            found |= declarations(base)
     source = inspect.getsource(module)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    by_line = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-            comment = next((by_line[i] for i in range(node.lineno, node.end_lineno + 1) if i in by_line), None)
-            if isinstance(target, ast.Attribute) and comment:
-                comments[target.attr] = comment.lstrip("# ")
-            if isinstance(node, ast.AnnAssign):
-                item_types[target.attr] = {"int": int, "float": float, "str": str}[node.annotation.slice.elts[0].id]
-    return comments, item_types
+        match node:
+            case ast.Assign(targets=[ast.Attribute(attr=field)]):
+                item_type = None
+            case ast.AnnAssign(
+                target=ast.Attribute(attr=field),
+                annotation=ast.Subscript(slice=ast.Tuple(elts=[ast.Name(id=name), *_])),
+            ):
+                item_type = _TYPES[name]
+            case _:
+                continue
+        comment, inherited = found.get(field, ("", None))
+        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        found[field] = next((comments[line] for line in lines if line in comments), comment), item_type or inherited
+    return found
+
+
+_DEFINE: dict[type, Callable] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 
 
 def _define_flag(name: str, default, comment: str, item_type: type | None):
@@ -272,8 +291,7 @@ def _define_flag(name: str, default, comment: str, item_type: type | None):
         item_type = item_type or type(default[0])
         flags.DEFINE(_ListParser(item_type), name, default, comment, serializer=flags.ListSerializer(","))
     else:
-        define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
-        define.get(type(default), flags.DEFINE_string)(name, default, comment)
+        _DEFINE[type(default)](name, default, comment)
 
 
 class _ListParser(flags.ArgumentParser):
@@ -298,7 +316,7 @@ class _ListParser(flags.ArgumentParser):
 
 def _config() -> ConfigDict:
     """Returns the config, with the values of the flags that were given."""
-    config = flags.FLAGS[CONFIG].value
+    config: ConfigDict = flags.FLAGS[CONFIG].value  # type: ignore[assignment]
     given = {name: flags.FLAGS[name].value for name in _fields if flags.FLAGS[name].present}
     for name in given:
         if name not in config:

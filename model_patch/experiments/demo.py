@@ -7,20 +7,16 @@ import keras
 import numpy as np
 from ml_collections import ConfigDict
 
-from model_patch.bind import BoundTask, bind_patch
-from model_patch.data import open_data
+import model_patch as mp
 from model_patch.errors import require_each_once
-from model_patch.experiments.report.comparison import save_figure
-from model_patch.experiments.report.grid import prediction_grid
+from model_patch.experiments.report.output import prediction_grid, save_figure
 from model_patch.experiments.report.table import print_table
 from model_patch.experiments.transfer import patch_path, transfer
 from model_patch.export import clean_saved_model
 from model_patch.export.saved_model import export_saved_model
 from model_patch.export.verify import run_in_clean_process
 from model_patch.files import write_bytes
-from model_patch.patch import Patch
 from model_patch.progress import progress
-from model_patch.trunks import open_trunk
 
 TOLERANCE = 1e-5
 """Largest difference of probabilities allowed between a SavedModel and the model in memory."""
@@ -50,11 +46,11 @@ def demo(config: ConfigDict, workdir: str | Path):
         write_bytes(chosen[name], patch_path(folder, config.train, transfer_config.seeds[0]).read_bytes())
 
     print("\nLoading each SavedModel in a process of its own, with TensorFlow alone", flush=True)
-    trunk = open_trunk(config.transfer.trunk, config.transfer.image_size or None)
+    trunk = mp.open_trunk(config.transfer.trunk, config.transfer.image_size or None)
     shutil.rmtree(workdir / "saved_models", ignore_errors=True)
     table, grid = [], []
     for name, path in progress(chosen.items(), "exporting and checking", unit="task"):
-        bound = bind_patch(trunk, Patch.load(path))
+        bound = mp.bind_patch(trunk, mp.Patch.load(path))
         images, true = _test_images(name, config.num_images)
         saved_model = workdir / "saved_models" / name
         export_saved_model(bound, saved_model)
@@ -73,11 +69,11 @@ def demo(config: ConfigDict, workdir: str | Path):
 
 
 def _test_images(data: str, number: int) -> tuple[list[np.ndarray], list[int]]:
-    pairs = list(open_data(data).test.dataset(number).as_numpy_iterator())
+    pairs = list(mp.open_data(data).test.dataset(number).as_numpy_iterator())
     return [image for image, _ in pairs], [int(label) for _, label in pairs]
 
 
-def _checked(bound: BoundTask, saved_model: Path, images: np.ndarray) -> tuple[list[str], float]:
+def _checked(bound: mp.BoundTask, saved_model: Path, images: np.ndarray) -> tuple[list[str], float]:
     """Returns what a SavedModel answers, and how far its probabilities are from those of the model in memory."""
     answers = run_in_clean_process(clean_saved_model.__file__, saved_model, images.astype("float32"))
     logits = bound.model(bound.task.preprocessing(images), training=False)

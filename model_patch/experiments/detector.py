@@ -7,25 +7,22 @@ import keras
 import numpy as np
 from ml_collections import ConfigDict
 
-from model_patch.bind import BoundTask, bind
-from model_patch.detection.data import DetectionData, open_detection_data
+import model_patch as mp
+from model_patch.bind import check_bind
 from model_patch.detection.data.pipeline import augmenter
 from model_patch.detection.evaluation import METRICS, detect, evaluate_detector
 from model_patch.detection.pictures import draw, save_png, sheet
-from model_patch.detection.task import DetectionTask, feature_layers
-from model_patch.errors import ModelPatchError, require_seeds
+from model_patch.detection.task import feature_layers
+from model_patch.errors import require_seeds
 from model_patch.experiments.report.machine import machine
-from model_patch.experiments.report.table import markdown, print_table
+from model_patch.experiments.report.output import named, write_report
+from model_patch.experiments.report.sample import Sample
+from model_patch.experiments.report.table import table
 from model_patch.experiments.transfer import make_recipe
 from model_patch.experiments.workdir import Workdir, versions
-from model_patch.files import read_json, write_bytes
-from model_patch.kinds import TrainSpec
-from model_patch.patch import Patch
-from model_patch.training.fit import fit
-from model_patch.training.recipe import Recipe
-from model_patch.trunk import Trunk
-from model_patch.trunks import open_trunk
-from model_patch.trunks.saving import save_trunk, saved_spec
+from model_patch.files import read_json
+from model_patch.patch import check_dtype
+from model_patch.trunks.saving import saved_spec
 
 _logger = logging.getLogger(__name__)
 
@@ -42,60 +39,82 @@ def detector_path(workdir: str | Path, seed: int) -> Path:
 
 
 def trunk_stem(workdir: str | Path, seed: int) -> Path:
-    """Returns where `train_detector` writes the trunk of one seed, without the ending."""
+    """Returns where `train_detector` writes the trunk of one seed, without its extension."""
     return Path(workdir) / "trunks" / f"seed{seed}"
 
 
 def train_detector(config: ConfigDict, workdir: str | Path) -> dict:
     """Trains a detector with each of `config.seeds` and measures it.
 
-    With `train=full` the trunk learns, too: it is written as a trunk of its own, which any other task can be bound to, and
-    the detector is a patch of its head on it. Otherwise the detector is a patch on `config.trunk`. Writes, after each seed,
-    `results.json`, the patch, the trunk, and a picture of test images with what is found in them; at the end a table. A seed
-    that is there already is not trained again.
+    With `train=full` the trunk is trained, too, and written as a trunk of its own, which any other task can be bound to; the
+    detector is a patch of its head on it. Otherwise the detector is a patch on `config.trunk`. Writes, after each seed,
+    `results.json`, the patch, the trunk, and a picture of detections in test images; at the end a table. Seeds that are
+    finished are not trained again.
 
     Args:
         config: see `configs/detect_scenes.py`.
         workdir: folder for all files.
 
     Returns:
-        What `results.json` holds: `data`, `train`, `image_size`, `num_default_boxes`, `versions`, `machine` and a list of `rows` with
+        The contents of `results.json`: `data`, `train`, `image_size`, `num_default_boxes`, `versions`, `machine` and a list of `rows` with
         `seed`, `trunk` (the spec that opens the trunk of the patch), `trained_parameters`, `head_parameters`,
         `trained_fraction` (0..1), the metrics of `evaluation.METRICS` (0..1), `final_loss` and `train_seconds`.
 
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
-    # Everything that can be wrong is looked at before the first file is written.
+    # Every mistake is found before the first file is written.
     require_seeds(config.seeds)
-    train_spec = TrainSpec.parse(config.train, config.norm_statistics)
-    data = open_detection_data(config.data)
+    check_dtype(config.patch_dtype)
+    train_spec = mp.TrainSpec.parse(config.train, config.norm_statistics)
+    data = mp.open_detection_data(config.data)
     recipe = make_recipe(config, data.augmentation)
     augmenter(recipe.augmentation)
-    task = make_task(config, open_trunk(config.trunk, config.image_size), data)
+    trunk = mp.open_trunk(config.trunk, config.image_size)
+    task = make_task(config, trunk, data)
+    check_bind(trunk, task, train_spec)
     saved_spec(config.trunk, trunk_stem(workdir, config.seeds[0]))
     folder = Workdir(workdir, config.to_dict())
     for note in data.notes:
         _logger.warning(note)
 
-    results = folder.results() or {
+    def train_row(seed: int) -> list[dict]:
+        name, stem = f"seed{seed}", trunk_stem(workdir, seed)
+        bound = mp.bind(
+            mp.open_trunk(config.trunk, config.image_size), task, train_spec, seed=seed, momentum=config.momentum
+        )
+        counts, log_dir = bound.counts(), folder.path / "tensorboard" / name
+        fitted = mp.fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=folder.checkpoint(name))
+        detector = _on_own_trunk(bound, stem) if "full" in train_spec.kinds else bound
+        most = recipe.max_test_images or None
+        metrics = evaluate_detector(detector, data.test, batch_size=recipe.batch_size, max_images=most)
+        detector.patch(metrics).save(detector_path(workdir, seed), config.patch_dtype)
+        save_png(example_picture(detector, data), folder.path / f"detections-{name}.png")
+        _logger.info(
+            "seed %d: mAP@50 %.4f, mAP %.4f in %.0f s", seed, metrics["mAP@50"], metrics["mAP"], fitted.seconds
+        )
+        return [
+            {
+                "trunk": detector.trunk.name,
+                "trained_parameters": counts.trained,
+                "head_parameters": counts.head,
+                "trained_fraction": counts.trained_fraction,
+                **metrics,
+                "final_loss": fitted.history["loss"][-1],
+                "train_seconds": fitted.seconds,
+            }
+        ]
+
+    facts = {
         "data": config.data,
         "train": str(train_spec),
         "image_size": task.preprocessing.image_size,
         "num_default_boxes": len(task.default_boxes.corners()),
         "versions": versions(),
         "machine": machine(),
-        "rows": [],
     }
-    done = {row["seed"] for row in results["rows"]}
-    for seed in config.seeds:
-        if seed in done:
-            continue
-        row = _train_row(config, task, train_spec, data, recipe, seed, folder)
-        _logger.info("seed %d: mAP@50 %.4f, mAP %.4f in %.0f s", seed, row["mAP@50"], row["mAP"], row["train_seconds"])
-        results["rows"].append(row)
-        folder.write_results(results)
-    _write_report(results, folder.path)
+    results = folder.run_rows(facts, [{"seed": seed} for seed in config.seeds], train_row)
+    write_detector_report(results, folder.path)
     return results
 
 
@@ -112,21 +131,23 @@ def trunk_of(detector: str, seed: int | None = None) -> str:
     folder = Path(detector).expanduser()
     if not folder.is_dir():
         if ":" not in detector and detector != "bundled":
-            raise ModelPatchError(f"the folder {detector} does not exist: expected what scripts/detect.py train wrote")
+            raise mp.ModelPatchError(
+                f"the folder {detector} does not exist: expected what scripts/detect.py train wrote"
+            )
         return detector
     results = folder / Workdir.RESULTS
     rows = read_json(results).get("rows", []) if results.is_file() else []
     seeds = [row.get("seed") for row in rows]
     if not seeds or (seed is not None and seed not in seeds):
         wanted = f"of seed {seed}, only {', '.join(map(str, seeds))}" if seeds else "yet"
-        raise ModelPatchError(f"{folder} holds no detector {wanted}: train it with scripts/detect.py")
-    patch = Patch.load(detector_path(folder, seeds[0] if seed is None else seed))
+        raise mp.ModelPatchError(f"{folder} holds no detector {wanted}: train it with scripts/detect.py")
+    patch = mp.Patch.load(detector_path(folder, seeds[0] if seed is None else seed))
     return patch.trunk
 
 
-def make_task(config: ConfigDict, trunk: Trunk, data: DetectionData) -> DetectionTask:
+def make_task(config: ConfigDict, trunk: mp.Trunk, data: mp.DetectionData) -> mp.DetectionTask:
     """Returns the detection task of a configuration on a trunk."""
-    return DetectionTask.on(
+    return mp.DetectionTask.on(
         trunk,
         config.task_name or data.name,
         data.labels,
@@ -141,53 +162,18 @@ def make_task(config: ConfigDict, trunk: Trunk, data: DetectionData) -> Detectio
     )
 
 
-def _train_row(
-    config: ConfigDict,
-    task: DetectionTask,
-    train_spec: TrainSpec,
-    data: DetectionData,
-    recipe: Recipe,
-    seed: int,
-    folder: Workdir,
-) -> dict:
-    """Trains one seed; returns its object for `results.json`."""
-    keras.utils.set_random_seed(seed)
-    trunk = open_trunk(config.trunk, config.image_size)
-    bound = bind(trunk, task, train_spec, seed=seed, momentum=config.momentum)
-    counts, workdir = bound.counts(), folder.path
-    name = f"seed{seed}"
-    log_dir, checkpoint = workdir / "tensorboard" / name, folder.checkpoint(name)
-    fitted = fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=checkpoint)
-    detector = _on_own_trunk(bound, trunk_stem(workdir, seed)) if "full" in train_spec.kinds else bound
-    metrics = evaluate_detector(
-        detector, data.test, batch_size=recipe.batch_size, max_images=recipe.max_test_images or None
-    )
-    detector.patch(metrics).save(detector_path(workdir, seed), config.patch_dtype)
-    save_png(example_picture(detector, data), workdir / f"detections-seed{seed}.png")
-    return {
-        "seed": seed,
-        "trunk": detector.trunk.name,
-        "trained_parameters": counts.trained,
-        "head_parameters": counts.head,
-        "trained_fraction": counts.trained_fraction,
-        **metrics,
-        "final_loss": fitted.history["loss"][-1],
-        "train_seconds": fitted.seconds,
-    }
-
-
-def _on_own_trunk(bound: BoundTask, stem: Path) -> BoundTask:
-    """Writes a trunk of all that the task learnt in it; returns the task as a head on that trunk."""
+def _on_own_trunk(bound: mp.BoundTask, stem: Path) -> mp.BoundTask:
+    """Writes the trunk as the task has trained it; returns the task as a head on that trunk."""
     for key, variable in bound.trunk.variables().items():
         if key in bound.patch_variables:
             variable.assign(keras.ops.copy(bound.patch_variables[key]))
-    spec = save_trunk(bound.trunk, stem)
-    trunk = Trunk(bound.trunk.model, spec, bound.trunk.preprocessing)
-    return bind(trunk, bound.task, "last", head_of=bound)
+    spec = mp.save_trunk(bound.trunk, stem)
+    trunk = mp.Trunk(bound.trunk.model, spec, bound.trunk.preprocessing)
+    return mp.bind(trunk, bound.task, "last", head_of=bound)
 
 
-def example_picture(bound: BoundTask, data: DetectionData, number: int = PICTURES):
-    """Returns a picture of the first test images with their true boxes and what is found in them."""
+def example_picture(bound: mp.BoundTask, data: mp.DetectionData, number: int = PICTURES):
+    """Returns a picture of the first test images with their true boxes and the detections."""
     examples = [[np.asarray(part) for part in example] for example in data.test.dataset(number)]
     resized = [bound.task.preprocessing.resize(image)[None] for image, *_ in examples]
     side = bound.task.preprocessing.image_size
@@ -198,25 +184,19 @@ def example_picture(bound: BoundTask, data: DetectionData, number: int = PICTURE
     return sheet(pictures)
 
 
-HEADER = ("seed", "trained values", "of all", *METRICS, "last loss", "seconds")
+COLUMNS = {
+    "seed": "{seed}",
+    "trained parameters": "{trained_parameters:,}",
+    "share": "{trained_fraction:.1%}",
+    **{metric: f"{{{metric}:.4f}}" for metric in METRICS},
+    "last loss": "{final_loss:.3f}",
+    "seconds": "{train_seconds:.0f}",
+}
 
 
-def _write_report(results: dict, folder: Path):
+def write_detector_report(results: dict, folder: Path):
     """Prints the table of a run and writes it to `results.md`."""
-    rows = [
-        [
-            str(row["seed"]),
-            f"{row['trained_parameters']:,}",
-            f"{100 * row['trained_fraction']:.1f} %",
-            *(f"{row[metric]:.4f}" for metric in METRICS),
-            f"{row['final_loss']:.3f}",
-            f"{row['train_seconds']:.0f}",
-        ]
-        for row in results["rows"]
-    ]
-    means = [f"{np.mean([row[metric] for row in results['rows']]):.4f}" for metric in METRICS]
-    rows.append(["mean", "", "", *means, "", ""])
+    rows = results["rows"]
+    means = {metric: Sample.of(rows, metric).mean for metric in METRICS}
     title = f"{results['data']} at {results['image_size']} px, {results['train']}"
-    print_table(title, HEADER, rows)
-    named = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    write_bytes(folder / "results.md", f"# {title}\n\n{markdown(HEADER, rows)}\n{named}.\n".encode())
+    write_report(folder, title, [table([*rows, {"seed": "mean", **means}], COLUMNS), f"{named(results['versions'])}."])

@@ -1,7 +1,7 @@
-"""What biases alone can do: a net of two layers whose random weights stay fixed learns functions of one number.
+"""What biases alone can do: a two-layer net with fixed random weights fits functions of one variable.
 
-The paper's toy for why a patch, which moves no weight either, can carry a task: f(x) = sum_j v_j relu(w_j x + b_j) + c with
-w and v random and fixed; b and c are learnt. The more hidden units, the more kinks there are to place.
+The paper's toy for why a patch, which leaves the weights unchanged, can carry a task: f(x) = sum_j v_j relu(w_j x + b_j) + c with
+w and v random and fixed; b and c are trained. More hidden units give more kinks to place.
 """
 
 import itertools
@@ -11,14 +11,12 @@ from pathlib import Path
 import keras
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from model_patch.errors import ModelPatchError, require_each_once, require_seeds, unknown
-from model_patch.experiments.report.comparison import save_figure
-from model_patch.experiments.report.sample import Sample
-from model_patch.experiments.report.table import markdown, print_table
+from model_patch.errors import require_each_once, require_known, require_seeds
+from model_patch.experiments.report.output import named, new_axes, write_report
+from model_patch.experiments.report.sample import Sample, grouped
+from model_patch.experiments.report.table import Table, print_table, table
 from model_patch.experiments.workdir import Workdir, versions
-from model_patch.files import write_bytes
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +28,8 @@ FUNCTIONS = {
 }
 """Functions of numbers in -1..1 to numbers in -1..1, by name."""
 
-FIGURE = "expressivity.png"
+FIGURE = "expressivity"
+"""Name of the plot, without its ending."""
 
 
 def net(width: int, seed: int = 0) -> keras.Model:
@@ -65,8 +64,7 @@ def fit_function(name: str, width: int, config: ConfigDict, seed: int = 0) -> tu
     Raises:
         ModelPatchError: the function is unknown.
     """
-    if name not in FUNCTIONS:
-        raise unknown("function", name, FUNCTIONS)
+    require_known("function", [name], FUNCTIONS)
     x = points(config)
     y = FUNCTIONS[name](x)
     model = net(width, seed)
@@ -86,16 +84,16 @@ def points(config: ConfigDict) -> np.ndarray:
 
 
 def expressivity(config: ConfigDict, workdir: str | Path) -> dict:
-    """Learns each function with nets of each width, and writes `results.json`, a table and `expressivity.png`.
+    """Fits each function with nets of each width, and writes `results.json`, a table and `expressivity.png`.
 
-    A row that is there already is not trained again.
+    Rows that are finished are not trained again.
 
     Args:
         config: see `configs/expressivity.py`.
         workdir: folder for all files.
 
     Returns:
-        What `results.json` holds: `versions`, and a list of `rows` with `function`, `width`, `seed`, `trained_parameters`,
+        The contents of `results.json`: `versions`, and a list of `rows` with `function`, `width`, `seed`, `trained_parameters`,
         `error` (root mean square; the functions lie in -1..1) and `learnt` (the values at the points).
 
     Raises:
@@ -104,96 +102,77 @@ def expressivity(config: ConfigDict, workdir: str | Path) -> dict:
     require_seeds(config.seeds)
     for name in ("functions", "widths"):
         require_each_once(name, config[name])
-    for name in config.functions:
-        if name not in FUNCTIONS:
-            raise unknown("function", name, FUNCTIONS)
+    require_known("function", config.functions, FUNCTIONS)
     folder = Workdir(workdir, config.to_dict())
-    results = folder.results() or {"versions": versions(), "rows": []}
-    done = {(row["function"], row["width"], row["seed"]) for row in results["rows"]}
-    every = list(itertools.product(config.functions, config.widths, config.seeds))
-    for name, width, seed in tqdm(every, "learning functions", unit="net", leave=False):
-        if (name, width, seed) in done:
-            continue
-        error, learnt = fit_function(name, width, config, seed)
-        results["rows"].append(
-            {
-                "function": name,
-                "width": width,
-                "seed": seed,
-                "trained_parameters": width + 1,
-                "error": error,
-                "learnt": [round(float(value), 4) for value in learnt],
-            }
-        )
-        _logger.info("%s, %d units, seed %d: error %.4f", name, width, seed, error)
-        folder.write_results(results)
+
+    def train_row(function: str, width: int, seed: int) -> list[dict]:
+        error, fitted = fit_function(function, width, config, seed)
+        _logger.info("%s, %d units, seed %d: error %.4f", function, width, seed, error)
+        learnt = [round(float(value), 4) for value in fitted]
+        return [{"trained_parameters": width + 1, "error": error, "learnt": learnt}]
+
+    every = itertools.product(config.functions, config.widths, config.seeds)
+    keys = [dict(zip(("function", "width", "seed"), each, strict=True)) for each in every]
+    results = folder.run_rows({"versions": versions()}, keys, train_row)
     _write_report(results, config, folder.path)
     return results
 
 
 def dry_run(config: ConfigDict) -> list[dict]:
-    """Counts what `expressivity` would train, and takes one step with each width; writes nothing.
+    """Counts what `expressivity` would train, and trains one step with each width; writes nothing.
 
     Args:
         config: see `configs/expressivity.py`.
 
     Returns:
-        For each width `width`, the `fixed` and the `learnt` values and the `error` after the step; printed as a table, too.
+        For each width `width`, the numbers of `fixed` and `learnt` parameters and the `error` after the step; also printed
+        as a table.
 
     Raises:
-        ModelPatchError: a function is unknown, or the net has other values than two layers of this width have.
+        ModelPatchError: a function is unknown.
     """
     rows = []
     for width in config.widths:
         model = net(width)
         learnt = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-        fixed = model.count_params() - learnt
-        if (fixed, learnt) != (2 * width, width + 1):
-            raise ModelPatchError(
-                f"the net of {width} units has {fixed} fixed and {learnt} learnt values where {2 * width} and {width + 1} are known"
-            )
         error, _ = fit_function(config.functions[0], width, ConfigDict(config.to_dict() | {"steps": 1}))
-        rows.append({"width": width, "fixed": fixed, "learnt": learnt, "error": error})
-    header = ("units", "fixed", "learnt", "error after one step")
-    cells = [[f"{row['width']:,}", f"{row['fixed']:,}", f"{row['learnt']:,}", f"{row['error']:.3f}"] for row in rows]
-    print_table(f"dry run: {len(config.functions)} functions, {len(config.seeds)} seeds", header, cells)
+        rows.append({"width": width, "fixed": model.count_params() - learnt, "learnt": learnt, "error": error})
+    columns = {
+        "units": "{width:,}",
+        "fixed": "{fixed:,}",
+        "learnt": "{learnt:,}",
+        "error after one step": "{error:.3f}",
+    }
+    print_table(f"dry run: {len(config.functions)} functions, {len(config.seeds)} seeds", *table(rows, columns))
     return rows
 
 
-def errors_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows of the errors: a row per function, a column per width, mean over seeds and spread."""
-    names, widths = (list(dict.fromkeys(row[field] for row in rows)) for field in ("function", "width"))
+def errors_table(rows: list[dict]) -> Table:
+    """Returns a table of errors: a row per function, a column per width, mean over seeds and spread."""
+    widths = dict.fromkeys(row["width"] for row in rows)
     cells = []
-    for name in names:
-        errors = [
-            Sample(tuple(r["error"] for r in rows if (r["function"], r["width"]) == (name, width))) for width in widths
-        ]
-        cells.append([name, *map(str, errors)])
+    for name, group in grouped(rows, "function").items():
+        by_width = grouped(group, "width")
+        cells.append([name, *(str(Sample.of(by_width[width], "error")) for width in widths)])
     return ["function", *(f"{width} units" for width in widths)], cells
 
 
 def plot(rows: list[dict], config: ConfigDict):
-    """Returns a matplotlib figure: each function, and what nets of each width make of it, first seed."""
-    from matplotlib.figure import Figure
-
-    x, names = points(config)[:, 0], list(dict.fromkeys(row["function"] for row in rows))
-    figure = Figure(figsize=(3.2 * len(names), 3.2), dpi=120, layout="constrained")
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names), sharey=True)), names, strict=True):
+    """Returns a matplotlib figure: each function, and its fits by nets of each width, first seed."""
+    x, by_function = points(config)[:, 0], grouped(rows, "function")
+    figure, _ = new_axes(3.2 * len(by_function), 3.2, 1, len(by_function), sharey=True)
+    for axes, (name, group) in zip(figure.axes, by_function.items(), strict=True):
         axes.plot(x, FUNCTIONS[name](x), color="black", linewidth=2.5, alpha=0.4, label="function")
-        for row in rows:
-            if row["function"] == name and row["seed"] == config.seeds[0]:
+        for row in group:
+            if row["seed"] == config.seeds[0]:
                 axes.plot(x, row["learnt"], linewidth=1, label=f"{row['trained_parameters']} biases")
         axes.set(title=name, xlabel="x")
-        axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return figure
 
 
 def _write_report(results: dict, config: ConfigDict, folder: Path):
-    header, rows = errors_table(results["rows"])
-    title = "A fixed random net of two layers, its biases learnt: root mean square error"
-    print_table(title, header, rows)
-    named = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    explained = "The functions lie in -1..1. Mean over seeds; in brackets worst less best seed."
-    write_bytes(folder / "results.md", f"# {title}\n\n{markdown(header, rows)}\n{explained} {named}.\n".encode())
-    save_figure(plot(results["rows"], config), folder / FIGURE)
+    title = "A fixed random net of two layers with trained biases: root mean square error"
+    notes = "The functions are in -1..1. Mean over seeds; in brackets worst minus best seed."
+    parts: list[str | Table] = [errors_table(results["rows"]), f"{notes} {named(results['versions'])}."]
+    write_report(folder, title, parts, **{FIGURE: plot(results["rows"], config)})

@@ -9,24 +9,17 @@ import keras
 import numpy as np
 from ml_collections import ConfigDict
 
-from model_patch.bind import BoundTask, bind_patch
-from model_patch.data import ImageData, open_data
+import model_patch as mp
 from model_patch.data.sampling import Sampler
-from model_patch.errors import ModelPatchError, require_each_once, require_number, require_seeds, unknown
+from model_patch.errors import require_each_once, require_known, require_number, require_seeds
 from model_patch.experiments.choices import HEADS
 from model_patch.experiments.report.joint import write_joint_report
 from model_patch.experiments.transfer import PATCHES, make_recipe
 from model_patch.experiments.workdir import Workdir, versions
-from model_patch.join import SHARE, JoinedTasks, join
-from model_patch.kinds import TrainSpec
-from model_patch.patch import Patch
-from model_patch.tasks import Task
-from model_patch.training.fit import evaluate
+from model_patch.join import check_join
+from model_patch.patch import check_dtype
 from model_patch.training.joint import fit_joined, held_out_parts
-from model_patch.training.recipe import Recipe
-from model_patch.trunk import Trunk
-from model_patch.trunks import open_trunk
-from model_patch.trunks.saving import save_trunk, saved_spec
+from model_patch.trunks.saving import saved_spec
 
 _logger = logging.getLogger(__name__)
 
@@ -54,31 +47,29 @@ class Run:
     """
 
     config: ConfigDict
-    recipe: Recipe
+    recipe: mp.Recipe
     sampler: Sampler
-    tasks: tuple[Task, ...]
-    data: dict[str, ImageData]
+    tasks: tuple[mp.Task, ...]
+    data: dict[str, mp.ImageData]
     weights: dict[str, float]
     share_head: bool
-    head: BoundTask | None
+    head: mp.BoundTask | None
 
-    def join(self, share: str, seed: int, tasks: tuple[Task, ...]) -> JoinedTasks:
-        """Joins tasks on a trunk that is opened anew, so that no row begins with what another learnt."""
-        config = self.config
-        trunks = _open_trunks(config.trunk, [task.preprocessing.image_size for task in tasks])
-        train = "full" if share == "nothing" else config.train
-        if config.norm_statistics != "auto":
-            train = TrainSpec.parse(train, config.norm_statistics)
-        return join(
-            trunks,
-            tasks,
-            train,
-            share=share,
-            share_head=self.share_head,
-            head_of=self.head,
-            train_trunk=config.train_trunk,
-            seed=seed,
-        )
+    def join(self, share: str, seed: int, tasks: tuple[mp.Task, ...]) -> mp.JoinedTasks:
+        """Joins tasks on a trunk that is opened again, so that no row starts from what another has trained."""
+        trunks = _open_trunks(self.config.trunk, [task.preprocessing.image_size for task in tasks])
+        return mp.join(trunks, tasks, seed=seed, **self.options(share))
+
+    def options(self, share: str) -> dict:
+        """Returns the options of `join` for one way of sharing."""
+        config, train = self.config, "full" if share == "nothing" else self.config.train
+        return {
+            "train": train if config.norm_statistics == "auto" else mp.TrainSpec.parse(train, config.norm_statistics),
+            "share": share,
+            "share_head": self.share_head,
+            "head_of": self.head,
+            "train_trunk": config.train_trunk,
+        }
 
     def sizes(self) -> np.ndarray:
         """Returns how many images of each task come in each step, `(steps, tasks)`: one plan for all rows."""
@@ -95,16 +86,16 @@ class Run:
 def multitask(config: ConfigDict, workdir: str | Path) -> dict:
     """Trains every row of a comparison: each of `config.share` with each of `config.seeds`, all tasks at once.
 
-    A row with `share=nothing` is as many nets, each trained alone on the same number of images. Writes, after each row,
-    `results.json`, a patch file per task and, where the trunk is learnt, the trunk; at the end a table and a plot. A row
-    that is there already is not trained again.
+    A row with `share=nothing` is one net per task, each trained alone on the same number of images. Writes, after each row,
+    `results.json`, a patch file per task and, if the trunk is trained, the trunk; at the end a table and a plot. Rows that
+    are finished are not trained again.
 
     Args:
         config: see `configs/multitask.py` and `configs/resolutions.py`.
         workdir: folder for all files.
 
     Returns:
-        What `results.json` holds: `trunk`, `data`, `train`, `resolutions`, `versions` and a list of `rows`, one per
+        The contents of `results.json`: `trunk`, `data`, `train`, `resolutions`, `versions` and a list of `rows`, one per
         `share`, `seed` and `task`, with `image_size`, `test_accuracy` (0..1), `patch_bytes`, `trunk` (the spec that
         opens the trunk that the patch belongs to), and for all tasks of the row together `total_parameters`,
         `trained_parameters` and `train_seconds`.
@@ -112,37 +103,18 @@ def multitask(config: ConfigDict, workdir: str | Path) -> dict:
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
-    # Everything that can be wrong is looked at before the first file is written.
+    # Every mistake is found before the first file is written.
     run = open_run(config)
     for share in config.share:
         saved_spec(config.trunk, trunk_stem(workdir, share, config.seeds[0]))
-        joined = run.join(share, config.seeds[0], run.tasks)
-        for bound in joined.tasks.values():
-            bound.patch().to_bytes(config.patch_dtype)
     folder = Workdir(workdir, config.to_dict())
     for note in dict.fromkeys(note for data in run.data.values() for note in data.notes):
         _logger.warning(note)
 
-    results = folder.results() or {
-        "trunk": config.trunk,
-        "data": list(config.data),
-        "train": config.train,
-        "resolutions": list(config.resolutions),
-        "versions": versions(),
-        "rows": [],
-    }
-    done = {(row["share"], row["seed"]) for row in results["rows"]}
-    for seed in config.seeds:
-        for share in config.share:
-            if (share, seed) in done:
-                continue
-            rows = _train_row(run, share, seed, folder)
-            mean = np.mean([row["test_accuracy"] for row in rows])
-            _logger.info(
-                "share=%s, seed %d: mean test accuracy %.4f in %.1f s", share, seed, mean, rows[0]["train_seconds"]
-            )
-            results["rows"] += rows
-            folder.write_results(results)
+    facts = {"trunk": config.trunk, "data": list(config.data), "train": config.train}
+    facts |= {"resolutions": list(config.resolutions), "versions": versions()}
+    keys = [{"share": share, "seed": seed} for seed in config.seeds for share in config.share]
+    results = folder.run_rows(facts, keys, lambda share, seed: _train_row(run, share, seed, folder))
     write_joint_report(results, folder.path)
     return results
 
@@ -171,18 +143,20 @@ def _train_row(run: Run, share: str, seed: int, folder: Workdir) -> list[dict]:
             checkpoint=folder.checkpoint(name),
         ).seconds
         joined.freeze()
-        trunk = save_trunk(joined.trunk, trunk_stem(workdir, share, seed)) if joined.train_trunk else run.config.trunk
+        trunk = (
+            mp.save_trunk(joined.trunk, trunk_stem(workdir, share, seed)) if joined.train_trunk else run.config.trunk
+        )
         rows += [_test(run, share, seed, bound, trunk, workdir) for bound in joined.tasks.values()]
+    mean = np.mean([row["test_accuracy"] for row in rows])
+    _logger.info("share=%s, seed %d: mean test accuracy %.4f in %.1f s", share, seed, mean, seconds)
     return [row | {"total_parameters": total, "trained_parameters": trained, "train_seconds": seconds} for row in rows]
 
 
-def _test(run: Run, share: str, seed: int, bound: BoundTask, trunk: str, workdir: Path) -> dict:
-    metrics = evaluate(bound, run.data[bound.task.name], run.recipe)
+def _test(run: Run, share: str, seed: int, bound: mp.BoundTask, trunk: str, workdir: Path) -> dict:
+    metrics = mp.evaluate(bound, run.data[bound.task.name], run.recipe)
     path = patch_path(workdir, share, bound.task.name, seed)
     dataclasses.replace(bound.patch(metrics), trunk=trunk).save(path, run.config.patch_dtype)
     return {
-        "share": share,
-        "seed": seed,
         "task": bound.task.name,
         "image_size": bound.task.preprocessing.image_size,
         "test_accuracy": metrics["accuracy"],
@@ -192,23 +166,20 @@ def _test(run: Run, share: str, seed: int, bound: BoundTask, trunk: str, workdir
 
 
 def open_run(config: ConfigDict) -> Run:
-    """Opens what a configuration names, and checks it; errors as `multitask`."""
+    """Opens what a configuration names, and checks all of it; errors as `multitask`."""
     if not config.data:
-        raise ModelPatchError("data is empty, so there is nothing to run: give at least one")
+        raise mp.ModelPatchError("data is empty, so there is nothing to run: give at least one")
     require_seeds(config.seeds)
     require_each_once("share", config.share)
-    for share in config.share:
-        if share not in SHARE:
-            raise unknown("share", share, SHARE)
-    if config.head not in HEADS:
-        raise unknown("head", config.head, HEADS)
+    check_dtype(config.patch_dtype)
+    require_known("head", [config.head], HEADS)
     require_number("validation_fraction", config.validation_fraction, 0, 1)
     sampler = Sampler(config.sampler, config.sampler_power)
     names, data, image_sizes = _sources(config)
     trunks = {trunk.preprocessing.image_size: trunk for trunk in _open_trunks(config.trunk, image_sizes)}
     own_size = next(iter(trunks))
     tasks = tuple(
-        Task(name, each.labels, trunks[size or own_size].preprocessing)
+        mp.Task(name, each.labels, trunks[size or own_size].preprocessing)
         for name, each, size in zip(names, data, image_sizes, strict=True)
     )
     share_head = config.head == "shared" or (config.head == "auto" and bool(config.resolutions))
@@ -217,58 +188,59 @@ def open_run(config: ConfigDict) -> Run:
         held_out_parts(name, each, make_recipe(config, each.augmentation), config.validation_fraction)
     weights = _weights(config, names)
     head = _head(config) if config.head_from else None
-    return Run(config, recipe, sampler, tasks, dict(zip(names, data, strict=True)), weights, share_head, head)
+    run = Run(config, recipe, sampler, tasks, dict(zip(names, data, strict=True)), weights, share_head, head)
+    for share in config.share:
+        check_join(list(trunks.values()), tasks, **run.options(share))
+    return run
 
 
-def _sources(config: ConfigDict) -> tuple[list[str], list[ImageData], list[int]]:
+def _sources(config: ConfigDict) -> tuple[list[str], list[mp.ImageData], list[int]]:
     """Returns the tasks' names, images and image sizes; 0 is the trunk's own size."""
-    if config.resolutions:
-        require_each_once("resolutions", config.resolutions)
-    data = [open_data(text, skip_bad_images=config.skip_bad_images) for text in config.data]
+    data = [mp.open_data(text, skip_bad_images=config.skip_bad_images) for text in config.data]
     if config.resolutions:
         if len(data) > 1:
-            raise ModelPatchError(
+            raise mp.ModelPatchError(
                 f"resolutions with {len(data)} data sets: give one, which is learnt at every resolution"
             )
         if config.image_sizes or config.task_names:
-            raise ModelPatchError(
+            raise mp.ModelPatchError(
                 "resolutions name the tasks and their image sizes: leave task_names and image_sizes out"
             )
         sizes = list(config.resolutions)
         return [f"{data[0].name}-{size}px" for size in sizes], data * len(sizes), sizes
     for field in ("task_names", "image_sizes"):
         if config[field] and len(config[field]) != len(data):
-            raise ModelPatchError(
+            raise mp.ModelPatchError(
                 f"{field} has {len(config[field])} values for {len(data)} data sets: give one for each"
             )
     names = list(config.task_names) or [each.name for each in data]
     for name in names:
         if names.count(name) > 1:
-            raise ModelPatchError(f"two tasks are named {name!r}: give them other names with --task_names")
+            raise mp.ModelPatchError(f"two tasks are named {name!r}: give them other names with --task_names")
     return names, data, list(config.image_sizes) or [0] * len(data)
 
 
-def _open_trunks(spec: str, sizes: list[int]) -> list[Trunk]:
+def _open_trunks(spec: str, sizes: list[int]) -> list[mp.Trunk]:
     """Opens a trunk once for each different image size; 0 is its own."""
-    return [open_trunk(spec, size or None) for size in dict.fromkeys(sizes)]
+    return [mp.open_trunk(spec, size or None) for size in dict.fromkeys(sizes)]
 
 
 def _weights(config: ConfigDict, names: list[str]) -> dict[str, float]:
     weights = list(config.task_weights) or [1.0] * len(names)
     if len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights):
         given = ", ".join(map(str, weights))
-        raise ModelPatchError(
+        raise mp.ModelPatchError(
             f"task_weights {given} do not go with {len(names)} tasks: give a positive number for each"
         )
     return dict(zip(names, weights, strict=True))
 
 
-def _head(config: ConfigDict) -> BoundTask:
+def _head(config: ConfigDict) -> mp.BoundTask:
     """Opens the task whose head the others take as it is."""
-    if config.train_trunk or any(share != "trunk" for share in config.share) or TrainSpec.parse(config.train).last:
-        raise ModelPatchError(
+    if config.train_trunk or any(share != "trunk" for share in config.share) or mp.TrainSpec.parse(config.train).last:
+        raise mp.ModelPatchError(
             "head_from keeps trunk and head as they are: give it with --share=trunk, --notrain_trunk and a --train "
             "without last"
         )
-    patch = Patch.load(config.head_from)
-    return bind_patch(open_trunk(config.trunk, patch.task.preprocessing.image_size), patch)
+    patch = mp.Patch.load(config.head_from)
+    return mp.bind_patch(mp.open_trunk(config.trunk, patch.task.preprocessing.image_size), patch)

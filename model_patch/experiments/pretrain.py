@@ -6,14 +6,11 @@ from pathlib import Path
 import keras
 from ml_collections import ConfigDict
 
-from model_patch.bind import bind
-from model_patch.data import open_data
+import model_patch as mp
+from model_patch.experiments.report.output import named
 from model_patch.experiments.transfer import make_recipe
 from model_patch.experiments.workdir import Workdir, versions
 from model_patch.files import write_bytes
-from model_patch.tasks import Task
-from model_patch.training.fit import evaluate, fit
-from model_patch.trunks import open_trunk
 from model_patch.trunks.weights import save_weights
 
 _logger = logging.getLogger(__name__)
@@ -25,7 +22,7 @@ CARD = "card.md"
 def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
     """Trains a whole net on one data set and writes it as a trunk.
 
-    Writes to the workdir `trunk.safetensors`, which `keras:NAME?weights=PATH` opens, `card.md`, which says how it was
+    Writes to the workdir `trunk.safetensors`, which `keras:NAME?weights=PATH` opens, `card.md`, which documents how it was
     made, and `results.json`.
 
     Args:
@@ -33,25 +30,25 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         workdir: folder for all files.
 
     Returns:
-        What `results.json` holds: `trunk`, `data`, `image_size`, `versions`, `test_accuracy` (0..1), `train_seconds`.
+        The contents of `results.json`: `trunk`, `data`, `image_size`, `versions`, `test_accuracy` (0..1), `train_seconds`.
 
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
-    trunk = open_trunk(config.trunk, config.image_size)
-    data = open_data(config.data)
+    trunk = mp.open_trunk(config.trunk, config.image_size)
+    data = mp.open_data(config.data)
     recipe = make_recipe(config, data.augmentation)
-    task = Task(data.name, data.labels, trunk.preprocessing)
+    task = mp.Task(data.name, data.labels, trunk.preprocessing)
     folder = Workdir(workdir, config.to_dict())
     if folder.results():
         _logger.info("%s holds this run already: nothing to do", folder.path)
         return folder.results()
 
     keras.utils.set_random_seed(config.seed)
-    bound = bind(trunk, task, "full", seed=config.seed, momentum=config.momentum)
+    bound = mp.bind(trunk, task, "full", seed=config.seed, momentum=config.momentum)
     log_dir, checkpoint = folder.path / "tensorboard", folder.checkpoint("trunk")
-    seconds = fit(bound, data, recipe, seed=config.seed, log_dir=log_dir, checkpoint=checkpoint).seconds
-    accuracy = evaluate(bound, data, recipe)["accuracy"]
+    seconds = mp.fit(bound, data, recipe, seed=config.seed, log_dir=log_dir, checkpoint=checkpoint).seconds
+    accuracy = mp.evaluate(bound, data, recipe)["accuracy"]
     for key, variable in trunk.variables().items():
         variable.assign(keras.ops.copy(bound.patch_variables[key]))
     save_weights(trunk, folder.path / WEIGHTS)
@@ -69,7 +66,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
     return results
 
 
-def _card(config: ConfigDict, task: Task, results: dict) -> str:
+def _card(config: ConfigDict, task: mp.Task, results: dict) -> str:
     recipe = ", ".join(
         f"{name} {value}" for name, value in sorted(config.to_dict().items()) if name not in ("trunk", "data")
     )
@@ -79,7 +76,7 @@ def _card(config: ConfigDict, task: Task, results: dict) -> str:
 - Data: {task.name}, {len(task.labels)} classes: {", ".join(task.labels)}.
 - Recipe: {recipe}.
 - Test accuracy: {results["test_accuracy"]:.4f}, one run, last epoch; no checkpoint was chosen on the test images.
-- TrainSpec in {results["train_seconds"] / 60:.0f} minutes with {", ".join(f"{k} {v}" for k, v in results["versions"].items())}.
-- Make it again: `python scripts/pretrain.py --workdir=runs/pretrain`
+- Trained in {results["train_seconds"] / 60:.0f} minutes with {named(results["versions"])}.
+- To make it again: `python scripts/pretrain.py --workdir=runs/pretrain`
 - Licence of the weights: that of this project. Fashion-MNIST is under the MIT licence (Xiao, Rasul, Vollgraf 2017).
 """

@@ -7,53 +7,63 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from model_patch.errors import ModelPatchError, unknown
+import configs
+from model_patch.errors import ModelPatchError, require_known
 from model_patch.experiments.expressivity import FIGURE, errors_table
-from model_patch.experiments.report import comparison, joint, rates
 from model_patch.experiments.report.claims import Verdict, check_claims
+from model_patch.experiments.report.comparison import comparison_table, rates_table
+from model_patch.experiments.report.joint import joint_table, summarise
 from model_patch.experiments.report.machine import machine
-from model_patch.experiments.report.table import markdown, print_table
+from model_patch.experiments.report.output import named
+from model_patch.experiments.report.table import Table, markdown, print_table, table
 from model_patch.experiments.workdir import Workdir, claim
 from model_patch.files import read_json, write_bytes, write_json
 
 _logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(configs.__file__).resolve().parents[1]
 """Where `scripts/` and `configs/` are."""
 
 RESULTS_PAGE = "results.md"
 FASHION = "/usr/share/datasets/fashion-mnist"
 FINISHED = "finished.json"
-"""Beside the folder of an experiment: its command, and the seconds that it took in all."""
+"""In the folder of an experiment that is finished: its command, the seconds that it took in all, and the hardware."""
 
-TABLES = {
-    "transfer": lambda rows: (comparison.HEADER, comparison.table_rows(comparison.summarise(rows))),
-    "rates": rates.rates_table,
-    "multitask": lambda rows: joint.table(joint.summarise(rows)),
-    "expressivity": errors_table,
-}
-"""From the rows of a `results.json` to header and rows, by sort of experiment."""
 
-FIGURES = {
-    "transfer": "accuracy_vs_parameters.png",
-    "rates": "accuracy_vs_learning_rate.png",
-    "multitask": "accuracy_by_task.png",
-    "expressivity": FIGURE,
-}
-"""The plot that an experiment writes, by its sort."""
+@dataclasses.dataclass(frozen=True)
+class Sort:
+    """What experiments of one sort have in common.
 
-SHORT = ("--config.epochs=1", "--config.max_train_images=64", "--config.max_test_images=64", "--config.seeds=(0,)")
-FEW = ("--config.train=('last', 'scale_bias+last')",)
-SMOKE = {
-    "transfer": (*SHORT, *FEW),
-    "rates": (*SHORT, *FEW, "--config.learning_rates=(0.01, 0.1)"),
-    "multitask": (*SHORT, "--config.share=('trunk', 'trunk+patch')"),
-    "expressivity": ("--config.steps=20", "--config.widths=(8,)", "--config.seeds=(0,)"),
+    Attributes:
+        script: name in `scripts/`.
+        table: from the rows of a `results.json` to a table.
+        figure: name of the plot that the script writes.
+        smoke: flags that show in a minute or two that an experiment runs.
+    """
+
+    script: str
+    table: Callable[[list[dict]], Table]
+    figure: str
+    smoke: tuple[str, ...]
+
+
+_SHORT = ("--epochs=1", "--max_train_images=64", "--max_test_images=64", "--seeds=0")
+_FEW = (*_SHORT, "--train=last,scale_bias+last")
+
+SORTS = {
+    "transfer": Sort("transfer", comparison_table, "accuracy_vs_parameters", _FEW),
+    "rates": Sort("transfer", rates_table, "accuracy_vs_learning_rate", (*_FEW, "--learning_rates=0.01,0.1")),
+    "multitask": Sort(
+        "multitask",
+        lambda rows: joint_table(summarise(rows)),
+        "accuracy_by_task",
+        (*_SHORT, "--share=trunk,trunk+patch"),
+    ),
+    "expressivity": Sort("expressivity", errors_table, FIGURE, ("--steps=20", "--widths=8", "--seeds=0")),
 }
-"""Flags that show in a minute or two that an experiment runs, by its sort."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,24 +71,22 @@ class Experiment:
     """One run of a script.
 
     Attributes:
-        name: of its folder; the part before `-` says which claims look at it.
+        name: of its folder; the part before `-` says which claims use it.
         title: heading of its section.
-        sort: a key of `TABLES`.
-        script: name in `scripts/`.
+        sort: a key of `SORTS`.
         config: path of the configuration below `configs/`, with its argument.
-        needs: a path without which it cannot run, such as a data set that is installed apart; empty for none.
+        needs: a path without which it cannot run, such as a data set that is installed separately; empty for none.
     """
 
     name: str
     title: str
     sort: str
-    script: str
     config: str
     needs: str = ""
 
     def command(self, flags: Sequence[str], workdir: Path, root: Path = Path()) -> list[str]:
         """Returns a script and its flags, for a workdir of the suite and the root of the repository."""
-        script, config = root / "scripts" / f"{self.script}.py", root / "configs" / self.config
+        script, config = root / "scripts" / f"{SORTS[self.sort].script}.py", root / "configs" / self.config
         return [str(script), f"--config={config}", f"--workdir={workdir / self.name}", *flags]
 
 
@@ -86,36 +94,23 @@ SUITES = {
     "small": (
         *(
             Experiment(
-                f"transfer-{data}",
-                f"Transfer to {data}: accuracy against parameters",
-                "transfer",
-                "transfer",
+                *(f"transfer-{data}", f"Transfer to {data}: accuracy against parameters", "transfer"),
                 f"small/transfer.py:{data}",
             )
             for data in ("digits", "mnist", "textures", "faces")
         ),
+        Experiment("statistics", "Statistics only against scale and bias", "transfer", "small/statistics_only.py"),
+        Experiment("rates", "Accuracy against learning rate", "rates", "small/rates.py"),
+        Experiment("random-mnist", "A random trunk, mnist", "transfer", "small/random_trunk.py:mnist"),
         Experiment(
-            "statistics", "Statistics only against scale and bias", "transfer", "transfer", "small/statistics_only.py"
+            "random-fashion", "A random trunk, Fashion-MNIST", "transfer", "small/random_trunk.py:fashion", FASHION
         ),
-        Experiment("rates", "Accuracy against learning rate", "rates", "transfer", "small/rates.py"),
-        Experiment("random-mnist", "A random trunk, mnist", "transfer", "transfer", "small/random_trunk.py:mnist"),
+        Experiment("multitask", "Three tasks at once", "multitask", "parity.py", FASHION),
         Experiment(
-            "random-fashion",
-            "A random trunk, Fashion-MNIST",
-            "transfer",
-            "transfer",
-            "small/random_trunk.py:fashion",
-            needs=FASHION,
-        ),
-        Experiment("multitask", "Three tasks at once", "multitask", "multitask", "parity.py", needs=FASHION),
-        Experiment(
-            "resolutions",
-            "Three resolutions at once: accuracy against resolution",
-            "multitask",
-            "multitask",
+            *("resolutions", "Three resolutions at once: accuracy against resolution", "multitask"),
             "small/resolutions.py",
         ),
-        Experiment("expressivity", "Expressivity: biases alone", "expressivity", "expressivity", "expressivity.py"),
+        Experiment("expressivity", "Expressivity: biases alone", "expressivity", "expressivity.py"),
     )
 }
 """Every suite by name."""
@@ -126,8 +121,8 @@ def reproduce(
 ) -> list[Verdict]:
     """Runs a suite, each experiment in a process of its own, and writes the page of its results.
 
-    What is finished is not run again; what was interrupted goes on as its script does. An experiment that fails does not
-    keep the others from running, and the page says what is missing.
+    Finished experiments are not run again; interrupted ones resume. If an experiment fails, the others still run, and the
+    page lists what is missing.
 
     Args:
         suite: a key of `SUITES`.
@@ -143,12 +138,9 @@ def reproduce(
         ModelPatchError: the suite or an experiment is unknown; another process is running in the workdir; or an experiment
             failed, after all others ran.
     """
-    if suite not in SUITES:
-        raise unknown("suite", suite, SUITES)
+    require_known("suite", [suite], SUITES)
     experiments = {each.name: each for each in SUITES[suite]}
-    for name in only:
-        if name not in experiments:
-            raise unknown("experiment", name, experiments)
+    require_known("experiment", only, experiments)
     claim(workdir)
     workdir, failed = Path(workdir), []
     for each in experiments.values():
@@ -156,7 +148,7 @@ def reproduce(
             continue
         if each.needs and not Path(each.needs).exists():
             _logger.warning("%s is left out: it needs %s", each.name, each.needs)
-        elif not _run(each, suite, workdir, SMOKE[each.sort] if smoke else ()):
+        elif not _run(each, suite, workdir, SORTS[each.sort].smoke if smoke else ()):
             failed.append(each.name)
     verdicts = write_results_page(suite, workdir, Path(output))
     if failed:
@@ -219,10 +211,9 @@ def write_results_page(suite: str, workdir: Path, output: Path) -> list[Verdict]
             missing.append(each.name)
             continue
         results[each.name] = found
-        header, rows = TABLES[each.sort](found["rows"])
-        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        header, rows = SORTS[each.sort].table(found["rows"])
         ran = (
-            f"Run in {found['seconds'] / 60:.1f} minutes on {found['hardware']}; {versions}. "
+            f"Run in {found['seconds'] / 60:.1f} minutes on {found['hardware']}; {named(found['versions'])}. "
             f"Raw numbers: [{each.name}.json]({_raw(each, 'json')})."
         )
         sections.append(
@@ -230,7 +221,7 @@ def write_results_page(suite: str, workdir: Path, output: Path) -> list[Verdict]
             f"![{each.title}]({_raw(each, 'png')})\n\n{_wrapped(ran)}\n"
         )
     verdicts = check_claims(results)
-    header, rows = _verdicts_table(verdicts)
+    header, rows = table(map(vars, verdicts), COLUMNS)
     print_table(
         "What the paper claims, at our scale", header[:-1], [row[:-1] for row in rows]
     )  # Numbers would not fit.
@@ -246,7 +237,8 @@ def _collect(experiment: Experiment, suite: str, workdir: Path, output: Path) ->
     if (folder / FINISHED).exists():
         found = read_json(folder / FINISHED) | read_json(folder / Workdir.RESULTS)
         write_json(raw, found)
-        write_bytes(output / _raw(experiment, "png"), (folder / FIGURES[experiment.sort]).read_bytes())
+        figure = folder / f"{SORTS[experiment.sort].figure}.png"
+        write_bytes(output / _raw(experiment, "png"), figure.read_bytes())
         return found
     if not raw.exists():
         return None
@@ -277,6 +269,9 @@ the larger of the two spreads.
 """
 
 
-def _verdicts_table(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
-    header = ["claim", "experiment", "", "figures"]
-    return header, [[v.claim, v.where, "holds" if v.holds else "does not hold", v.numbers] for v in verdicts]
+COLUMNS = {
+    "claim": "{claim}",
+    "experiment": "{where}",
+    "": lambda row: "holds" if row["holds"] else "does not hold",
+    "figures": "{numbers}",
+}

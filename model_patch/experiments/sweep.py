@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from model_patch.errors import ModelPatchError, require_each_once
-from model_patch.experiments.report.rates import write_rates_report
+from model_patch.experiments.report.comparison import write_rates
 from model_patch.experiments.transfer import transfer
 from model_patch.experiments.workdir import Workdir, versions
 
@@ -15,14 +15,14 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict:
     """Runs `transfer` at each of `config.learning_rates`, and compares.
 
     Each rate has a folder of its own in the workdir, `rate-0.01`, with all that `transfer` writes; the workdir itself gets
-    `results.json`, a table and a plot of accuracy against learning rate. What is there already is not trained again.
+    `results.json`, a table and a plot of accuracy against learning rate. Rows that are finished are not trained again.
 
     Args:
-        config: see `configs/transfer.py`; `learning_rate` is not looked at.
+        config: see `configs/transfer.py`; `learning_rate` is ignored.
         workdir: folder for all files.
 
     Returns:
-        What `results.json` holds: as that of `transfer`, and each row with its `learning_rate`.
+        The contents of `results.json`: those of `transfer`, with `learning_rate` in each row.
 
     Raises:
         ModelPatchError: a rate is not positive or stands twice, or as `transfer`.
@@ -38,5 +38,5 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict:
         rows += [row | {"learning_rate": rate} for row in results["rows"]]
     results = results | {"versions": versions(), "rows": rows}
     folder.write_results(results)
-    write_rates_report(results, folder.path)
+    write_rates(results, folder.path)
     return results

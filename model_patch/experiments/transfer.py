@@ -1,22 +1,17 @@
-"""Transfer: learn one task on a frozen trunk in several ways, and compare them."""
+"""Transfer: train one task on a frozen trunk in several ways, and compare them."""
 
 import logging
 from pathlib import Path
 
-import keras
 from ml_collections import ConfigDict
 
-from model_patch.bind import bind
-from model_patch.data import open_data
+import model_patch as mp
+from model_patch.bind import check_bind
 from model_patch.errors import require_each_once, require_seeds
-from model_patch.experiments.report import write_report
+from model_patch.experiments.report.comparison import write_comparison
 from model_patch.experiments.report.machine import machine
 from model_patch.experiments.workdir import Workdir, versions
-from model_patch.kinds import TrainSpec
-from model_patch.tasks import Task
-from model_patch.training.fit import evaluate, fit
-from model_patch.training.recipe import Recipe
-from model_patch.trunks import open_trunk
+from model_patch.patch import check_dtype
 
 _logger = logging.getLogger(__name__)
 
@@ -32,61 +27,39 @@ def patch_path(workdir: Path, train: str, seed: int) -> Path:
 def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     """Trains every row of a comparison: each of `config.train` with each of `config.seeds`.
 
-    Writes, after each row, `results.json` and the row's patch file; at the end a table and a plot. A row that is there
-    already is not trained again, and one that was cut off goes on with its last whole epoch.
+    Writes, after each row, `results.json` and the row's patch file; at the end a table and a plot. Rows that are finished
+    are not trained again, and one that was interrupted resumes after its last complete epoch.
 
     Args:
         config: see `configs/transfer.py`.
         workdir: folder for all files.
 
     Returns:
-        What `results.json` holds: `trunk`, `data`, `image_size`, `versions`, `machine` and a list of `rows` with `train`, `seed`,
-        `trained_parameters`, `trained_fraction` (0..1), `reused_fraction` (of the trunk, 0..1), `patch_bytes`,
-        `test_accuracy` (0..1), `train_seconds` and `input_wait` (0..1), the share of them in which no batch was
-        there.
+        The contents of `results.json`: `trunk`, `data`, `image_size`, `versions`, `machine` and a list of `rows` with
+        `train`, `seed`, `trained_parameters`, `trained_fraction` (0..1), `reused_fraction` (of the trunk, 0..1),
+        `patch_bytes`, `test_accuracy` (0..1), `train_seconds` and `input_wait` (0..1), the share of them spent waiting for
+        a batch.
 
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
-    # Everything that can be wrong is looked at before the first file is written.
-    require_seeds(config.seeds)
-    train_specs = [TrainSpec.parse(text, config.norm_statistics) for text in config.train]
-    require_each_once("train", train_specs)
-    trunk = open_trunk(config.trunk, config.image_size or None)
-    data = open_data(config.data, skip_bad_images=config.skip_bad_images)
-    recipe = make_recipe(config, data.augmentation)
-    task = Task(config.task_name or data.name, data.labels, trunk.preprocessing)
-    for each in train_specs:
-        bind(trunk, task, each, remat=config.remat).patch().to_bytes(config.patch_dtype)
+    trunk, task, train_specs, data, recipe = open_run(config)
     folder = Workdir(workdir, config.to_dict())
     for note in data.notes:
         _logger.warning(note)
 
-    results = folder.results() or {
-        "trunk": config.trunk,
-        "data": config.data,
-        "image_size": trunk.preprocessing.image_size,
-        "versions": versions(),
-        "machine": machine(),
-        "rows": [],
-    }
-    done = {(row["train"], row["seed"]) for row in results["rows"]}
-    for seed in config.seeds:
-        for each in train_specs:
-            if (str(each), seed) in done:
-                continue
-            keras.utils.set_random_seed(seed)
-            bound = bind(trunk, task, each, seed=seed, remat=config.remat)
-            name = f"{each}-seed{seed}"
-            log_dir = folder.path / "tensorboard" / name
-            fitted = fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=folder.checkpoint(name))
-            metrics = evaluate(bound, data, recipe)
-            path = patch_path(folder.path, str(each), seed)
-            bound.patch(metrics).save(path, config.patch_dtype)
-            counts = bound.counts()
-            row = {
-                "train": str(each),
-                "seed": seed,
+    def train_row(train: str, seed: int) -> list[dict]:
+        bound = mp.bind(trunk, task, train_specs[train], seed=seed, remat=config.remat)
+        name = f"{train}-seed{seed}"
+        log_dir = folder.path / "tensorboard" / name
+        fitted = mp.fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=folder.checkpoint(name))
+        metrics = mp.evaluate(bound, data, recipe)
+        path = patch_path(folder.path, train, seed)
+        bound.patch(metrics).save(path, config.patch_dtype)
+        counts = bound.counts()
+        _logger.info("%s, seed %d: test accuracy %.4f in %.1f s", train, seed, metrics["accuracy"], fitted.seconds)
+        return [
+            {
                 "trained_parameters": counts.trained,
                 "trained_fraction": counts.trained_fraction,
                 "reused_fraction": bound.reused_fraction(),
@@ -95,16 +68,47 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
                 "train_seconds": fitted.seconds,
                 "input_wait": round(fitted.input_wait, 4),
             }
-            _logger.info("%s, seed %d: test accuracy %.4f in %.1f s", each, seed, row["test_accuracy"], fitted.seconds)
-            results["rows"].append(row)
-            folder.write_results(results)
-    write_report(results, folder.path)
+        ]
+
+    size = trunk.preprocessing.image_size
+    facts = {
+        "trunk": config.trunk,
+        "data": config.data,
+        "image_size": size,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    keys = [{"train": train, "seed": seed} for seed in config.seeds for train in train_specs]
+    results = folder.run_rows(facts, keys, train_row)
+    write_comparison(results, folder.path)
     return results
 
 
-def make_recipe(config: ConfigDict, recommended_augmentation: str) -> Recipe:
+def open_run(config: ConfigDict) -> tuple[mp.Trunk, mp.Task, dict[str, mp.TrainSpec], mp.ImageData, mp.Recipe]:
+    """Opens what a configuration names, so that every mistake is found before the first file is written.
+
+    Returns:
+        Trunk, task, by its text each way to train, images, and recipe.
+
+    Raises:
+        ModelPatchError: as `transfer`.
+    """
+    require_seeds(config.seeds)
+    check_dtype(config.patch_dtype)
+    train_specs = [mp.TrainSpec.parse(text, config.norm_statistics) for text in config.train]
+    require_each_once("train", train_specs)
+    trunk = mp.open_trunk(config.trunk, config.image_size or None)
+    data = mp.open_data(config.data, skip_bad_images=config.skip_bad_images)
+    recipe = make_recipe(config, data.augmentation)
+    task = mp.Task(config.task_name or data.name, data.labels, trunk.preprocessing)
+    for each in train_specs:
+        check_bind(trunk, task, each, remat=config.remat)
+    return trunk, task, {str(each): each for each in train_specs}, data, recipe
+
+
+def make_recipe(config: ConfigDict, recommended_augmentation: str) -> mp.Recipe:
     """Returns the recipe of a configuration; the augmentation `auto` is the one that the data recommend."""
-    fields = {name: config[name] for name in Recipe.__dataclass_fields__}
+    fields = {name: config[name] for name in mp.Recipe.__dataclass_fields__}
     if fields["augmentation"] == "auto":
         fields["augmentation"] = recommended_augmentation
-    return Recipe(**fields)
+    return mp.Recipe(**fields)

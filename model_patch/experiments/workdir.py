@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -93,6 +94,27 @@ class Workdir:
         """Replaces the results file, whole or not at all; the checkpoints of what stands in it now are deleted."""
         write_json(self.path / self.RESULTS, results)
         shutil.rmtree(self.path / self.CHECKPOINTS, ignore_errors=True)
+
+    def run_rows(self, facts: dict, keys: Sequence[dict], train_row: Callable[..., list[dict]]) -> dict:
+        """Trains the rows that are missing, one after the other, and writes the results after each.
+
+        Args:
+            facts: the fields of `results.json` besides `rows`; a run that resumes keeps those that are there.
+            keys: for each row the fields that identify it, such as `{"train": "last", "seed": 0}`, in the order of training.
+            train_row: trains one row, given its key as keyword arguments, with all random generators seeded by its `seed`;
+                returns the other fields of its row, or of several rows with one key.
+
+        Returns:
+            The results, with all rows.
+        """
+        results = self.results() or {**facts, "rows": []}
+        for key in keys:
+            if any(key.items() <= row.items() for row in results["rows"]):
+                continue
+            keras.utils.set_random_seed(key["seed"])
+            results["rows"] += [key | row for row in train_row(**key)]
+            self.write_results(results)
+        return results
 
     def checkpoint(self, name: str) -> Path:
         """Returns the file from which a training of that name goes on; it is there until the next results are written."""

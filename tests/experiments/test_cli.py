@@ -1,4 +1,4 @@
-"""Flags are derived from a config's fields and comments, and mistakes are one sentence."""
+"""Flags are derived from a config's fields and comments; `--help` and mistakes import neither TensorFlow nor Keras."""
 
 import importlib
 import subprocess
@@ -11,16 +11,19 @@ from ml_collections import ConfigDict
 from model_patch.experiments import cli
 from tests.scripts.run_script import ROOT, error_of, run_script
 
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
+HEAVY = {"tensorflow", "keras", "jax", "torch", "matplotlib.pyplot", "sklearn"}
 CONFIGS = ["benchmark", "demo", "detect_scenes", "expressivity", "multitask", "pretrain_fashion_mnist", "transfer"]
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, "ssd_to_classification"])
 def test_every_field_is_declared_with_a_comment_and_a_type(name):
     module = importlib.import_module(f"configs.{name}")
-    comments, item_types = cli.declarations(module)
+    declared = cli.declarations(module)
     for field, default in module.get_config().items():
-        assert comments.get(field), field
-        assert isinstance(default, (bool, int, float, str, ConfigDict)) or default or field in item_types, field
+        comment, item_type = declared[field]
+        assert comment, field
+        assert isinstance(default, (bool, int, float, str, ConfigDict)) or default or item_type, field
 
 
 def test_every_config_can_be_imported_and_has_the_fields_of_its_script():
@@ -47,6 +50,25 @@ def test_a_flag_has_the_name_default_type_and_comment_of_its_field():
     assert "--sampler: <uniform|proportional|annealed>: How a step's images are split" in words
 
 
+PROGRAM = """
+import runpy, sys
+sys.argv = {argv!r}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    pass
+print("IMPORTED", *sorted({heavy!r} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_and_wrong_flags_import_neither_tensorflow_nor_keras(name):
+    for argument in ("--help", "--no_such_flag=1"):
+        program = PROGRAM.format(argv=[str(ROOT / "scripts" / f"{name}.py"), argument], heavy=HEAVY)
+        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert ran.stdout.splitlines()[-1].split() == ["IMPORTED"], ran.stdout[-300:] + ran.stderr[-2000:]
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -56,6 +78,11 @@ def test_a_flag_has_the_name_default_type_and_comment_of_its_field():
         ("--norm_statistics=own", "value should be one of <auto|batch|frozen>"),
         ("--config=nowhere.py", "--config=nowhere.py cannot be read"),
         ("--config.epoch=3", "--config has no field 'epoch': did you mean epochs? See --help"),
+        (
+            f"--config={ROOT}/configs/small/transfer.py:digit",
+            "--config=FILE:digit has an argument that the file does not",
+        ),
+        (f"--config={ROOT}/configs/transfer.py:digits", "takes 0 positional arguments but 1 was given"),
         ("bundled", "unexpected argument 'bundled'"),
         ("--dry_run", "give --workdir=FOLDER, or --dry_run, and not both"),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from model_patch import ModelPatchError
 from model_patch.experiments.dry_run import dry_run_multitask, dry_run_transfer
-from model_patch.experiments.reproduce import FIGURES, ROOT, SMOKE, SUITES, TABLES, reproduce, write_results_page
+from model_patch.experiments.reproduce import ROOT, SORTS, SUITES, reproduce, write_results_page
 
 EXPERIMENTS = {each.name: each for each in SUITES["small"]}
 
@@ -29,9 +29,9 @@ def test_every_configuration_can_be_built(name):
     assert {row.counts.patch for row in rows} == {14_080}
 
 
-def test_every_sort_of_experiment_has_its_table_its_figure_and_its_short_form():
-    assert TABLES.keys() == FIGURES.keys() == SMOKE.keys() == {each.sort for each in SUITES["small"]}
-    assert all((ROOT / "scripts" / f"{each.script}.py").exists() for each in SUITES["small"])
+def test_every_experiment_has_a_sort_and_a_script():
+    assert {each.sort for each in SUITES["small"]} == SORTS.keys()
+    assert all((ROOT / "scripts" / f"{sort.script}.py").exists() for sort in SORTS.values())
 
 
 def test_an_experiment_runs_once_and_makes_a_page(tmp_path):
@@ -53,7 +53,7 @@ def test_an_experiment_runs_once_and_makes_a_page(tmp_path):
     again = tmp_path / "again"
     write_results_page("small", again, output)
     assert "## Expressivity" not in (output / "results.md").read_text()
-    raw["command"] = [each for each in raw["command"] if each not in SMOKE["expressivity"]]
+    raw["command"] = [each for each in raw["command"] if each not in SORTS["expressivity"].smoke]
     (output / "results" / "expressivity.json").write_text(json.dumps(raw))
     write_results_page("small", again, output)
     assert "## Expressivity" in (output / "results.md").read_text()

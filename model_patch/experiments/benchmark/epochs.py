@@ -9,17 +9,13 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from model_patch.bind import bind
+import model_patch as mp
 from model_patch.data.folder import open_folder
 from model_patch.data.pipeline import batches
-from model_patch.experiments.report.table import markdown, print_table
-from model_patch.kinds import TrainSpec
+from model_patch.experiments.report.table import Table, table
 from model_patch.spec import parse
-from model_patch.tasks import Task
 from model_patch.training.fit import features_and_head
 from model_patch.training.loop import run_epochs
-from model_patch.training.recipe import Recipe
-from model_patch.trunks import open_trunk
 
 _logger = logging.getLogger(__name__)
 
@@ -73,10 +69,10 @@ def write_images(folder: Path, number: int):
 
 
 def _epochs(config: ConfigDict, split, classes: int, train: str, keep_images: bool, keep_features: bool) -> dict:
-    trunk = open_trunk(config.training_trunks[0], config.training_sizes[0])
-    task = Task("task", tuple(map(str, range(classes))), trunk.preprocessing)
-    bound = bind(trunk, task, TrainSpec.parse(train, "frozen"))
-    recipe = Recipe(epochs=config.training_epochs, batch_size=BATCH)
+    trunk = mp.open_trunk(config.training_trunks[0], config.training_sizes[0])
+    task = mp.Task("task", tuple(map(str, range(classes))), trunk.preprocessing)
+    bound = mp.bind(trunk, task, mp.TrainSpec.parse(train, "frozen"))
+    recipe = mp.Recipe(epochs=config.training_epochs, batch_size=BATCH)
 
     def images(epochs: range = range(1)):
         return batches(split, trunk.preprocessing, BATCH, shuffle_seed=0, epochs=epochs, cache=keep_images)
@@ -95,19 +91,14 @@ def _epochs(config: ConfigDict, split, classes: int, train: str, keep_images: bo
     }
 
 
-def epochs_table(rows: list[dict]) -> str:
-    """Prints the rows, and returns them as a section of the page."""
-    header = ["form", "first epoch (s)", "each further (s)", f"of {rows[0]['form']}", "images/s", "waits for input"]
-    body = [
-        [
-            row["form"],
-            f"{row['first_s']:.1f}",
-            f"{row['epoch_s']:.4g}",
-            f"{row['ratio']:.4f}",
-            f"{row['images_per_second']:.0f}",
-            f"{row['input_wait']:.1%}",
-        ]
-        for row in rows
-    ]
-    print_table("Epochs", header, body)
-    return f"## Epochs on image files\n\n{markdown(header, body)}"
+def epochs_table(rows: list[dict]) -> Table:
+    """Returns the table of the rows."""
+    columns = {
+        "form": "{form}",
+        "first epoch (s)": "{first_s:.1f}",
+        "each further (s)": "{epoch_s:.4g}",
+        f"of {rows[0]['form']}": "{ratio:.4f}",
+        "images/s": "{images_per_second:.0f}",
+        "waits for input": "{input_wait:.1%}",
+    }
+    return table(rows, columns)

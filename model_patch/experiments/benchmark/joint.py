@@ -8,17 +8,11 @@ import keras
 import numpy as np
 from ml_collections import ConfigDict
 
-from model_patch.bind import bind
-from model_patch.experiments.benchmark.output import write_report
-from model_patch.experiments.benchmark.timing import interleaved
-from model_patch.experiments.report.machine import machine
-from model_patch.experiments.report.table import markdown, print_table
-from model_patch.experiments.workdir import versions
-from model_patch.join import join
-from model_patch.kinds import TrainSpec
-from model_patch.tasks import Task
+import model_patch as mp
+from model_patch.experiments.benchmark.output import new_results, write_suite
+from model_patch.experiments.benchmark.timing import interleaved, milliseconds
+from model_patch.experiments.report.table import table
 from model_patch.training.packed_adam import adam
-from model_patch.trunks import open_trunk
 
 _logger = logging.getLogger(__name__)
 
@@ -38,51 +32,44 @@ def run(config: ConfigDict, workdir: str | Path):
             `joint_images_per_task`, `rounds`, `seconds`.
         workdir: folder for the files.
     """
-    results = {
-        "trunk": config.trunk,
-        "image_size": config.image_size,
-        "tasks": config.joint_tasks,
-        "images_per_task": config.joint_images_per_task,
-        "machine": machine(),
-        "versions": versions(),
-        "rows": [_setting(config, name, *setting) for name, setting in SETTINGS.items()],
+    results = new_results(
+        trunk=config.trunk,
+        image_size=config.image_size,
+        tasks=config.joint_tasks,
+        images_per_task=config.joint_images_per_task,
+    )
+    results["rows"] = [_setting(config, name, *setting) for name, setting in SETTINGS.items()]
+    columns = {
+        "training": "{training}",
+        "joint step (ms)": "{joint_ms:.1f}",
+        f"{config.joint_tasks} single steps (ms)": "{single_ms:.1f}",
+        "ratio": "{ratio:.2f}",
+        "spread": "{ratio_p25:.2f} to {ratio_p75:.2f}",
+        "rounds": "{rounds}",
     }
-    header = ["training", "joint step (ms)", f"{config.joint_tasks} single steps (ms)", "ratio", "spread", "rounds"]
-    body = [
-        [
-            row["training"],
-            f"{row['joint_ms']:.1f}",
-            f"{row['single_ms']:.1f}",
-            f"{row['ratio']:.2f}",
-            f"{row['ratio_p25']:.2f} to {row['ratio_p75']:.2f}",
-            str(row["rounds"]),
-        ]
-        for row in results["rows"]
-    ]
     title = f"{config.trunk} at {config.image_size} px, {config.joint_tasks} x {config.joint_images_per_task} images"
-    print_table(title, header, body)
     note = "`ratio`: median over rounds; `spread`: its quartiles."
-    write_report(Path(workdir), "joint", title, results, [markdown(header, body), note])
+    write_suite(Path(workdir), "joint", title, results, [table(results["rows"], columns), note])
 
 
 def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) -> dict:
-    trunk = open_trunk(config.trunk, config.image_size)
+    trunk = mp.open_trunk(config.trunk, config.image_size)
     labels = tuple(map(str, range(config.classes)))
-    tasks = [Task(f"task{k}", labels, trunk.preprocessing) for k in range(config.joint_tasks)]
-    train_spec = TrainSpec.parse(f"{config.kinds}+last", statistics)
+    tasks = [mp.Task(f"task{k}", labels, trunk.preprocessing) for k in range(config.joint_tasks)]
+    train_spec = mp.TrainSpec.parse(f"{config.kinds}+last", statistics)
     random, count = np.random.default_rng(0), config.joint_images_per_task
     shape = (count, *trunk.model.input.shape[1:])
     images = {task.name: random.uniform(-1, 1, shape).astype("float32") for task in tasks}
     answers = {task.name: random.integers(0, config.classes, count) for task in tasks}
 
     # Before the trunk is learnt jointly: then nothing can be bound to it.
-    single_spec = TrainSpec.parse("full") if train_trunk else train_spec
+    single_spec = mp.TrainSpec.parse("full") if train_trunk else train_spec
     singles = []
     for task in tasks:
-        bound = bind(trunk, task, single_spec)
+        bound = mp.bind(trunk, task, single_spec)
         loss, metrics = task.loss(), task.metrics()
         singles.append(_step(bound.model, images[task.name], answers[task.name], loss, metrics))
-    joined = join(trunk, tasks, train_spec, train_trunk=train_trunk)
+    joined = mp.join(trunk, tasks, train_spec, train_trunk=train_trunk)
     joint = _step(joined.model, images, answers, joined.losses(), joined.metrics())
 
     calls = {"joint": joint, "single": lambda: [step() for step in singles]}
@@ -91,8 +78,8 @@ def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) 
     _logger.info("%s: %.2f", name, np.median(ratios))
     return {
         "training": name,
-        "joint_ms": round(1e3 * float(np.median(seconds["joint"])), 2),
-        "single_ms": round(1e3 * float(np.median(seconds["single"])), 2),
+        "joint_ms": milliseconds(seconds["joint"], digits=2),
+        "single_ms": milliseconds(seconds["single"], digits=2),
         "ratio": round(float(np.median(ratios)), 3),
         "ratio_p25": round(float(np.percentile(ratios, 25)), 3),
         "ratio_p75": round(float(np.percentile(ratios, 75)), 3),

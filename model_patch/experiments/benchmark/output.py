@@ -3,24 +3,30 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_patch.experiments.report.comparison import save_figure
-from model_patch.files import write_bytes, write_json
+from model_patch.experiments.report.machine import machine
+from model_patch.experiments.report.output import named, write_report
+from model_patch.experiments.report.table import Table
+from model_patch.experiments.workdir import versions
+from model_patch.files import write_json
 
 
-def write_report(folder: Path, name: str, title: str, results: dict, parts: Sequence[str], figure=None):
-    """Writes `NAME.json`, `NAME.md` and, of a figure, `NAME.png`.
+def new_results(**facts) -> dict:
+    """Returns the results of a suite, still without figures: what was timed, and the machine and versions."""
+    return {**facts, "machine": machine(), "versions": versions(), "rows": []}
+
+
+def write_suite(folder: Path, name: str, title: str, results: dict, parts: Sequence[str | Table], figure=None, show=0):
+    """Prints a table and writes `NAME.json`, `NAME.md` and, for a figure, `NAME.png`.
 
     Args:
-        folder: is made where it is not there.
+        folder: is made if it does not exist.
         name: of the suite.
         title: heading of the page.
-        results: the figures, with `machine` and `versions`, which the page says, too.
-        parts: what follows, in Markdown; empty ones are left out.
+        results: as `new_results` makes them, with figures.
+        parts: Markdown and tables that follow machine and versions; empty parts are left out.
         figure: of matplotlib.
+        show: which of the tables is printed.
     """
     write_json(folder / f"{name}.json", results)
-    about = ", ".join(f"{k} {v}" for k, v in (results["machine"] | results["versions"]).items())
-    page = "\n\n".join(part.rstrip("\n") for part in (f"# {title}", about, *parts) if part)
-    write_bytes(folder / f"{name}.md", f"{page}\n".encode())
-    if figure:
-        save_figure(figure, folder / f"{name}.png")
+    about = named(results["machine"] | results["versions"])
+    write_report(folder, title, [about, *parts], name, show, **({name: figure} if figure else {}))

@@ -7,42 +7,38 @@ Part | Work | Costs
 `data` | images of a data set on disk, read, decoded, augmented, and trained on | an epoch; peak memory beside the first steps
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import logging
 import math
-import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 from ml_collections import ConfigDict
 
-from model_patch.bank.bank import Bank
-from model_patch.bind import bind
+import model_patch as mp
 from model_patch.data.decoding import decode
 from model_patch.data.images import Split
 from model_patch.data.pipeline import batches
-from model_patch.errors import require_each_once, unknown
-from model_patch.experiments.benchmark.growth import fit_cost
-from model_patch.experiments.benchmark.output import write_report
-from model_patch.experiments.benchmark.timing import forget_peak, interleaved, peak_bytes, resident_bytes
-from model_patch.experiments.report.machine import machine
-from model_patch.experiments.report.table import markdown, print_table
-from model_patch.experiments.workdir import versions
-from model_patch.join import join
-from model_patch.kinds import TrainSpec
-from model_patch.preprocessing import Preprocessing
-from model_patch.tasks import Task
+from model_patch.errors import require_each_once, require_known
+from model_patch.experiments.benchmark.output import new_results, write_suite
+from model_patch.experiments.benchmark.timing import (
+    forget_peak,
+    in_own_process,
+    interleaved,
+    milliseconds,
+    peak_bytes,
+    resident_bytes,
+)
+from model_patch.experiments.report.output import new_axes
+from model_patch.experiments.report.sample import grouped
+from model_patch.experiments.report.table import Table, table
 from model_patch.training.loop import run_epochs
 from model_patch.training.packed_adam import adam
-from model_patch.training.recipe import Recipe
-from model_patch.trunk import Trunk
-from model_patch.trunks import open_trunk
 
 _logger = logging.getLogger(__name__)
 
@@ -72,30 +68,47 @@ def run(config: ConfigDict, workdir: str | Path):
     """
     for name in ("scale_parts", "scale_tasks", "scale_patches", "scale_images"):
         require_each_once(name, config[name])
-    for part in config.scale_parts:
-        if part not in PARTS:
-            raise unknown("part", part, PARTS)
-    results: dict = {"machine": machine(), "versions": versions(), "rows": [], "laws": []}
+    require_known("part", config.scale_parts, PARTS)
+    results = new_results(laws=[])
     for part in config.scale_parts:
         rows = PARTS[part](config)
         results["rows"] += [{"part": part, **row} for row in rows]
         for cost in [key for key in rows[0] if key != "work"]:
             law = fit_cost([row["work"] for row in rows], [row[cost] for row in rows])
-            results["laws"].append({"part": part, "cost": cost, **dataclasses.asdict(law)})
+            results["laws"].append({"part": part, "cost": cost, **law})
         _report(results, Path(workdir))
         _logger.info("%s: done", part)
 
 
+def fit_cost(work: Sequence[float], cost: Sequence[float]) -> dict[str, float]:
+    """Fits a straight line `base + each * work` and a power law, by least squares of relative errors.
+
+    Args:
+        work: at least two different amounts, more than 0.
+        cost: of each, more than 0.
+
+    Returns:
+        `base` and `each`; `exponent` of the power law: 0 if work costs nothing, 1 if cost is proportional; and
+        `largest_error`, the largest relative difference of the line from a measured cost.
+    """
+    x, y = (np.asarray(each, "float64") for each in (work, cost))
+    terms = np.stack([np.ones_like(x), x], axis=1) / y[:, None]
+    line = np.linalg.lstsq(terms, np.ones_like(y), rcond=None)[0]
+    exponent = np.polyfit(np.log(x), np.log(y), 1)[0]
+    error = np.abs(terms @ line - 1).max()
+    return dict(zip(("base", "each", "exponent", "largest_error"), map(float, (*line, exponent, error)), strict=True))
+
+
 def _joint(config: ConfigDict) -> list[dict]:
     """A step of K tasks, each with the same number of images: all numbers of tasks in turns."""
-    trunk = open_trunk(config.scale_joint_trunk)
+    trunk = mp.open_trunk(config.scale_joint_trunk)
     labels, count = tuple(map(str, range(config.classes))), config.scale_images_per_task
     image = np.random.default_rng(0).uniform(-1, 1, (count, *trunk.model.input.shape[1:])).astype("float32")
     steps, until = {}, {}
     for number in config.scale_tasks:
         start = time.perf_counter()
-        tasks = [Task(f"task{k}", labels, trunk.preprocessing) for k in range(number)]
-        joined = join(trunk, tasks, config.scale_joint_train)
+        tasks = [mp.Task(f"task{k}", labels, trunk.preprocessing) for k in range(number)]
+        joined = mp.join(trunk, tasks, config.scale_joint_train)
         joined.model.compile(adam(1e-3), joined.losses(), metrics=joined.metrics(), jit_compile=False)
         images, answers = ({task.name: each for task in tasks} for each in (image, np.arange(count) % config.classes))
 
@@ -107,21 +120,21 @@ def _joint(config: ConfigDict) -> list[dict]:
         _logger.info("%d tasks: first step after %.0f s", number, until[number])
     seconds = interleaved(steps, config.rounds, 1, config.scale_joint_seconds)
     return [
-        {"work": k, "step_ms": 1e3 * float(np.median(seconds[str(k)])), "first_step_after_s": until[k]}
+        {"work": k, "step_ms": milliseconds(seconds[str(k)]), "first_step_after_s": until[k]}
         for k in config.scale_tasks
     ]
 
 
 def _bank(config: ConfigDict) -> list[dict]:
     """A bank of one capacity for each number of patches, and batches in which as many different tasks are as can be."""
-    trunk = open_trunk(config.scale_bank_trunk, config.scale_bank_size or None)
-    patch = bind(
-        trunk, Task("task", tuple(map(str, range(config.classes))), trunk.preprocessing), "scale_bias+last"
+    trunk = mp.open_trunk(config.scale_bank_trunk, config.scale_bank_size or None)
+    patch = mp.bind(
+        trunk, mp.Task("task", tuple(map(str, range(config.classes))), trunk.preprocessing), "scale_bias+last"
     ).patch()
     images = np.random.default_rng(0).uniform(-1, 1, (ASKED, *trunk.model.input.shape[1:])).astype("float32")
     asks, rows = {}, []
     for number in config.scale_patches:
-        bank = Bank(trunk, "scale_bias", capacity=number, classes=config.classes)
+        bank = mp.Bank(trunk, "scale_bias", capacity=number, classes=config.classes)
         bank.add(patch)  # The first one binds the task, to see what such a patch holds.
         bank.remove(patch.task.name)
         start = time.perf_counter()
@@ -133,7 +146,7 @@ def _bank(config: ConfigDict) -> list[dict]:
         rows.append({"work": number, "add_ms": 1e3 * added / number, "bytes": _bytes(bank.model)})
         _logger.info("%d patches added in %.1f s", number, added)
     seconds = interleaved(asks, config.rounds, 2, config.scale_bank_seconds)
-    return [{"work": r["work"], "batch_ms": 1e3 * float(np.median(seconds[str(r["work"])])), **r} for r in rows]
+    return [{"work": r["work"], "batch_ms": milliseconds(seconds[str(r["work"])]), **r} for r in rows]
 
 
 def _bytes(model: keras.Model) -> int:
@@ -147,8 +160,7 @@ def _data(config: ConfigDict) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         shard = write_shard(Path(folder) / "images.tfrecord")
         for number in config.scale_images:
-            with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                rows.append({"work": number, **process.submit(_epoch, shard, number).result()})
+            rows.append({"work": number, **in_own_process(_epoch, shard, number)})
             _logger.info("%d images: %.1f s", number, rows[-1]["epoch_s"])
     return rows
 
@@ -183,8 +195,12 @@ def _epoch(shard: str, number: int) -> dict[str, float]:
     """Trains a small net for one epoch; returns its seconds, tracing left out, its peak memory, and its input wait."""
     image = keras.Input((SIDE, SIDE, 3))
     x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 4, strides=4)(image)))
-    trunk = Trunk(keras.Model(image, keras.layers.GlobalAveragePooling2D()(x)), "small", Preprocessing(SIDE, "tf"))
-    bound = bind(trunk, Task("t", ("a", "b"), trunk.preprocessing), TrainSpec.parse("scale_bias+last", "frozen"))
+    trunk = mp.Trunk(
+        keras.Model(image, keras.layers.GlobalAveragePooling2D()(x)), "small", mp.Preprocessing(SIDE, "tf")
+    )
+    bound = mp.bind(
+        trunk, mp.Task("t", ("a", "b"), trunk.preprocessing), mp.TrainSpec.parse("scale_bias+last", "frozen")
+    )
     split = streamed(shard, number)
 
     def train(epochs: range):
@@ -199,7 +215,7 @@ def _epoch(shard: str, number: int) -> dict[str, float]:
         )
 
     clock = _Clock()
-    kept = run_epochs(bound, bound.model, train, number, Recipe(epochs=1, batch_size=DATA_BATCH), callbacks=[clock])
+    kept = run_epochs(bound, bound.model, train, number, mp.Recipe(epochs=1, batch_size=DATA_BATCH), callbacks=[clock])
     peak, steps = peak_bytes(), clock.steps
     return {
         "epoch_s": clock.seconds * steps / (steps - 1),
@@ -243,17 +259,15 @@ _WORK = {"joint": "tasks", "bank": "patches", "data": "images"}
 
 
 def _report(results: dict, folder: Path):
-    """Writes what there is by now, and prints the newest part."""
-    tables = []
-    for part in dict.fromkeys(row["part"] for row in results["rows"]):
-        rows = [row for row in results["rows"] if row["part"] == part]
-        costs = [key for key in rows[0] if key not in ("part", "work")]
-        header = [_WORK[part], *(_label(cost) for cost in costs)]
-        body = [[f"{row['work']:,}", *(f"{row[c] * _UNITS[c][2]:.4g}" for c in costs)] for row in rows]
+    """Writes the results so far, and prints the newest part."""
+    parts: list[str | Table] = []
+    for part, rows in grouped(results["rows"], "part").items():
         laws = [law for law in results["laws"] if law["part"] == part]
-        tables += [f"## {_WORK[part].capitalize()}", markdown(header, body), "\n".join(_sentence(law) for law in laws)]
-    print_table(_WORK[part], header, body)
-    write_report(folder, "scale", "Cost as work grows", results, tables, _plot(results))
+        columns: dict = {_WORK[part]: "{work:,}"}
+        for cost in [law["cost"] for law in laws]:
+            columns[_label(cost)] = lambda row, cost=cost: f"{row[cost] * _UNITS[cost][2]:.4g}"
+        parts += [f"## {_WORK[part].capitalize()}", table(rows, columns), "\n".join(map(_sentence, laws))]
+    write_suite(folder, "scale", "Cost as work grows", results, parts, _plot(results), show=-1)
 
 
 def _label(cost: str) -> str:
@@ -271,15 +285,10 @@ def _sentence(law: dict) -> str:
 
 def _plot(results: dict):
     """Returns a figure: a panel per cost, what was measured and the straight line."""
-    from matplotlib.figure import Figure
-
-    laws = results["laws"]
-    figure = Figure(figsize=(10, 0.5 + 2.6 * -(-len(laws) // 3)), dpi=110, layout="constrained")
-    panels = figure.subplots(-(-len(laws) // 3), 3, squeeze=False).ravel()
-    by_part = collections.defaultdict(list)
-    for row in results["rows"]:
-        by_part[row["part"]].append(row)
-    for axes, law in zip(panels, laws, strict=False):
+    laws, by_part = results["laws"], grouped(results["rows"], "part")
+    lines = -(-len(laws) // 3)
+    figure, _ = new_axes(10, 0.5 + 2.6 * lines, lines, 3)
+    for axes, law in zip(figure.axes, laws, strict=False):
         rows, factor = by_part[law["part"]], _UNITS[law["cost"]][2]
         work = np.array([row["work"] for row in rows], "float64")
         axes.loglog(work, [row[law["cost"]] * factor for row in rows], "o", color="C0")
@@ -288,6 +297,6 @@ def _plot(results: dict):
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, high / 10), max(high, low * 10))  # At least a decade, so that what is flat looks flat.
         axes.set(xlabel=_WORK[law["part"]], ylabel=_label(law["cost"]), title=f"exponent {law['exponent']:.2f}")
-    for axes in panels[len(laws) :]:
+    for axes in figure.axes[len(laws) :]:
         axes.set_axis_off()
     return figure

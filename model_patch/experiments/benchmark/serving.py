@@ -9,11 +9,9 @@ Form | What answers
 `folded` | a folded net of one task, all images at once, as if they were all of that task: the bound
 """
 
-import concurrent.futures
 import dataclasses
 import itertools
 import logging
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,22 +20,16 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from model_patch.bank.bank import Bank
-from model_patch.bind import BoundTask, bind
-from model_patch.errors import ModelPatchError, require_each_once, unknown
-from model_patch.experiments.benchmark.output import write_report
-from model_patch.experiments.benchmark.timing import interleaved, resident_bytes
-from model_patch.experiments.report.machine import machine
-from model_patch.experiments.report.table import markdown, print_table
-from model_patch.experiments.workdir import versions
+import model_patch as mp
+from model_patch.errors import require_each_once, require_known
+from model_patch.experiments.benchmark.output import new_results, write_suite
+from model_patch.experiments.benchmark.timing import in_own_process, interleaved, milliseconds, resident_bytes
+from model_patch.experiments.report.output import new_axes
+from model_patch.experiments.report.sample import grouped
+from model_patch.experiments.report.table import Table, table
 from model_patch.export.saved_model import export_saved_model
 from model_patch.export.vector_net import vector_net
 from model_patch.files import write_json
-from model_patch.fold import fold
-from model_patch.patch import Patch
-from model_patch.tasks import Task
-from model_patch.trunk import Trunk
-from model_patch.trunks import open_trunk
 
 _logger = logging.getLogger(__name__)
 
@@ -65,33 +57,27 @@ def run(config: ConfigDict, workdir: str | Path):
     """
     for name in ("tasks", "mixes", "batch_sizes", "forms"):
         require_each_once(name, config[name])
-    for noun, given, known in (("mix", config.mixes, MIXES), ("form", config.forms, FORMS)):
-        for name in given:
-            if name not in known:
-                raise unknown(noun, name, known)
+    require_known("mix", config.mixes, MIXES)
+    require_known("form", config.forms, FORMS)
     for name, numbers in (("tasks", config.tasks), ("batch_sizes", config.batch_sizes)):
         if not numbers or min(numbers) < 1:
-            raise ModelPatchError(
+            raise mp.ModelPatchError(
                 f"{name} is {', '.join(map(str, numbers)) or 'empty'}: expected numbers of at least 1"
             )
     _set_op_threads(config.op_threads)
-    trunk = open_trunk(config.trunk, config.image_size)
-    results = {
-        "trunk": config.trunk,
-        "image_size": trunk.preprocessing.image_size,
-        "kinds": config.kinds,
-        "classes": config.classes,
-        "op_threads": config.op_threads,
-        "machine": machine(),
-        "versions": versions(),
-        "switching_ms": _switching(trunk, config),
-        "rows": [],
-        "memory": [],
-        "not_run": [],
-    }
+    trunk = mp.open_trunk(config.trunk, config.image_size)
+    results = new_results(
+        image_size=trunk.preprocessing.image_size,
+        **{field: config[field] for field in ("trunk", "kinds", "classes", "op_threads")},
+        switching_ms=_switching(trunk, config),
+        memory=[],
+        not_run=[],
+    )
     for num_tasks in config.tasks:
         answers = _forms(trunk, config, num_tasks, results)
-        results["memory"] += [_memory(config, form, num_tasks) for form in answers if form in config.memory_of]
+        measured = [form for form in answers if form in config.memory_of]
+        # Each in a process of its own, as freed memory is not always given back.
+        results["memory"] += [in_own_process(_memory, config.to_dict(), form, num_tasks) for form in measured]
         for mix, batch in itertools.product(config.mixes if num_tasks > 1 else ("identical",), config.batch_sizes):
             results["rows"] += _cell(answers, mix, batch, num_tasks, trunk, config)
             _logger.info("%d tasks, %s, batch %d: done", num_tasks, mix, batch)
@@ -103,17 +89,17 @@ def _set_op_threads(count: int):
     import tensorflow as tf
 
     if count < 0:
-        raise ModelPatchError(f"op_threads is {count}: expected at least 1, or 0 for as many as cores")
+        raise mp.ModelPatchError(f"op_threads is {count}: expected at least 1, or 0 for as many as cores")
     if count != tf.config.threading.get_intra_op_parallelism_threads():
         try:
             tf.config.threading.set_intra_op_parallelism_threads(count)
         except RuntimeError as error:
-            raise ModelPatchError(
+            raise mp.ModelPatchError(
                 f"op_threads is {count}, but TensorFlow runs already, with another number: begin a new process"
             ) from error
 
 
-def _cell(answers: dict[str, Answer], mix: str, batch: int, num_tasks: int, trunk: Trunk, config) -> list[dict]:
+def _cell(answers: dict[str, Answer], mix: str, batch: int, num_tasks: int, trunk: mp.Trunk, config) -> list[dict]:
     """Times all forms on batches of one kind."""
     size = trunk.preprocessing.image_size
     random = np.random.default_rng(0)
@@ -133,8 +119,8 @@ def _cell(answers: dict[str, Answer], mix: str, batch: int, num_tasks: int, trun
             "batch": batch,
             "form": form,
             "images_per_second": round(batch / float(np.median(times)), 2),
-            "p50_ms": round(1e3 * float(np.median(times)), 3),
-            "p99_ms": round(1e3 * float(np.percentile(times, 99)), 3),
+            "p50_ms": milliseconds(times),
+            "p99_ms": milliseconds(times, 99),
             "rounds": len(times),
         }
         for form, times in seconds.items()
@@ -151,34 +137,28 @@ def mixed(mix: str, batch: int, num_tasks: int, random: np.random.Generator) -> 
     return random.choice(num_tasks, batch, p=popularity / popularity.sum())
 
 
-def _forms(trunk: Trunk, config, num_tasks: int, results: dict) -> dict[str, Answer]:
+def _forms(trunk: mp.Trunk, config, num_tasks: int, results: dict) -> dict[str, Answer]:
     """Makes the forms for some number of tasks, and notes those that are not."""
-    bound = bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
-    patches = _Patches(bound, config)
+    bound = mp.bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
     made: dict[str, Answer] = {}
     for form in config.forms:
         if form == "separate" and num_tasks > config.max_separate:
             reason = f"a model is compiled for each task: not run beyond {config.max_separate} tasks (max_separate)"
             results["not_run"].append({"tasks": num_tasks, "form": form, "reason": reason})
             continue
-        made[form] = _MAKE[form](bound, patches, num_tasks, config)
+        made[form] = _MAKE[form](bound, num_tasks, config)
         _logger.info("%d tasks, %s: made", num_tasks, form)
     return made
 
 
-def _memory(config: ConfigDict, form: str, num_tasks: int) -> dict:
-    """Returns the memory that one form takes and how long it takes to make, in a process of its own: freed memory is not reused."""
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(_measure_memory, config.to_dict(), form, num_tasks).result()
-
-
-def _measure_memory(fields: dict, form: str, num_tasks: int) -> dict:
+def _memory(fields: dict, form: str, num_tasks: int) -> dict:
+    """Returns the memory that one form takes, and the time to make it."""
     config = ConfigDict(fields)
     _set_op_threads(config.op_threads)
-    trunk = open_trunk(config.trunk, config.image_size)
-    bound = bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
+    trunk = mp.open_trunk(config.trunk, config.image_size)
+    bound = mp.bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
     before, start = resident_bytes(), time.perf_counter()
-    answer = _MAKE[form](bound, _Patches(bound, config), num_tasks, config)
+    answer = _MAKE[form](bound, num_tasks, config)
     seconds = time.perf_counter() - start
     size, batch = trunk.preprocessing.image_size, max(config.batch_sizes)
     answer(np.zeros((batch, size, size, 3), "float32"), np.arange(batch) % num_tasks)
@@ -186,22 +166,15 @@ def _measure_memory(fields: dict, form: str, num_tasks: int) -> dict:
     return {"tasks": num_tasks, "form": form, "bytes": taken, "seconds_to_make": round(seconds, 2)}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Patches:
-    """Patches of any number of tasks, different ones, made when they are asked for."""
-
-    bound: BoundTask
-    config: ConfigDict
-
-    def __getitem__(self, i: int) -> Patch:
-        random = np.random.default_rng(i)
-        first = self.bound.patch()
-        values = {k: v * random.uniform(0.9, 1.1, v.shape).astype("float32") for k, v in first.values.items()}
-        return dataclasses.replace(first, values=values, task=_task(self.bound.trunk, self.config, i))
+def _patch(bound: mp.BoundTask, config: ConfigDict, i: int) -> mp.Patch:
+    """Makes the patch of the i-th task, with values of its own."""
+    random, first = np.random.default_rng(i), bound.patch()
+    values = {k: v * random.uniform(0.9, 1.1, v.shape).astype("float32") for k, v in first.values.items()}
+    return dataclasses.replace(first, values=values, task=_task(bound.trunk, config, i))
 
 
-def _task(trunk: Trunk, config, i: int) -> Task:
-    return Task(f"task{i}", tuple(map(str, range(config.classes))), trunk.preprocessing)
+def _task(trunk: mp.Trunk, config, i: int) -> mp.Task:
+    return mp.Task(f"task{i}", tuple(map(str, range(config.classes))), trunk.preprocessing)
 
 
 def _compiled(model):
@@ -224,7 +197,7 @@ def _by_task(answer: Callable[[int, np.ndarray], object]) -> Answer:
     return answer_all
 
 
-def _separate(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answer:
+def _separate(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Answer:
     import keras
 
     runs = []
@@ -237,8 +210,8 @@ def _separate(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> An
     return _by_task(lambda task, images: runs[task](images))
 
 
-def _switch(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answer:
-    prepared = [_prepared(bound, patches[i]) for i in range(num_tasks)]
+def _switch(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Answer:
+    prepared = [_prepared(bound, _patch(bound, config, i)) for i in range(num_tasks)]
     run = _compiled(bound.model)
 
     def answer(task, images):
@@ -249,7 +222,7 @@ def _switch(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answ
     return _by_task(answer)
 
 
-def _prepared(bound: BoundTask, patch: Patch) -> list:
+def _prepared(bound: mp.BoundTask, patch: mp.Patch) -> list:
     """Returns the variables of a bound task with the values of a patch, as tensors."""
     import tensorflow as tf
 
@@ -257,7 +230,7 @@ def _prepared(bound: BoundTask, patch: Patch) -> list:
     return [(variable.value, tf.constant(patch.values[key])) for key, variable in owned.items()]
 
 
-def _sub_batches(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answer:
+def _sub_batches(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Answer:
     import tensorflow as tf
 
     net = vector_net([bound])
@@ -268,32 +241,31 @@ def _sub_batches(bound: BoundTask, patches: _Patches, num_tasks: int, config) ->
     return _by_task(lambda task, images: run(images, vectors[task]))
 
 
-def _bank(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answer:
-    bank = Bank(bound.trunk, config.kinds, capacity=num_tasks, classes=config.classes)
+def _bank(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Answer:
+    bank = mp.Bank(bound.trunk, config.kinds, capacity=num_tasks, classes=config.classes)
     for i in range(num_tasks):
-        bank.add(patches[i])
+        bank.add(_patch(bound, config, i))
     names = np.array([f"task{i}" for i in range(num_tasks)])
     return lambda images, tasks: np.asarray(bank(images, list(names[tasks])))
 
 
-def _folded(bound: BoundTask, patches: _Patches, num_tasks: int, config) -> Answer:
-    run = _compiled(fold(bound).model)
+def _folded(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Answer:
+    run = _compiled(mp.fold(bound).model)
     return lambda images, tasks: np.asarray(run(images))
 
 
 _MAKE = {"separate": _separate, "switch": _switch, "sub-batches": _sub_batches, "bank": _bank, "folded": _folded}
 
 
-def _switching(trunk: Trunk, config) -> dict[str, float]:
+def _switching(trunk: mp.Trunk, config) -> dict[str, float]:
     """Returns how long it takes to go from one task to another, in milliseconds, the images' run left out."""
     import tensorflow as tf
 
-    bound = bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
-    patches = _Patches(bound, config)
-    prepared = _prepared(bound, patches[1])
-    bank = Bank(trunk, config.kinds, capacity=2, classes=config.classes)
-    bank.add(patches[0])
-    replaced = patches[0]
+    bound = mp.bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
+    replaced, other = (_patch(bound, config, i) for i in range(2))
+    prepared = _prepared(bound, other)
+    bank = mp.Bank(trunk, config.kinds, capacity=2, classes=config.classes)
+    bank.add(replaced)
 
     def assign():
         for variable, value in prepared:
@@ -302,76 +274,71 @@ def _switching(trunk: Trunk, config) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         export_saved_model(bound, Path(scratch) / "model")
         file = Path(scratch) / "patch.safetensors"
-        patches[1].save(file)
+        other.save(file)
         calls = {
             "bank: another task's row": lambda: bank.row("task0"),
             "bank: a new patch written to a row": lambda: bank.add(replaced, replace=True),
             "bank: a patch file read and written to a row": lambda: bank.add(
-                dataclasses.replace(Patch.load(file), task=replaced.task), replace=True
+                dataclasses.replace(mp.Patch.load(file), task=replaced.task), replace=True
             ),
             "one Keras model: values assigned": assign,
             "a SavedModel loaded": lambda: tf.saved_model.load(str(Path(scratch) / "model")),
         }
         seconds = interleaved(calls, 15)
-    return {name: round(1e3 * float(np.median(times)), 4) for name, times in seconds.items()}
+    return {name: milliseconds(times, digits=4) for name, times in seconds.items()}
 
 
 def _report(results: dict, folder: Path):
     """Prints the figures and writes them as a table and a plot."""
     rows = results["rows"]
     forms = list(dict.fromkeys(row["form"] for row in rows))
-    cells: dict[tuple, dict[str, dict]] = {}
-    for row in rows:
-        cells.setdefault((row["tasks"], row["mix"], row["batch"]), {})[row["form"]] = row
+    cells = [
+        {**dict(zip(("tasks", "mix", "batch"), key, strict=True)), **{row["form"]: row for row in group}}
+        for key, group in grouped(rows, "tasks", "mix", "batch").items()
+    ]
 
-    def table(text: Callable[[dict], str]) -> tuple[list[str], list[list[str]]]:
-        return ["tasks", "mix", "batch", *forms, "bank / folded"], [
-            [*map(str, key), *(text(row[form]) if form in row else "not run" for form in forms), _ratio(row)]
-            for key, row in cells.items()
-        ]
+    def by_form(text: str) -> Table:
+        named_forms = {
+            form: lambda cell, form=form: text.format(**cell[form]) if form in cell else "not run" for form in forms
+        }
+        columns = {"tasks": "{tasks}", "mix": "{mix}", "batch": "{batch}", **named_forms, "bank / folded": _ratio}
+        return table(cells, columns)
 
+    memory = {
+        "tasks": "{tasks}",
+        "form": "{form}",
+        "MiB": lambda row: f"{row['bytes'] / 2**20:.0f}",
+        "seconds": "{seconds_to_make:.1f}",
+    }
     title = f"Serving {results['trunk']} at {results['image_size']} px, {results['kinds']}: images/s"
-    print_table(title, *table(lambda row: f"{row['images_per_second']:.0f}"))
-    switching = [[name, f"{ms:.3f}"] for name, ms in results["switching_ms"].items()]
-    memory = [
-        [str(row["tasks"]), row["form"], f"{row['bytes'] / 2**20:.0f}", f"{row['seconds_to_make']:.1f}"]
-        for row in results["memory"]
-    ]
-    left_out = "".join(f"`{row['form']}`, {row['tasks']} tasks: {row['reason']}.\n" for row in results["not_run"])
-    parts = [
-        left_out,
-        markdown(*table(lambda row: f"{row['images_per_second']:.0f}")),
+    parts: list[str | Table] = [
+        "\n".join(f"`{row['form']}`, {row['tasks']} tasks: {row['reason']}." for row in results["not_run"]),
+        by_form("{images_per_second:.0f}"),
         "## Milliseconds per batch: median, 99th percentile",
-        markdown(*table(lambda row: f"{row['p50_ms']:.1f}, {row['p99_ms']:.1f}")),
+        by_form("{p50_ms:.1f}, {p99_ms:.1f}"),
         "## Switching to another task",
-        markdown(["how", "ms"], switching),
+        (["how", "ms"], [[name, f"{ms:.3f}"] for name, ms in results["switching_ms"].items()]),
         "## Memory with one batch of the largest size, and time to make",
-        markdown(["tasks", "form", "MiB", "seconds"], memory),
+        table(results["memory"], memory),
     ]
-    write_report(folder, "serving", title, results, parts, _plot(rows, forms, title))
+    write_suite(folder, "serving", title, results, parts, _plot(rows, forms, title))
 
 
-def _ratio(by_form: dict[str, dict]) -> str:
-    if not {"bank", "folded"} <= by_form.keys():
-        return ""
-    return f"{by_form['bank']['images_per_second'] / by_form['folded']['images_per_second']:.2f}"
+def _ratio(cell: dict) -> str:
+    return f"{cell['bank']['images_per_second'] / cell['folded']['images_per_second']:.2f}"
 
 
 def _plot(rows: Sequence[dict], forms: Sequence[str], title: str):
     """Returns a figure: images per second against the number of tasks, a panel per mix, for the largest batch."""
-    from matplotlib.figure import Figure
-
     batch = max(row["batch"] for row in rows)
-    mixes = list(dict.fromkeys(row["mix"] for row in rows))
-    figure = Figure(figsize=(3.2 * len(mixes), 3.6), dpi=120, layout="constrained")
-    panels = figure.subplots(1, len(mixes), sharey=True, squeeze=False)[0]
-    for axes, mix in zip(panels, mixes, strict=True):
+    by_mix = grouped([row for row in rows if row["batch"] == batch], "mix")
+    figure, _ = new_axes(3.2 * len(by_mix), 3.6, 1, len(by_mix), sharey=True)
+    for axes, (mix, group) in zip(figure.axes, by_mix.items(), strict=True):
         for form in forms:
-            points = [row for row in rows if (row["mix"], row["batch"], row["form"]) == (mix, batch, form)]
+            points = [row for row in group if row["form"] == form]
             axes.plot([p["tasks"] for p in points], [p["images_per_second"] for p in points], "o-", label=form)
-        axes.set(xscale="log", xlabel="tasks", title=mix)
-        axes.grid(alpha=0.3)
-    panels[0].set(ylabel=f"images/s, batch {batch}", yscale="log")
-    panels[0].legend(fontsize=8)
+        axes.set(xscale="log", yscale="log", xlabel="tasks", title=mix)
+    figure.axes[0].set(ylabel=f"images/s, batch {batch}")
+    figure.axes[0].legend(fontsize=8)
     figure.suptitle(title, fontsize=9)
     return figure

@@ -1,5 +1,7 @@
 """Timing things against one another: interleaved, so that whatever else the machine does falls on all of them."""
 
+import concurrent.futures
+import multiprocessing
 import os
 import random
 import time
@@ -40,6 +42,17 @@ def interleaved(
     return {name: np.array(values) for name, values in timed.items()}
 
 
+def milliseconds(seconds: np.ndarray, percent: float = 50, digits: int = 3) -> float:
+    """Returns a percentile of times, by default the median, in rounded milliseconds."""
+    return round(1e3 * float(np.percentile(seconds, percent)), digits)
+
+
+def in_own_process(function: Callable, *arguments):
+    """Returns what a function of a module returns in a new process, whose memory holds nothing else."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
 def resident_bytes() -> int:
     """Returns the memory that this process holds at present, in bytes (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -47,7 +60,7 @@ def resident_bytes() -> int:
 
 
 def forget_peak():
-    """Lets `peak_bytes` begin anew, at the memory that is held at present (Linux)."""
+    """Resets `peak_bytes` to the memory that is held at present (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

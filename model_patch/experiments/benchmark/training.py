@@ -15,12 +15,10 @@ Form | What is learnt
 The optimizer is Adam everywhere, in this package's forms as the package trains with it, and nothing is compiled by XLA or TorchInductor.
 """
 
-import concurrent.futures
 import importlib
 import importlib.util
 import itertools
 import logging
-import multiprocessing
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,20 +27,24 @@ import keras
 import numpy as np
 from ml_collections import ConfigDict
 
-from model_patch.bind import bind
-from model_patch.errors import require_each_once, unknown
+import model_patch as mp
+from model_patch.errors import require_each_once, require_known
 from model_patch.experiments.benchmark.epochs import EPOCHS, epochs_of, epochs_table
-from model_patch.experiments.benchmark.output import write_report
-from model_patch.experiments.benchmark.timing import forget_peak, interleaved, peak_bytes, resident_bytes
-from model_patch.experiments.report.machine import machine
-from model_patch.experiments.report.table import markdown, print_table
-from model_patch.experiments.workdir import versions
-from model_patch.kinds import TrainSpec
+from model_patch.experiments.benchmark.output import new_results, write_suite
+from model_patch.experiments.benchmark.timing import (
+    forget_peak,
+    in_own_process,
+    interleaved,
+    milliseconds,
+    peak_bytes,
+    resident_bytes,
+)
+from model_patch.experiments.report.machine import num_cores
+from model_patch.experiments.report.output import new_axes
+from model_patch.experiments.report.sample import grouped
+from model_patch.experiments.report.table import Table, table
 from model_patch.spec import parse
-from model_patch.tasks import Task
 from model_patch.training.packed_adam import adam
-from model_patch.trunk import Trunk
-from model_patch.trunks import open_trunk
 
 _logger = logging.getLogger(__name__)
 
@@ -95,13 +97,9 @@ def run(config: ConfigDict, workdir: str | Path):
     """
     for name in ("training_trunks", "training_sizes", "training_batches", "training_forms"):
         require_each_once(name, config[name])
-    for form in (*config.training_forms, *config.training_memory_of):
-        if form not in FORMS:
-            raise unknown("form", form, FORMS)
-    for form in config.training_epochs_of:
-        if form not in EPOCHS:
-            raise unknown("form", form, EPOCHS)
-    results: dict = {"classes": config.classes, "machine": machine(), "versions": versions(), "rows": [], "not_run": []}
+    require_known("form", (*config.training_forms, *config.training_memory_of), FORMS)
+    require_known("form", config.training_epochs_of, EPOCHS)
+    results = new_results(classes=config.classes, not_run=[])
     if _has_torch():
         torch, _ = _import_torch()
         results["versions"]["torch"] = torch.__version__
@@ -110,7 +108,7 @@ def run(config: ConfigDict, workdir: str | Path):
         rows = _cell(config, trunk, size, batch, results["not_run"])
         for row in rows:
             if row["form"] in config.training_memory_of:
-                row["peak_bytes"] = _memory(config, trunk, size, batch, row["form"])
+                row["peak_bytes"] = in_own_process(_peak_memory, config.classes, trunk, size, batch, row["form"])
         results["rows"] += rows
         _report(results, Path(workdir))
         _logger.info("%s, %d px, batch %d: done", trunk, size, batch)
@@ -133,10 +131,9 @@ def _cell(config: ConfigDict, trunk: str, size: int, batch: int, not_run: list[d
     base = seconds.get(BASE)
     rows = []
     for form, times in seconds.items():
-        low, median, high = (1e3 * float(np.percentile(times, q)) for q in (25, 50, 75))
-        row = {"trunk": trunk, "image_size": size, "batch": batch, "form": form}
-        row |= {"ms": round(median, 3), "ms_p25": round(low, 3), "ms_p75": round(high, 3), "rounds": len(times)}
-        row["images_per_second"] = round(1e3 * batch / median, 2)
+        row = {"trunk": trunk, "image_size": size, "batch": batch, "form": form, "ms": milliseconds(times)}
+        row |= {"ms_p25": milliseconds(times, 25), "ms_p75": milliseconds(times, 75), "rounds": len(times)}
+        row["images_per_second"] = round(batch / float(np.median(times)), 2)
         if base is not None:
             row["ratio"] = round(float(np.median(times / base)), 4)
         rows.append(row)
@@ -158,13 +155,13 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
     labels = random.integers(0, classes, batch)
     if form in _TORCH:
         return _torch_step(form.removeprefix("torch "), _net(trunk), images, labels, classes)
-    opened = open_trunk(trunk, size)
+    opened = mp.open_trunk(trunk, size)
     if form.startswith("keras "):
         plain = _plain_keras(form.removeprefix("keras "), opened, classes)
         return _fitted(plain, images, labels, keras.optimizers.Adam(RATE))
-    task = Task("task", tuple(map(str, range(classes))), opened.preprocessing)
+    task = mp.Task("task", tuple(map(str, range(classes))), opened.preprocessing)
     train, statistics, remat = _TRAINED.get(form, ("last", "frozen", False))
-    bound = bind(opened, task, TrainSpec.parse(train, statistics), remat=remat)
+    bound = mp.bind(opened, task, mp.TrainSpec.parse(train, statistics), remat=remat)
     if form == "features":
         return lambda: bound.features.predict_on_batch(images)
     if form == "last, cached":
@@ -180,7 +177,7 @@ def _fitted(model: keras.Model, images, labels, optimizer: keras.optimizers.Opti
     return lambda: model.train_on_batch(images, labels)
 
 
-def _plain_keras(learnt: str, trunk: Trunk, classes: int) -> keras.Model:
+def _plain_keras(learnt: str, trunk: mp.Trunk, classes: int) -> keras.Model:
     """Returns the trunk's net with a last layer, of Keras' own layers, in which `learnt` is trainable."""
     net = trunk.model
     net.trainable = True
@@ -191,7 +188,7 @@ def _plain_keras(learnt: str, trunk: Trunk, classes: int) -> keras.Model:
 
 def _torch_step(learnt: str, name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> Step:
     torch, torchvision = _import_torch()
-    torch.set_num_threads(machine()["cores"])
+    torch.set_num_threads(num_cores())
     layout = torch.contiguous_format if learnt.endswith(CHANNELS_FIRST) else torch.channels_last
     learnt = learnt.removesuffix(CHANNELS_FIRST)
     make, options = _TORCH_NETS[name]
@@ -217,13 +214,8 @@ def _torch_step(learnt: str, name: str, images: np.ndarray, labels: np.ndarray, 
     return step
 
 
-def _memory(config: ConfigDict, *cell) -> int:
-    """Returns the bytes that steps of one form take at most, beside the net itself, in a process of its own."""
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(_measure_memory, config.classes, *cell).result()
-
-
-def _measure_memory(classes: int, trunk: str, size: int, batch: int, form: str) -> int:
+def _peak_memory(classes: int, trunk: str, size: int, batch: int, form: str) -> int:
+    """Returns the maximum number of bytes that steps of one form take, beside the net itself."""
     step = make_step(form, trunk, size, batch, classes)
     before = resident_bytes()
     forget_peak()
@@ -247,45 +239,32 @@ def _net(trunk: str) -> str:
 
 
 def _report(results: dict, folder: Path):
-    """Writes what there is by now, and prints the newest cell."""
-    tables, figures = [], []
-    for key, group in itertools.groupby(results["rows"], lambda row: (row["trunk"], row["image_size"], row["batch"])):
-        rows = list(group)
-        title = f"{key[0]} at {key[1]} px, batch {key[2]}"
-        header = ["form", "step (ms)", "quartiles", f"of {BASE}", "images/s", "peak memory (MiB)"]
-        body = [
-            [
-                row["form"],
-                f"{row['ms']:.1f}",
-                f"{row['ms_p25']:.1f} to {row['ms_p75']:.1f}",
-                f"{row['ratio']:.3f}" if "ratio" in row else "",
-                f"{row['images_per_second']:.0f}",
-                f"{row['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in row else "",
-            ]
-            for row in rows
-        ]
-        tables += [f"## {title}", markdown(header, body)]
-        figures.append((title, rows))
-    print_table(title, header, body)
-    if "epochs" in results:
-        tables.append(epochs_table(results["epochs"]))
-    reasons = "\n".join(
-        sorted({f"`{each['form']}`, {each['trunk']}: {each['reason']}." for each in results["not_run"]})
-    )
-    note = "Peak memory: of four steps in a process of its own, beside the process with the net in it."
-    write_report(folder, "training", "A training step", results, [reasons, note, *tables], _plot(figures))
-
-
-def _plot(cells: list[tuple[str, list[dict]]]):
-    """Returns a figure: the step's time by form, a panel per net and size."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 0.5 + 3.2 * len(cells)), dpi=110, layout="constrained")
-    for axes, (title, rows) in zip(figure.subplots(len(cells), 1, squeeze=False)[:, 0], cells, strict=True):
-        colours = [
-            "C1" if r["form"].startswith("keras") else "C2" if r["form"].startswith("torch") else "C0" for r in rows
-        ]
-        axes.barh([row["form"] for row in rows], [row["ms"] for row in rows], color=colours)
+    """Writes the results so far, and prints the newest cell."""
+    columns = {
+        "form": "{form}",
+        "step (ms)": "{ms:.1f}",
+        "quartiles": "{ms_p25:.1f} to {ms_p75:.1f}",
+        f"of {BASE}": "{ratio:.3f}",
+        "images/s": "{images_per_second:.0f}",
+        "peak memory (MiB)": lambda row: f"{row['peak_bytes'] / 2**20:.0f}",
+    }
+    parts: list[str | Table] = [
+        "\n".join(sorted({f"`{each['form']}`, {each['trunk']}: {each['reason']}." for each in results["not_run"]})),
+        "Peak memory: of four steps in a process of its own, beside the process with the net in it.",
+    ]
+    cells = grouped(results["rows"], "trunk", "image_size", "batch")
+    figure, _ = new_axes(9, 0.5 + 3.2 * len(cells), len(cells))
+    for axes, ((trunk, size, batch), rows) in zip(figure.axes, cells.items(), strict=True):
+        title = f"{trunk} at {size} px, batch {batch}"
+        parts += [f"## {title}", table(rows, columns)]
+        colours = {"keras": "C1", "torch": "C2"}
+        axes.barh(
+            [row["form"] for row in rows],
+            [row["ms"] for row in rows],
+            color=[colours.get(row["form"].partition(" ")[0], "C0") for row in rows],
+        )
         axes.invert_yaxis()
         axes.set(xlabel="ms per step", title=title)
-    return figure
+    if "epochs" in results:
+        parts += ["## Epochs on image files", epochs_table(results["epochs"])]
+    write_suite(folder, "training", "A training step", results, parts, figure, show=-1)

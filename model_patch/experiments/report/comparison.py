@@ -1,103 +1,102 @@
-"""The comparison of what can be trained: accuracy against trained parameters."""
+"""Compares ways to train: test accuracy against trained parameters, and against the learning rate."""
 
-from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from model_patch.experiments.report.sample import Sample
-from model_patch.experiments.report.table import markdown, print_table
-from model_patch.files import write_bytes
+from model_patch.experiments.report.output import named, new_axes, write_report
+from model_patch.experiments.report.sample import Sample, grouped
+from model_patch.experiments.report.table import Table, table
 
-HEADER = ("train", "trained parameters", "share", "patch file", "test accuracy", "spread", "seeds", "seconds")
+COLUMNS = {
+    "train": "{train}",
+    "trained parameters": "{trained_parameters:,}",
+    "share": "{trained_fraction:.1%}",
+    "patch file": lambda row: f"{row['patch_bytes'] / 1000:,.0f} kB",
+    "test accuracy": "{accuracy.mean:.4f}",
+    "spread": "{accuracy.spread:.4f}",
+    "seeds": "{seeds}",
+    "seconds": "{train_seconds:.1f}",
+}
+"""`spread` is best minus worst seed."""
 
 
 def summarise(rows: list[dict]) -> list[dict]:
     """Averages the rows of `results.json` over seeds.
 
     Returns:
-        One object per value of `train`, in order of first appearance: the row's counts, `accuracy` (a `Sample`, in 0..1),
-        and `train_seconds` (mean).
+        One object per value of `train`, in order of first appearance: the fields of its first row, `accuracy` (a `Sample`,
+        in 0..1), `seeds` (their number), and `train_seconds` (mean).
     """
-    grouped = defaultdict(list)
-    for row in rows:
-        grouped[row["train"]].append(row)
-    summary = []
-    for train, group in grouped.items():
-        summary.append(
-            {
-                "train": train,
-                **{key: group[0][key] for key in ("trained_parameters", "trained_fraction", "patch_bytes")},
-                "reused_fraction": group[0].get("reused_fraction"),  # Runs of earlier versions do not have it.
-                "accuracy": Sample(tuple(row["test_accuracy"] for row in group)),
-                "train_seconds": float(np.mean([row["train_seconds"] for row in group])),
-            }
-        )
-    return summary
-
-
-def table_rows(summary: list[dict]) -> list[list[str]]:
-    """Formats a summary for `HEADER`. `spread` is best minus worst seed."""
     return [
-        [
-            row["train"],
-            f"{row['trained_parameters']:,}",
-            f"{100 * row['trained_fraction']:.1f} %",
-            f"{row['patch_bytes'] / 1000:,.0f} kB",
-            f"{row['accuracy'].mean:.4f}",
-            f"{row['accuracy'].spread:.4f}",
-            str(len(row["accuracy"].values)),
-            f"{row['train_seconds']:.1f}",
-        ]
-        for row in summary
+        group[0]
+        | {
+            "accuracy": Sample.of(group),
+            "seeds": len(group),
+            "train_seconds": float(np.mean([row["train_seconds"] for row in group])),
+        }
+        for group in grouped(rows, "train").values()
     ]
 
 
-def reuse(summary: list[dict]) -> str:
-    """Reports the fraction of trunk weights that each row leaves unchanged; empty if the run did not record it."""
-    parts = [
-        f"{row['train']} {100 * row['reused_fraction']:.1f} %" for row in summary if row["reused_fraction"] is not None
-    ]
-    return f"Trunk weights left unchanged: {', '.join(parts)}." if parts else ""
+def comparison_table(rows: list[dict]) -> Table:
+    """Returns the comparison of ways to train."""
+    return table(summarise(rows), COLUMNS)
 
 
-def plot(summary: list[dict], title: str):
-    """Returns a matplotlib figure: test accuracy against trained parameters (log scale), bars from worst to best seed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
+def write_comparison(results: dict, folder: Path):
+    """Prints the comparison of ways to train and writes it to `results.md` and `accuracy_vs_parameters.png`."""
+    summary = summarise(results["rows"])
+    title = f"{results['data']} on {results['trunk']} at {results['image_size']} px"
+    figure, axes = new_axes()
     for row in summary:
         x, y = max(row["trained_parameters"], 1), row["accuracy"].mean
         axes.errorbar(x, y, yerr=[[bar] for bar in row["accuracy"].bars], fmt="o", capsize=3, color="tab:blue")
         axes.annotate(row["train"], (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
-    axes.set_xscale("log")
     axes.margins(x=0.2, y=0.15)
-    axes.set(xlabel="trained parameters", ylabel="test accuracy", title=title)
-    axes.grid(alpha=0.3)
-    return figure
+    axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy", title=title)
+    # Runs of earlier versions did not record what they reuse.
+    reused = [f"{row['train']} {100 * row['reused_fraction']:.1f} %" for row in summary if "reused_fraction" in row]
+    unchanged = f"Trunk weights left unchanged: {', '.join(reused)}." if reused else ""
+    notes = " ".join(filter(None, ["`spread`: best minus worst seed.", unchanged, f"{named(results['versions'])}."]))
+    write_report(folder, title, [table(summary, COLUMNS), notes], accuracy_vs_parameters=figure)
+    if unchanged:
+        print(unchanged)
 
 
-def save_figure(figure, path: Path):
-    """Writes a matplotlib figure as PNG, whole or not at all."""
-    import io
+def by_rate(rows: Iterable[dict]) -> dict[str, dict[float, Sample]]:
+    """Returns the test accuracies over the seeds, by what was trained and by learning rate."""
+    return {
+        train: {rate: Sample.of(each) for rate, each in sorted(grouped(group, "learning_rate").items())}
+        for train, group in grouped(rows, "train").items()
+    }
 
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes(path, buffer.getvalue())
+
+def best_rate(accuracies: dict[float, Sample]) -> float:
+    """Returns the learning rate with the best mean accuracy; of two equal ones the lower."""
+    return max(accuracies, key=lambda rate: (accuracies[rate].mean, -rate))
 
 
-def write_report(results: dict, folder: Path):
-    """Prints the comparison and writes it to `results.md` and `accuracy_vs_parameters.png` in a folder."""
-    summary = summarise(results["rows"])
-    title = f"{results['data']} on {results['trunk']} at {results['image_size']} px"
-    rows = table_rows(summary)
-    print_table(title, HEADER, rows)
-    reused = reuse(summary)
-    if reused:
-        print(reused)
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    sentences = " ".join(filter(None, ["`spread`: best minus worst seed.", reused, f"{versions}."]))
-    text = f"# {title}\n\n{markdown(HEADER, rows)}\n{sentences}\n"
-    write_bytes(folder / "results.md", text.encode())
-    save_figure(plot(summary, title), folder / "accuracy_vs_parameters.png")
+def rates_table(rows: list[dict]) -> Table:
+    """Returns a table with a column per learning rate: the mean over the seeds, and the spread in brackets."""
+    trained = by_rate(rows)
+    rates = sorted({rate for each in trained.values() for rate in each})
+    cells = [
+        [train, *(str(each.get(rate, "")) for rate in rates), f"{best_rate(each):g}"] for train, each in trained.items()
+    ]
+    return ["train", *(f"{rate:g}" for rate in rates), "best rate"], cells
+
+
+def write_rates(results: dict, folder: Path):
+    """Prints the comparison of learning rates and writes it to `results.md` and `accuracy_vs_learning_rate.png`."""
+    title = f"{results['data']} on {results['trunk']} at {results['image_size']} px, by learning rate"
+    figure, axes = new_axes()
+    for train, each in by_rate(results["rows"]).items():
+        means = [accuracies.mean for accuracies in each.values()]
+        bars = list(zip(*(accuracies.bars for accuracies in each.values()), strict=True))
+        axes.errorbar(list(each), means, yerr=bars, fmt="o-", capsize=3, label=train)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="test accuracy", title=title)
+    axes.legend(title="trained", fontsize=8)
+    notes = f"Mean over seeds; in brackets best minus worst seed. {named(results['versions'])}."
+    write_report(folder, title, [rates_table(results["rows"]), notes], accuracy_vs_learning_rate=figure)

@@ -1,74 +1,67 @@
 """Compares ways to share: the accuracy of every task against the total number of parameters."""
 
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from model_patch.experiments.report.comparison import save_figure
-from model_patch.experiments.report.sample import Sample
-from model_patch.experiments.report.table import markdown, print_table
-from model_patch.files import write_bytes
+from model_patch.experiments.report.output import named, new_axes, write_report
+from model_patch.experiments.report.sample import Sample, grouped
+from model_patch.experiments.report.table import Table, table
 
 INDEPENDENT = "nothing"
 """The row whose parameter count the others are compared with."""
 
-WIDTH = 0.8
-"""Part of the room of a task that its bars take, in 0..1."""
+BAR_WIDTH = 0.8
+"""Share of a task's room on the axis that its bars take, in 0..1."""
+
+
+def mean_over_tasks(rows: list[dict]) -> Sample:
+    """Returns the mean accuracies of all tasks, one per seed."""
+    return Sample(tuple(Sample.of(each).mean for each in grouped(rows, "seed").values()))
 
 
 def summarise(rows: list[dict]) -> list[dict]:
     """Averages the rows of `results.json` over seeds.
 
     Returns:
-        One object per value of `share`, in order of first appearance: `tasks`, by name the `accuracy` (a `Sample`, in 0..1)
-        and `image_size`; `mean`, the `Sample` of the tasks' mean accuracies; `total_parameters`, `trained_parameters` and
-        `train_seconds` (mean).
+        One object per value of `share`, in order of first appearance: by the name of each task its accuracy (a `Sample`, in
+        0..1) as `tasks` and its image size as `image_sizes`; `mean`, the `Sample` of the tasks' mean accuracies; `seeds`,
+        their number; `total_parameters`, `trained_parameters` and `train_seconds` (mean).
     """
-    shares = defaultdict(list)
-    for row in rows:
-        shares[row["share"]].append(row)
     summary = []
-    for share, group in shares.items():
-        by_task, by_seed = defaultdict(list), defaultdict(list)
-        for row in group:
-            by_task[row["task"], row["image_size"]].append(row["test_accuracy"])
-            by_seed[row["seed"]].append(row["test_accuracy"])
+    for share, group in grouped(rows, "share").items():
+        by_task = grouped(group, "task")
         summary.append(
             {
                 "share": share,
-                "tasks": {
-                    task: {"accuracy": Sample(tuple(each)), "image_size": size}
-                    for (task, size), each in by_task.items()
-                },
-                "mean": Sample(tuple(float(np.mean(accuracies)) for accuracies in by_seed.values())),
-                "total_parameters": group[0]["total_parameters"],
-                "trained_parameters": group[0]["trained_parameters"],
+                "tasks": {task: Sample.of(each) for task, each in by_task.items()},
+                "image_sizes": {task: each[0]["image_size"] for task, each in by_task.items()},
+                "mean": mean_over_tasks(group),
+                "seeds": len(grouped(group, "seed")),
+                **{field: group[0][field] for field in ("total_parameters", "trained_parameters")},
                 "train_seconds": float(np.mean([row["train_seconds"] for row in group])),
             }
         )
     return summary
 
 
-def table(summary: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows of the comparison. `of separate models` is empty if these were not trained."""
-    tasks = list(summary[0]["tasks"])
+def joint_table(summary: list[dict]) -> Table:
+    """Returns the comparison of ways to share. `of separate models` is empty if these were not trained."""
     separate = next((row["total_parameters"] for row in summary if row["share"] == INDEPENDENT), None)
-    header = ["share", *tasks, "mean", "spread", "parameters", "of separate models", "trained", "seeds", "seconds"]
-    return header, [
-        [
-            row["share"],
-            *(f"{row['tasks'][task]['accuracy'].mean:.4f}" for task in tasks),
-            f"{row['mean'].mean:.4f}",
-            f"{row['mean'].spread:.4f}",
-            f"{row['total_parameters']:,}",
-            f"{100 * row['total_parameters'] / separate:.1f} %" if separate else "",
-            f"{row['trained_parameters']:,}",
-            str(len(row["mean"].values)),
-            f"{row['train_seconds']:.1f}",
-        ]
-        for row in summary
-    ]
+    return table(
+        summary,
+        {
+            "share": "{share}",
+            **{task: lambda row, task=task: f"{row['tasks'][task].mean:.4f}" for task in summary[0]["tasks"]},
+            "mean": "{mean.mean:.4f}",
+            "spread": "{mean.spread:.4f}",
+            "parameters": "{total_parameters:,}",
+            "of separate models": lambda row: f"{100 * row['total_parameters'] / separate:.1f} %" if separate else "",
+            "trained": "{trained_parameters:,}",
+            "seeds": "{seeds}",
+            "seconds": "{train_seconds:.1f}",
+        },
+    )
 
 
 def plot(summary: list[dict], title: str, resolutions: bool):
@@ -76,29 +69,28 @@ def plot(summary: list[dict], title: str, resolutions: bool):
 
     Error bars reach from the worst to the best seed.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_axes()
     names = list(summary[0]["tasks"])
     for i, row in enumerate(summary):
-        tasks = list(row["tasks"].values())
-        means = [task["accuracy"].mean for task in tasks]
-        bars = list(zip(*(task["accuracy"].bars for task in tasks), strict=True))
-        label = f"{row['share']}: {row['total_parameters'] / 1e6:.2f} M values"
+        samples = row["tasks"].values()
+        bars = list(zip(*(sample.bars for sample in samples), strict=True))
+        options = {
+            "yerr": bars,
+            "capsize": 3,
+            "label": f"{row['share']}: {row['total_parameters'] / 1e6:.2f} M parameters",
+        }
+        means = [sample.mean for sample in samples]
         if resolutions:
-            sizes = [task["image_size"] for task in tasks]
-            axes.errorbar(sizes, means, yerr=bars, fmt="o-", capsize=3, label=label)
-            continue
-        places = np.arange(len(names)) + WIDTH * ((i + 0.5) / len(summary) - 0.5)
-        axes.bar(places, means, WIDTH / len(summary), yerr=bars, capsize=3, label=label)
+            axes.errorbar(list(row["image_sizes"].values()), means, fmt="o-", **options)
+        else:
+            places = np.arange(len(names)) + BAR_WIDTH * ((i + 0.5) / len(summary) - 0.5)
+            axes.bar(places, means, BAR_WIDTH / len(summary), **options)
     if resolutions:
-        axes.set(xlabel="image size in pixels", xticks=[task["image_size"] for task in summary[0]["tasks"].values()])
+        axes.set(xlabel="image size in pixels", xticks=list(summary[0]["image_sizes"].values()))
     else:
-        lowest = min(min(task["accuracy"].values) for row in summary for task in row["tasks"].values())
+        lowest = min(min(sample.values) for row in summary for sample in row["tasks"].values())
         axes.set(xticks=range(len(names)), xticklabels=names, ylim=(max(0.0, lowest - 0.1), None))
     axes.set(ylabel="test accuracy", title=title)
-    axes.grid(alpha=0.3, axis="y")
     axes.legend(title="shared by the tasks", fontsize=8, loc="lower right")
     return figure
 
@@ -107,9 +99,7 @@ def write_joint_report(results: dict, folder: Path):
     """Prints the comparison and writes it to `results.md` and `accuracy_by_task.png` in a folder."""
     summary = summarise(results["rows"])
     title = f"{', '.join(results['data'])} on {results['trunk']}: {results['train']}"
-    header, rows = table(summary)
-    print_table(title, header, rows)
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    explained = "`spread`: best less worst seed, of the mean. `all values`: of all tasks together, each counted once."
-    write_bytes(folder / "results.md", f"# {title}\n\n{markdown(header, rows)}\n{explained} {versions}.\n".encode())
-    save_figure(plot(summary, title, bool(results["resolutions"])), folder / "accuracy_by_task.png")
+    notes = "`spread`: best minus worst seed, of the mean. `parameters`: of all tasks together, each counted once."
+    figure = plot(summary, title, bool(results["resolutions"]))
+    parts: list[str | Table] = [joint_table(summary), f"{notes} {named(results['versions'])}."]
+    write_report(folder, title, parts, accuracy_by_task=figure)

@@ -1,4 +1,4 @@
-"""What figures were taken on."""
+"""The machine that figures were measured on."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ def machine() -> dict[str, str | int | float]:
         for device in tf.config.list_physical_devices()
         if device.device_type != "CPU"
     ]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cores": cores,
@@ -29,6 +29,11 @@ def machine() -> dict[str, str | int | float]:
         "system": platform.platform(),
         "load_per_core": round(os.getloadavg()[0] / cores, 2),
     }
+
+
+def num_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _lines(path: Path) -> list[str]:

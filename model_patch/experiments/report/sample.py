@@ -1,15 +1,31 @@
 """One figure over several seeds."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 
+def grouped(rows: Iterable[dict], *fields: str) -> dict[Any, list[dict]]:
+    """Returns the rows by their value of a field, or by the tuple of several, in order of first appearance."""
+    groups: dict[Any, list[dict]] = {}
+    for row in rows:
+        key = tuple(row[field] for field in fields)
+        groups.setdefault(key if len(fields) > 1 else key[0], []).append(row)
+    return groups
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What one row came to with each of its seeds: accuracies in 0..1, or errors; at least one."""
+    """The figures of one row of a table, one per seed: accuracies in 0..1, or errors; at least one."""
 
     values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[dict], field: str = "test_accuracy") -> "Sample":
+        """Returns the sample of a field, which has one value in each row."""
+        return cls(tuple(row[field] for row in rows))
 
     @property
     def mean(self) -> float:
@@ -18,12 +34,12 @@ class Sample:
 
     @property
     def spread(self) -> float:
-        """The largest less the smallest."""
+        """The largest minus the smallest."""
         return max(self.values) - min(self.values)
 
     @property
     def bars(self) -> tuple[float, float]:
-        """How far the smallest lies below the mean and the largest above it, as error bars take them."""
+        """Distances of the smallest below the mean and of the largest above it, as matplotlib's error bars take them."""
         return self.mean - min(self.values), max(self.values) - self.mean
 
     def above(self, other: "Sample", least: float = 0.0) -> bool:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_patch.experiments.report.joint import summarise, table, write_joint_report
+from model_patch.experiments.report.joint import joint_table, summarise, write_joint_report
 from model_patch.experiments.report.sample import Sample
 
 
@@ -38,16 +38,16 @@ def results():
 
 def test_tasks_and_their_mean_are_averaged_over_seeds(results):
     nothing, trunk = summarise(results["rows"])
-    assert nothing["tasks"]["a"] == {"accuracy": Sample((0.5, 0.75)), "image_size": 32}
+    assert (nothing["tasks"]["a"], nothing["image_sizes"]["a"]) == (Sample((0.5, 0.75)), 32)
     assert nothing["mean"].values == (0.625, 0.75)
     assert (trunk["mean"].mean, trunk["total_parameters"], trunk["train_seconds"]) == (0.4375, 1000, 10.5)
 
 
 def test_numbers_of_values_are_compared_with_separate_nets_where_there_are_some(results):
-    header, lines = table(summarise(results["rows"]))
+    header, lines = joint_table(summarise(results["rows"]))
     assert header[:4] == ["share", "a", "b", "mean"]
     assert lines[1] == ["trunk", "0.3750", "0.5000", "0.4375", "0.1250", "1,000", "25.0 %", "900", "2", "10.5"]
-    _, (alone,) = table(summarise(results["rows"][2:4]))
+    _, (alone,) = joint_table(summarise(results["rows"][2:4]))
     assert alone[6] == ""
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_patch.experiments.report import markdown, print_table, write_report
-from model_patch.experiments.report.comparison import save_figure, summarise
-from model_patch.experiments.report.grid import prediction_grid
+from model_patch.experiments.report.comparison import summarise, write_comparison
+from model_patch.experiments.report.output import prediction_grid, save_figure
+from model_patch.experiments.report.table import markdown, print_table, table
 
 
 def row(train, seed, accuracy):
@@ -34,7 +34,7 @@ def test_rows_are_averaged_over_seeds_in_their_order(results):
 
 
 def test_a_report_is_a_table_and_a_picture(results, tmp_path, capsys):
-    write_report(results, tmp_path)
+    write_comparison(results, tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "# digits on bundled at 48 px" in text
     assert "| scale_bias+last | 1,234 | 3.4 % | 56 kB | 0.8125 | 0.1250 | 2 | 2.5 |" in text
@@ -47,7 +47,7 @@ def test_a_report_is_a_table_and_a_picture(results, tmp_path, capsys):
 def test_a_run_that_did_not_note_what_is_reused_is_reported_without(results, tmp_path):
     for each in results["rows"]:
         del each["reused_fraction"]
-    write_report(results, tmp_path)
+    write_comparison(results, tmp_path)
     assert "left unchanged" not in (tmp_path / "results.md").read_text()
 
 
@@ -60,6 +60,12 @@ def test_names_of_rows_stand_whole_where_output_is_no_terminal(capsys, monkeypat
 
 def test_markdown_aligns_numbers_to_the_right():
     assert markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |\n"
+
+
+def test_cells_are_formatted_fields_and_empty_where_a_row_lacks_one():
+    rows = [{"a": 1234.5, "share": 0.034}, {"a": 2.0}]
+    columns = {"a": "{a:,.0f}", "share": "{share:.1%}", "twice": lambda row: str(2 * row["a"])}
+    assert table(rows, columns) == (["a", "share", "twice"], [["1,234", "3.4 %", "2469.0"], ["2", "", "4.0"]])
 
 
 def test_a_wrong_answer_is_red_in_the_grid(tmp_path):
