@@ -1,9 +1,9 @@
-"""Looks at patch files, checks, compares, averages and converts them.
+"""Lists, shows, verifies, compares, averages and converts patch files.
 
     python scripts/patch.py list runs/digits                    # every patch below a folder, or the files named
-    python scripts/patch.py info PATCH                          # all that the file says, and its variables
+    python scripts/patch.py info PATCH                          # the contents of the file, and its variables
     python scripts/patch.py verify PATCH --trunk=bundled        # is it whole, and does it belong to this trunk?
-    python scripts/patch.py diff PATCH PATCH                    # in what two patches differ, and how far
+    python scripts/patch.py diff PATCH PATCH                    # how two patches differ, and by how much
     python scripts/patch.py average PATCH PATCH --output=NEW    # of one task on one trunk; variances as of a mixture
     python scripts/patch.py convert PATCH --output=NEW --dtype=float16
 
@@ -18,39 +18,37 @@ from model_patch.experiments import cli
 flags.DEFINE_string("trunk", None, "The trunk to verify against, scheme:rest.")
 flags.DEFINE_string("output", None, "File to write; it must not exist.")
 flags.DEFINE_string("dtype", "float32", "Type of the values in the written file: float32 | float16.")
-flags.DEFINE_list("weights", None, "A positive number for each patch that is averaged.")
+cli.define_list("weights", float, None, "A positive number for each patch that is averaged.")
 
 
 def list_patches(path, *paths):
     """Prints a line per patch."""
     from model_patch import patch_files
-    from model_patch.experiments.report.table import print_lines
+    from model_patch.experiments.report.table import print_lines, table
 
     rows, damaged = [], []
     for each in (path, *paths):
         files, sentences = patch_files.find(each)
         damaged += sentences
-        for file in files:
-            task = file.patch.task
-            metrics = ", ".join(f"{name} {value:.4f}" for name, value in file.patch.metrics.items())
-            cells = (
-                task.name,
-                len(task.labels),
-                file.patch.train_spec,
-                file.patch.trunk,
-                f"{file.num_bytes:,}",
-                metrics,
-            )
-            rows.append([str(cell) for cell in (file.path, *cells)])
-    print_lines(("file", "task", "classes", "train", "trunk", "bytes", "metrics"), rows)
+        rows += [{"metrics": _metrics(file.patch), **vars(file)} for file in files]
+    columns = {
+        "file": "{path}",
+        "task": "{patch.task.name}",
+        "classes": lambda row: str(len(row["patch"].task.labels)),
+        "train": "{patch.train_spec}",
+        "trunk": "{patch.trunk}",
+        "bytes": "{num_bytes:,}",
+        "metrics": "{metrics}",
+    }
+    print_lines(*table(rows, columns))
     if damaged:
         raise patch_files.PatchError("; ".join(damaged))
 
 
 def info(patch, *patches):
-    """Prints all that each file says."""
+    """Prints the contents of each file."""
     from model_patch import patch_files
-    from model_patch.experiments.report.table import print_table
+    from model_patch.experiments.report.table import print_table, table
 
     for path in (patch, *patches):
         file = patch_files.read(path)
@@ -65,16 +63,18 @@ def info(patch, *patches):
             ("train", f"{train_spec}, statistics {train_spec.norm_statistics}"),
             ("trunk", file.patch.trunk),
             ("fingerprint", file.patch.fingerprint),
-            ("metrics", ", ".join(f"{name} {value:.4f}" for name, value in file.patch.metrics.items()) or "none"),
+            ("metrics", _metrics(file.patch) or "none"),
             ("versions", ", ".join(f"{name} {value}" for name, value in file.patch.versions.items()) or "none"),
             ("values", ", ".join(f"{count:,} {dtype}" for dtype, count in file.dtypes.items())),
         ):
             print(f"{name:14} {value}")
-        rows = [
-            (each.name, f"{each.num_slots}", f"{each.num_values:,}", f"{each.low:.4g}", f"{each.high:.4g}")
-            for each in patch_files.summarise(file.patch)
-        ]
-        print_table("", ("variables", "number", "values", "smallest", "largest"), rows)
+        columns = {"variables": "{name}", "number": "{num_slots}", "values": "{num_values:,}"}
+        columns |= {"smallest": "{low:.4g}", "largest": "{high:.4g}"}
+        print_table("", *table(map(vars, patch_files.summarise(file.patch)), columns))
+
+
+def _metrics(patch) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in patch.metrics.items())
 
 
 def verify(patch, *patches, trunk):
@@ -85,30 +85,27 @@ def verify(patch, *patches, trunk):
         file, all_of_trunk = patch_files.verify(trunk, path)
         print(f"{path}: whole, and belongs to {trunk}")
         print(f"  sha256      {file.sha256}")
-        print(f"  fingerprint {file.patch.fingerprint}  of what it leaves as it is")
-        print(f"  trunk       {all_of_trunk}  of all its values")
+        print(f"  fingerprint {file.patch.fingerprint}  of the trunk weights that it leaves unchanged")
+        print(f"  trunk       {all_of_trunk}  of all trunk weights")
 
 
 def diff(first, second):
-    """Prints in what two patches differ."""
+    """Prints how two patches differ."""
     from model_patch import patch_files
-    from model_patch.experiments.report.table import print_table
+    from model_patch.experiments.report.table import print_table, table
 
     notes, differences = patch_files.diff(*(patch_files.read(path).patch for path in (first, second)))
     for note in notes:
         print(note)
-    rows = [
-        (
-            each.name,
-            f"{each.num_different:,} of {each.num_values:,}",
-            f"{each.rms:.4g}",
-            f"{each.relative:.4f}",
-            f"{each.largest:.4g}",
-            each.key,
-        )
-        for each in differences
-    ]
-    print_table("", ("variables", "different values", "rms", "of the first's rms", "largest", "where"), rows)
+    columns = {
+        "variables": "{name}",
+        "different values": "{num_different:,} of {num_values:,}",
+        "rms": "{rms:.4g}",
+        "of the first's rms": "{relative:.4f}",
+        "largest": "{largest:.4g}",
+        "where": "{key}",
+    }
+    print_table("", *table(map(vars, differences), columns))
 
 
 def average(patch, other, *patches, output, weights=None, dtype="float32"):
@@ -116,9 +113,9 @@ def average(patch, other, *patches, output, weights=None, dtype="float32"):
     from model_patch import patch_files
 
     loaded = [patch_files.read(path).patch for path in (patch, other, *patches)]
-    averaged = patch_files.average(loaded, weights and cli.numbers("weights", weights))
+    averaged = patch_files.average(loaded, weights)
     patch_files.save_new(averaged, output, dtype)
-    print(f"{output}: average of {len(loaded)} patches for {averaged.task.name}; nothing was measured with it yet")
+    print(f"{output}: average of {len(loaded)} patches for {averaged.task.name}; not evaluated yet")
 
 
 def convert(patch, *, output, dtype):
@@ -130,13 +127,12 @@ def convert(patch, *, output, dtype):
 
 
 if __name__ == "__main__":
-    cli.run_commands(
-        {
-            "list": list_patches,
-            "info": info,
-            "verify": verify,
-            "diff": diff,
-            "average": average,
-            "convert": convert,
-        }
-    )
+    commands = {
+        "list": list_patches,
+        "info": info,
+        "verify": verify,
+        "diff": diff,
+        "average": average,
+        "convert": convert,
+    }
+    cli.run_commands(commands)

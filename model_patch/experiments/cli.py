@@ -43,12 +43,9 @@ _ALLOW_LAMBDA = flags.DEFINE_bool(
 )
 """Every script takes it."""
 
-if (
-    (_ROOT := Path(getattr(sys.modules["__main__"], "__file__", "")).resolve().parent.parent)
-    .joinpath("configs")
-    .is_dir()
-):
-    sys.path.insert(0, str(_ROOT))  # `configs` is beside `scripts`, and need not be installed.
+_ROOT = Path(getattr(sys.modules["__main__"], "__file__", "")).resolve().parent.parent
+if (_ROOT / "configs").is_dir():  # The folder is beside `scripts`, and need not be installed.
+    sys.path.insert(0, str(_ROOT))
 
 
 def run(main: Callable[[], object], *, resumes: bool = False):
@@ -288,10 +285,14 @@ def _define_flag(name: str, default, comment: str, item_type: type | None):
     if name in CHOICES:
         flags.DEFINE_enum(name, default, list(CHOICES[name]), comment)
     elif isinstance(default, tuple):
-        item_type = item_type or type(default[0])
-        flags.DEFINE(_ListParser(item_type), name, default, comment, serializer=flags.ListSerializer(","))
+        define_list(name, item_type or type(default[0]), default, comment)
     else:
         _DEFINE[type(default)](name, default, comment)
+
+
+def define_list(name: str, item_type: type, default: tuple | None, text: str):
+    """Defines a flag whose value is a tuple of items of one type, given joined by commas."""
+    flags.DEFINE(_ListParser(item_type), name, default, text, serializer=flags.ListSerializer(","))
 
 
 class _ListParser(flags.ArgumentParser):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 
 import pytest
 
@@ -57,6 +58,12 @@ def test_an_experiment_runs_once_and_makes_a_page(tmp_path):
     (output / "results" / "expressivity.json").write_text(json.dumps(raw))
     write_results_page("small", again, output)
     assert "## Expressivity" in (output / "results.md").read_text()
+
+
+def test_the_page_in_the_docs_is_what_its_raw_numbers_make(tmp_path):
+    shutil.copytree(ROOT / "docs" / "results", tmp_path / "results")
+    write_results_page("small", tmp_path / "nothing", tmp_path)
+    assert (tmp_path / "results.md").read_text() == (ROOT / "docs" / "results.md").read_text()
 
 
 def test_what_is_unknown_is_refused(tmp_path):
