@@ -206,6 +206,7 @@ def _sources(config: ConfigDict) -> tuple[list[str], list[mp.ImageData], list[in
             raise mp.ModelPatchError(
                 "resolutions name the tasks and their image sizes: leave task_names and image_sizes out"
             )
+        require_each_once("resolutions", config.resolutions)
         sizes = list(config.resolutions)
         return [f"{data[0].name}-{size}px" for size in sizes], data * len(sizes), sizes
     for field in ("task_names", "image_sizes"):
