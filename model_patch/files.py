@@ -1,11 +1,12 @@
-"""Writing files so that nothing half-written is ever seen under its final name."""
+"""Writing files so that nothing half-written is ever seen under its final name; finding files by names and patterns."""
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from model_patch.errors import ModelPatchError
@@ -86,6 +87,52 @@ def read_json(path: str | Path):
         return json.loads(Path(path).read_bytes(), object_pairs_hook=unique)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelPatchError(f"{path} is not a readable JSON file ({error})") from None
+
+
+def matching(names: Sequence[str]) -> list[str]:
+    """Returns the files with the given names or patterns, each once.
+
+    A name that exists is that file, whatever characters it has, and so is every folder on the way to it. Only a part of a
+    path that does not exist is a pattern: `*`, `?`, `[...]`, and `**` for folders at any depth.
+
+    Args:
+        names: paths and patterns; `~` is the home folder.
+
+    Raises:
+        ModelPatchError: there are none, no file has one of the names, or it is a folder.
+    """
+    if not names:
+        raise ModelPatchError("no file is given: expected at least one path, or a pattern such as photos/*.jpg")
+    found: dict[str, None] = {}
+    for name in names:
+        path = os.path.expanduser(name)  # noqa: PTH111 - a Path would drop a leading `./`.
+        if Path(path).is_dir():
+            raise ModelPatchError(f"{name} is a folder: expected files, such as {Path(name) / '*.jpg'}")
+        matches = [path] if Path(path).exists() else [each for each in _matches(path) if not Path(each).is_dir()]
+        if not matches:
+            raise ModelPatchError(f"the image {name} does not exist: expected the path of a file, or a pattern of some")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _matches(pattern: str) -> list[str]:
+    anchor, *parts = Path(pattern).parts if Path(pattern).is_absolute() else ("", *Path(pattern).parts)
+    bases = [anchor]
+    for i, part in enumerate(parts):
+        following: list[str] = []
+        for base in bases:
+            named = os.path.join(base, part)  # noqa: PTH118 - relative paths start from an empty base.
+            if os.path.lexists(named):
+                following.append(named)
+                continue
+            below = glob.glob(
+                f"{part}/" if part == "**" and i < len(parts) - 1 else part, root_dir=base or None, recursive=True
+            )
+            following += [os.path.join(base, each) for each in sorted(below)]  # noqa: PTH118
+            if part == "**":
+                following.append(base)
+        bases = list(dict.fromkeys(following))
+    return sorted(bases)
 
 
 def lock(path: str | Path) -> bool:

@@ -1,7 +1,6 @@
 """Predicting with tasks: the labels of image files, and the choice among tasks that differ in image size alone."""
 
 import dataclasses
-import glob
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -11,6 +10,7 @@ import numpy as np
 from model_patch.bind import BoundTask, bind_patch
 from model_patch.data.decoding import decode_file
 from model_patch.errors import ModelPatchError, require_each_once, unknown
+from model_patch.files import matching
 from model_patch.patch import Patch
 from model_patch.tasks import CLASSIFICATION
 from model_patch.trunks import open_trunk
@@ -39,8 +39,11 @@ def open_tasks(trunk: str, patches: Sequence[str]) -> list[BoundTask]:
         patches: paths of patch files.
 
     Raises:
-        ModelPatchError: the trunk or a patch cannot be opened, they do not belong together, or two tasks share a name.
+        ModelPatchError: the trunk or a patch cannot be opened, they do not belong together, two tasks share a name, or no
+            patch is given.
     """
+    if not patches:
+        raise ModelPatchError("no patch is given: expected --patches=FILE, or several joined by commas")
     loaded = [Patch.load(path) for path in patches]
     names = [patch.task.name for patch in loaded]
     if len(set(names)) < len(names):
@@ -77,7 +80,7 @@ def predict(
 
     Args:
         tasks: one bound task, or several.
-        files: paths of image files, or patterns of them; one may be given without a list.
+        files: paths of image files or patterns, see `files.matching`; one may be given without a list.
         top: how many labels an answer names at most; at least 1.
         pick_resolution: each image is answered once, by the task whose image size is nearest to its own, see `pick`.
 
@@ -92,7 +95,7 @@ def predict(
                 f"{bound.task.name!r} is a {bound.task.type} task, which has no labels for whole images: use "
                 "scripts/detect.py predict"
             )
-    paths = [path for pattern in files for path in (sorted(glob.glob(pattern, recursive=True)) or [pattern])]
+    paths = matching(files)
     images = [decode_file(path) for path in paths]
     for path, image in zip(paths, images, strict=True):
         for bound in [pick(tasks, *image.shape[:2])] if pick_resolution else tasks:

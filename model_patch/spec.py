@@ -5,6 +5,7 @@ Trunks and data are named the same way in every script, for example `bundled`, `
 """
 
 import dataclasses
+import os
 
 from model_patch.errors import ModelPatchError
 
@@ -15,8 +16,8 @@ class Spec:
 
     Attributes:
         scheme: the part before the first colon, or the whole name where there is none.
-        rest: what the scheme opens: a net's name, a path, a URL; may be empty.
-        options: the `key=value` pairs behind `?`, as strings.
+        rest: what the scheme opens: a net's name, a path, a URL; may be empty. A path's `~` is the home folder.
+        options: the `key=value` pairs behind `?`, as strings; paths as in `rest`.
         fragment: the part behind `#`, naming a place inside what is opened; may be empty.
     """
 
@@ -57,7 +58,7 @@ def parse(text: str) -> Spec:
     pairs = [option.partition("=") for option in query.split("&")] if query else []
     if not all(key and equals for key, equals, _ in pairs):
         raise ModelPatchError(f"{text!r} has options that are not written ?key=value&key=value")
-    options = {key: value for key, _, value in pairs}
+    options = {key: os.path.expanduser(value) for key, _, value in pairs}  # noqa: PTH111 - not all are paths.
     if len(options) < len(pairs):
         raise ModelPatchError(f"{text!r} gives an option more than once: write each once")
-    return Spec(scheme, rest, options, fragment, text)
+    return Spec(scheme, os.path.expanduser(rest), options, fragment, text)  # noqa: PTH111

@@ -38,7 +38,9 @@ def main():
     for bound in tasks:
         name, size = bound.task.name, bound.task.preprocessing.image_size
         found = f", largest difference {verified.differences[name]:.1e}" if name in verified.differences else ""
-        found += f", the same class on {verified.agreement[name]:.2%} of the images" if name in verified.agreement else ""
+        found += (
+            f", the same class on {verified.agreement[name]:.2%} of the images" if name in verified.agreement else ""
+        )
         print(f"{_OUTPUT.value}: task {name}, {len(bound.task.labels)} classes, {size} px{found}")
 
 

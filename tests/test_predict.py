@@ -107,3 +107,14 @@ def test_nothing_to_pick_from_and_images_without_pixels_are_refused(sizes):
         pick([], 32, 32)
     with pytest.raises(ModelPatchError, match="an image of 0 x 32 pixels"):
         pick(sizes, 0, 32)
+
+
+def test_a_name_with_brackets_is_that_file_and_no_patch_an_error(files):
+    Image.new("RGB", (20, 30)).save(files / "[01].png")
+    tasks = tasks_of(files, "shapes")
+    assert [answer.file for answer in predict(tasks, [f"{files}/[01].png"])] == [f"{files}/[01].png"]
+    assert [answer.file[-5:] for answer in predict(tasks, f"{files}/[01].pn?")] == ["0.png", "1.png"]
+    with pytest.raises(ModelPatchError, match="no patch is given: expected --patches=FILE"):
+        tasks_of(files)
+    with pytest.raises(ModelPatchError, match="no file is given"):
+        list(predict(tasks, []))

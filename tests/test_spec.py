@@ -45,3 +45,14 @@ def test_options_are_taken_over_defaults_and_unknown_ones_named():
     assert parse("idx:p?a=1").take(a="0", b="2") == {"a": "1", "b": "2"}
     with pytest.raises(ModelPatchError, match="unknown option 'c' in 'idx:p.c=1': expected one of a, b"):
         parse("idx:p?c=1").take(a="0", b="2")
+
+
+def test_a_tilde_is_the_home_folder_where_a_path_begins(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse("folder:~/photos").rest == "/home/me/photos"
+    spec = parse("scenes:idx:~/x?data_dir=~/a&weights=~&other=a~b")
+    assert parse(spec.rest).rest == "/home/me/x"
+    assert spec.options == {"data_dir": "/home/me/a", "weights": "/home/me", "other": "a~b"}
+    for url in ("hub:https://example.org/~me/net", "folder:a/~/b"):
+        assert parse(url).rest == url.partition(":")[2]
+    assert parse("folder:~/photos").text == "folder:~/photos"

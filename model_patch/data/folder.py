@@ -69,7 +69,7 @@ def open_folder(spec: Spec, skip_bad_images: bool = False, verify_images: bool =
             cannot be read; train and test folders have different classes.
     """
     spec.take()
-    root = Path(spec.rest).expanduser()
+    root = Path(spec.rest)
     if not spec.rest or not root.exists():
         raise ModelPatchError(f"the folder {spec.rest!r} does not exist: expected folder:PATH with class folders in it")
     if not root.is_dir():

@@ -40,7 +40,7 @@ def open_idx(spec: Spec) -> ImageData:
             names than classes.
     """
     option = spec.take(labels="")["labels"]
-    folder = Path(spec.rest).expanduser()
+    folder = Path(spec.rest)
     if not spec.rest or not folder.is_dir():
         raise ModelPatchError(f"{spec.text!r} names no folder: expected idx:PATH, with {FILES['train'][0]} in it")
     arrays = {split: _read_split(folder, *names) for split, names in FILES.items()}

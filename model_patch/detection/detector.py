@@ -1,7 +1,6 @@
 """Using a detector that was trained: open it, measure it, and run it on image files."""
 
 import dataclasses
-import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from model_patch.detection.evaluation import detect, evaluate_detector
 from model_patch.detection.pictures import draw, save_png
 from model_patch.detection.task import DetectionTask
 from model_patch.errors import ModelPatchError
+from model_patch.files import matching
 from model_patch.patch import Patch
 from model_patch.trunks import open_trunk
 
@@ -71,14 +71,14 @@ def predict_files(bound: BoundTask, files: Sequence[str], folder: str | Path, sc
 
     Args:
         bound: a detection task.
-        files: paths of image files, or patterns of them.
+        files: paths of image files or patterns, see `files.matching`.
         folder: for the pictures, `NAME.png` for an image `NAME.jpg`.
         score: least score of what is shown.
 
     Raises:
         ModelPatchError: a file is missing or is not an image, or two files have one name; before anything is written.
     """
-    paths = [path for pattern in files for path in (sorted(glob.glob(pattern, recursive=True)) or [pattern])]
+    paths = matching(files)
     stems = [Path(path).stem for path in paths]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice:

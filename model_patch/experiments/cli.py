@@ -200,7 +200,16 @@ def _run(call: Callable[[list[str]], None], resumes: Callable[[list[str]], bool]
         except OSError:
             _fail(f"--config={_config_file()} cannot be read: expected a Python file with get_config()")
 
-    app.run(guarded, flags_parser=parse)
+    app.run(guarded, [sys.argv[0], *map(_with_home, sys.argv[1:])], flags_parser=parse)
+
+
+def _with_home(argument: str) -> str:
+    """Replaces `~` by the home folder at the start of an argument, of a flag's value and of each item in a list.
+
+    Shells do so at the start of a word only. Inside a spec, such as `folder:~/photos`, `spec.parse` does.
+    """
+    flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return flag + equals + ",".join(map(os.path.expanduser, value.split(",")))
 
 
 def _trunk_code() -> AbstractContextManager[None]:

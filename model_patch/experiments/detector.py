@@ -128,7 +128,7 @@ def trunk_of(detector: str, seed: int | None = None) -> str:
     Raises:
         ModelPatchError: the folder holds no detector, or none of that seed.
     """
-    folder = Path(detector).expanduser()
+    folder = Path(detector)
     if not folder.is_dir():
         if ":" not in detector and detector != "bundled":
             raise mp.ModelPatchError(

@@ -162,7 +162,7 @@ def random_data(text: str) -> str:
     if spec.scheme == "scenes":
         return random_data(spec.rest)
     classes = NUM_CLASSES.get(_name_of(text))
-    if classes is None or (spec.scheme in ("folder", "idx") and Path(spec.rest).expanduser().is_dir()):
+    if classes is None or (spec.scheme in ("folder", "idx") and Path(spec.rest).is_dir()):
         try:
             classes = len(mp.open_data(text).labels)
         except mp.ModelPatchError as error:

@@ -95,7 +95,7 @@ def open_application(spec: Spec, image_size: int | None = None) -> Trunk:
     model = build(name, size, "imagenet" if weights == "imagenet" else None, seed, arguments)
     trunk = Trunk(model, spec.text, Preprocessing(size, mode_of(NETS[name])))
     if weights not in ("imagenet", "none"):
-        _load(trunk, Path(weights).expanduser(), name)
+        _load(trunk, Path(weights), name)
     return trunk
 
 
@@ -103,7 +103,7 @@ def _check_weights_file(spec: Spec, weights: str):
     if not weights.endswith(WEIGHTS_FILES):
         expected = f"imagenet, none, or a path ending in {', '.join(WEIGHTS_FILES)}"
         raise ModelPatchError(f"weights={weights} in {spec.text!r} is no kind of weights: expected {expected}")
-    if not Path(weights).expanduser().is_file():
+    if not Path(weights).is_file():
         raise ModelPatchError(
             f"the weights file {weights} does not exist: give weights=PATH of a file, or weights=none"
         )

@@ -73,7 +73,7 @@ def open_file(spec: Spec, image_size: int | None = None) -> Trunk:
     options = spec.take(preprocessing="", image_size="")
     if options["image_size"] and not options["image_size"].isdecimal():
         raise ModelPatchError(f"image_size={options['image_size']} in {spec.text!r} is not a number of pixels")
-    path = Path(spec.rest).expanduser()
+    path = Path(spec.rest)
     model = functional(load_model(path))
     if spec.fragment:
         model = _at(model, spec.fragment, path)

@@ -70,7 +70,7 @@ def resolve(handle: str) -> Path:
         ModelPatchError: it is neither a folder with a SavedModel nor in the cache, and cannot be downloaded.
     """
     if "://" not in handle:
-        folder = Path(handle).expanduser()
+        folder = Path(handle)
         if not any((folder / name).is_file() for name in FILES):
             raise ModelPatchError(f"{handle} is not a folder with a SavedModel: it has no {FILES[0]}")
         return folder

@@ -49,9 +49,11 @@ def read_checkpoint(path: str) -> dict[str, np.ndarray]:
     """
     import tensorflow as tf
 
-    place = Path(path).expanduser()
-    found = tf.train.latest_checkpoint(place) if place.is_dir() else str(place).removesuffix(".index")
-    if not found or not tf.io.gfile.glob([found, f"{found}.index"]):
+    path = str(path)
+    # `latest_checkpoint` would take the folder's name for a pattern.
+    state = tf.train.get_checkpoint_state(path) if Path(path).is_dir() else None
+    found = state.model_checkpoint_path if state else path.removesuffix(".index")
+    if not any(Path(each).is_file() for each in (found, f"{found}.index")):
         raise ModelPatchError(f"no checkpoint is at {path}: expected slim:PATH of model.ckpt, without .index or .data")
     try:
         reader = tf.train.load_checkpoint(found)

@@ -119,3 +119,21 @@ def test_a_flag_whose_field_a_given_config_lacks_is_refused(tmp_path):
     )
     ran = run_script("transfer", f"--config={file}", "--remat", f"--workdir={tmp_path}/run")
     assert "--remat is given, but --config=" in error_of(ran) and "has no such field" in error_of(ran)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--workdir=~/runs/x", "--workdir=/home/me/runs/x"),
+        ("--config.head_from=~/a.safetensors", "--config.head_from=/home/me/a.safetensors"),
+        ("--patches=~/a,b,~/c", "--patches=/home/me/a,b,/home/me/c"),
+        ("~/a.png", "/home/me/a.png"),
+        ("~", "/home/me"),
+        ("--trunk=file:~/a.keras", "--trunk=file:~/a.keras"),  # For `spec.parse`.
+        ("--task_name=a~b", "--task_name=a~b"),
+        ("--dry_run", "--dry_run"),
+    ],
+)
+def test_a_tilde_is_the_home_folder_in_every_flag_and_argument(monkeypatch, argument, expected):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cli._with_home(argument) == expected

@@ -38,7 +38,7 @@ def open_coco(spec: Spec) -> DetectionData:
             cannot be read; a box is not in pixels or lies wholly outside its image; train and test have different categories.
     """
     options = spec.take(train="train.json", test="test.json", train_images=".", test_images=".")
-    root = Path(spec.rest).expanduser()
+    root = Path(spec.rest)
     if not spec.rest or not root.is_dir():
         raise ModelPatchError(f"{spec.text!r} names no folder: expected coco:FOLDER with annotation files in it")
     train, test = (coco_file.read(root / options[name]) for name in ("train", "test"))
