@@ -2,11 +2,13 @@
 
     photos/cat/1.jpg  photos/dog/2.png  ...                or the same below  photos/train/  and  photos/test/
 
-A test folder may also be called `val` or `validation`. Where there is none, a fifth of the images are kept for testing.
+Other usual names are known in any case, such as `Training`, `valid` and `val`, see `data.split_names`; of a test and a
+validation folder the first is tested on. Where there is neither, a fifth of the images are held out for testing.
 What files of real life become, and what is left out, are the rules of `data.image_files`; one note sums up where they applied.
 """
 
 import hashlib
+import logging
 import os
 import unicodedata
 from collections import defaultdict
@@ -17,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model_patch.data import image_files
+from model_patch.data import image_files, split_names
 from model_patch.data.decoding import FORMATS, decode
 from model_patch.data.folder_index import READABLE, UNREADABLE, FolderIndex
 from model_patch.data.images import ImageData, Split
@@ -25,8 +27,8 @@ from model_patch.errors import ModelPatchError
 from model_patch.progress import progress
 from model_patch.spec import Spec
 
-TRAIN = "train"
-TEST = ("test", "val", "validation")
+_logger = logging.getLogger(__name__)
+
 TEST_FRACTION = 0.2
 """Share of the images kept for testing where there is no folder for that."""
 
@@ -66,7 +68,7 @@ def open_folder(spec: Spec, skip_bad_images: bool = False, verify_images: bool =
 
     Raises:
         ModelPatchError: the folder is missing or is none; it has no two class folders; a class has no image; an image
-            cannot be read; train and test folders have different classes.
+            cannot be read; train and test folders have different classes; it is not clear which folder is which.
     """
     spec.take()
     root = Path(spec.rest)
@@ -113,16 +115,44 @@ def open_folder(spec: Spec, skip_bad_images: bool = False, verify_images: bool =
 
 
 def _layout(root: Path, found: Found) -> tuple[Path, Path | None]:
-    """Returns the folder to train on and that to test on, if there is one."""
-    train = root / TRAIN
+    """Returns the folder to train on and that to test on, if there is one; warns of folders that are left out.
+
+    Raises:
+        ModelPatchError: two folders are for the same part, or folders beside that to train on could be classes.
+    """
+    folders = [root / name for name in _folders(root, root, defaultdict(list))]
     # A folder `train` that holds images is a class, beside `bus` and `car`.
-    if not train.is_dir() or not _folders(root, train, defaultdict(list)):
+    splits = {folder.name: folder for folder in folders if _folders(root, folder, defaultdict(list))}
+    train = _only(root, splits, split_names.TRAIN)
+    if not train:
         return root, None
-    test = next((root / name for name in TEST if (root / name).is_dir()), None)
+    test = _only(root, splits, split_names.TEST) or _only(root, splits, split_names.VALIDATION)
+    left_out = [folder for folder in folders if folder not in (train, test)]
+    classes = [each for each in left_out if not split_names.part_of(each.name) and _holds_images(each)]
+    if classes and not test:
+        raise ModelPatchError(
+            f"{root} has {train.name} with class folders in it, and beside it {classes[0].name} with images: expected class "
+            f"folders, or {train.name} and a folder such as test"
+        )
+    if left_out:
+        tested = f"images to test on are in {test.name}" if test else "a fifth of them is held out to test on"
+        names = ", ".join(folder.name for folder in left_out)
+        _logger.warning("%s: images to train on are in %s, %s; left out: %s", root, train.name, tested, names)
     for each in root.iterdir():
-        if each not in (train, test):
+        if each not in folders:
             found[image_files.HIDDEN if image_files.is_hidden(each.name) else image_files.BESIDE].append(each.name)
     return train, test
+
+
+def _only(root: Path, splits: dict[str, Path], part: str) -> Path | None:
+    names = [name for name in splits if split_names.part_of(name) == part]
+    if len(names) > 1:
+        raise ModelPatchError(f"{root} has {names[0]} and {names[1]}, both {part} folders: rename or move one of them")
+    return splits[names[0]] if names else None
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(image_files.extension(each.name) in image_files.EXTENSIONS for each in folder.iterdir())
 
 
 def _folders(root: Path, folder: Path, found: Found) -> list[str]:

@@ -4,6 +4,7 @@ import math
 
 from model_patch.data.decoding import decode
 from model_patch.data.images import ImageData, Split
+from model_patch.data.split_names import TEST, VALIDATION, named
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.spec import Spec
 
@@ -17,7 +18,7 @@ def open_tfds(spec: Spec) -> ImageData:
 
     Raises:
         ModelPatchError: TFDS is not installed; there is no such data set, or it is not on this machine and cannot be
-            downloaded; a split is unknown; the examples are not an image and a class label.
+            downloaded; a split is unknown or empty, or both share images; the examples are not an image and a class label.
     """
     options = spec.take(data_dir="", train="train", test="")
     if not spec.rest:
@@ -30,13 +31,14 @@ def open_tfds(spec: Spec) -> ImageData:
     if info.disable_shuffling:
         notes.append(f"TFDS wrote {info.name} without shuffling: the first images of it may all be of one class")
     if not test:
-        test = next((name for name in ("test", "validation") if name in info.splits), "")
+        test, *_ = *named(info.splits, TEST), *named(info.splits, VALIDATION), ""
     if not test:
         if train not in info.splits or info.disable_shuffling:
             raise ModelPatchError(f"{info.name} has no test split: give ?train=SPLIT&test=SPLIT out of {_splits(info)}")
         notes.append(f"{info.name} has no test split: the last fifth of {train!r} is used")
         train, test = f"{train}[:80%]", f"{train}[80%:]"
     labels = tuple(info.features[keys[1]].names)
+    check_apart(info, train, test)
     train_split, test_split = (_split(builder, name, *keys) for name in (train, test))
     return ImageData(info.name, labels, train_split, test_split, "crop+flip", tuple(notes))
 
@@ -69,6 +71,51 @@ def open_builder(name: str, data_dir: str | None):
     return builder
 
 
+def find_split(info, name: str):
+    """Returns a split of a data set.
+
+    Args:
+        info: the data set's `tfds.core.DatasetInfo`.
+        name: the split as TFDS writes it, for example `train[:1000]`.
+
+    Raises:
+        ModelPatchError: there is no such split, or it has no images.
+    """
+    try:
+        split = info.splits[name]
+        num_examples = split.num_examples
+    except (KeyError, ValueError, AssertionError):
+        raise unknown(f"split of {info.name}", name, info.splits) from None
+    if not num_examples:
+        raise ModelPatchError(f"the split {name!r} of {info.name} has no images: expected at least one")
+    return split
+
+
+def check_apart(info, train: str, test: str):
+    """Checks that two splits have no image in common.
+
+    Raises:
+        ModelPatchError: they have, or as `find_split`.
+    """
+    learnt, tested = (
+        [
+            (each.filename, each.skip, each.examples_in_shard if each.take < 0 else each.skip + each.take)
+            for each in find_split(info, name).file_instructions
+        ]
+        for name in (train, test)
+    )
+    both = sum(
+        max(0, min(end, other_end) - max(start, other_start))
+        for file, start, end in learnt
+        for other, other_start, other_end in tested
+        if file == other
+    )
+    if both:
+        raise ModelPatchError(
+            f"the splits {train!r} and {test!r} of {info.name} have {both} images in common: give splits that are apart"
+        )
+
+
 def _keys(info) -> tuple[str, str]:
     """Returns the keys of image and label in an example."""
     import tensorflow_datasets as tfds
@@ -86,10 +133,7 @@ def _split(builder, name: str, image_key: str, label_key: str) -> Split:
     import tensorflow_datasets as tfds
 
     info = builder.info
-    try:
-        num_images = info.splits[name].num_examples
-    except (KeyError, ValueError, AssertionError):
-        raise unknown(f"split of {info.name}", name, info.splits) from None
+    num_images = find_split(info, name).num_examples
     # Images stay encoded until they are used, and other features are not read at all.
     wanted = tfds.decode.PartialDecoding({image_key: True, label_key: True}, {image_key: tfds.decode.SkipDecoding()})
 

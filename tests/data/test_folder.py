@@ -142,13 +142,62 @@ def test_what_is_no_image_is_left_out_and_said(tmp_path):
     ]
 
 
-def test_what_lies_beside_train_and_test_is_said(tmp_path):
+def test_folders_beside_train_and_test_are_left_out_with_a_warning(tmp_path, caplog):
     make_classes(tmp_path / "train", number=2)
     make_classes(tmp_path / "test", number=1)
-    make_classes(tmp_path / "extra", number=1)
+    make_classes(tmp_path / "val", number=1)
+    save(tmp_path / "unlabelled" / "0.png", (0, 0, 0))
+    (tmp_path / "readme.md").write_text("beside the folders")
     assert open_data(f"folder:{tmp_path}").notes == (
-        f"{tmp_path}: 9 images are used, and found were\n  1 beside the class folders: left out: extra",
+        f"{tmp_path}: 9 images are used, and found were\n  1 beside the class folders: left out: readme.md",
     )
+    assert caplog.messages == [
+        f"{tmp_path}: images to train on are in train, images to test on are in test; left out: unlabelled, val"
+    ]
+
+
+NAMES = [
+    ("train", "valid"),
+    ("Train", "Test"),
+    ("TRAINING", "testing"),
+    ("training_set", "validation-set"),
+    ("train2017", "val2017"),
+    ("train_images", "Dev"),
+    ("trainset", "eval"),
+]
+
+
+@pytest.mark.parametrize(("train", "test"), NAMES)
+def test_usual_names_of_split_folders_are_known_in_any_case(tmp_path, train, test, caplog):
+    make_classes(tmp_path / train, number=3)
+    make_classes(tmp_path / test, number=2)
+    data = open_data(f"folder:{tmp_path}")
+    assert (data.train.num_images, data.test.num_images, data.notes, caplog.messages) == (9, 6, (), [])
+
+
+@pytest.mark.parametrize("names", [("train", "Training", "test"), ("train", "val", "valid"), ("train", "test", "Test")])
+def test_two_folders_of_one_part_are_refused(tmp_path, names):
+    for name in names:
+        make_classes(tmp_path / name, number=2)
+    with pytest.raises(ModelPatchError, match=f"has {'|'.join(names)} and .*, both .* folders: rename or move one"):
+        open_data(f"folder:{tmp_path}")
+
+
+def test_test_images_without_classes_are_left_out_with_a_warning(tmp_path, caplog):
+    make_classes(tmp_path / "train", number=5)
+    save(tmp_path / "test" / "0.png", (0, 0, 0))
+    data = open_data(f"folder:{tmp_path}")
+    assert data.train.num_images + data.test.num_images == 15
+    assert "a fifth of them is held out to test on; left out: test" in caplog.text
+    make_classes(tmp_path / "valid", number=2)
+    assert open_data(f"folder:{tmp_path}").test.num_images == 6
+
+
+def test_a_folder_train_that_could_be_a_class_is_refused(tmp_path):
+    make_classes(tmp_path / "train", number=2)
+    save(tmp_path / "bus" / "0.png", (0, 0, 0))
+    with pytest.raises(ModelPatchError, match="has train with class folders in it, and beside it bus with images"):
+        open_data(f"folder:{tmp_path}")
 
 
 def truncate(path):

@@ -95,6 +95,20 @@ def test_what_cannot_be_used_is_named(data_dir):
         open_data("tfds:")
 
 
+def test_splits_without_images_or_with_the_same_images_are_refused(data_dir):
+    for train, test, message in (
+        ("train[:0]", "validation", r"the split 'train\[:0\]' of stripes has no images"),
+        ("train", "validation[5:5]", r"the split 'validation\[5:5\]' of stripes has no images"),
+        ("train", "train", "the splits 'train' and 'train' of stripes have 20 images in common"),
+        ("train[:60%]", "train[50%:]", "have 2 images in common"),
+        ("train+validation", "validation[8:]", "have 2 images in common"),
+    ):
+        with pytest.raises(ModelPatchError, match=message):
+            open_data(f"tfds:stripes?data_dir={data_dir}&train={train}&test={test}")
+    data = open_data(f"tfds:stripes?data_dir={data_dir}&train=train[:50%]+validation[:5]&test=train[50%:]")
+    assert (data.train.num_images, data.test.num_images) == (15, 10)
+
+
 def test_a_data_set_that_cannot_be_downloaded_says_where_to_put_it(tmp_path):
     # ImageNet has to be fetched by hand, so this fails alike with a network and without.
     expected = (

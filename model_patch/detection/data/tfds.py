@@ -1,9 +1,9 @@
 """Detection data of TensorFlow Datasets: COCO, VOC and others whose examples hold `objects` with `bbox` and `label`."""
 
 from model_patch.data.decoding import decode, orientation
-from model_patch.data.tfds import open_builder
+from model_patch.data.tfds import check_apart, find_split, open_builder
 from model_patch.detection.data.images import DetectionData, DetectionSplit, turned
-from model_patch.errors import ModelPatchError, unknown
+from model_patch.errors import ModelPatchError
 from model_patch.spec import Spec
 
 NUM_PROBED = 50
@@ -30,10 +30,13 @@ def open_tfds(spec: Spec) -> DetectionData:
     labels = _labels(info)
     train = _split(builder, options["train"])
     notes = []
-    test = _split(builder, options["test"] or ("test" if "test" in info.splits else "validation"))
+    tested = options["test"] or ("test" if "test" in info.splits else "validation")
+    test = _split(builder, tested)
     if not options["test"] and "validation" in info.splits and not _has_boxes(test):
         notes.append(f"the test split of {info.name} has no boxes: the validation split is used")
-        test = _split(builder, "validation")
+        tested = "validation"
+        test = _split(builder, tested)
+    check_apart(info, options["train"], tested)
     return DetectionData(info.name, labels, train, test, "crop+flip", tuple(notes))
 
 
@@ -65,10 +68,7 @@ def _split(builder, name: str) -> DetectionSplit:
     import tensorflow_datasets as tfds
 
     info = builder.info
-    try:
-        num_images = info.splits[name].num_examples
-    except (KeyError, ValueError, AssertionError):
-        raise unknown(f"split of {info.name}", name, info.splits) from None
+    num_images = find_split(info, name).num_examples
     flags = [flag for flag in IGNORED if flag in info.features["objects"].feature]
     wanted = {"bbox": True, "label": True, **dict.fromkeys(flags, True)}
     decoding = tfds.decode.PartialDecoding({"image": True, "objects": wanted}, {"image": tfds.decode.SkipDecoding()})
