@@ -148,3 +148,13 @@ def test_prose_is_plain_english():
 def test_the_api_reference_has_every_public_name():
     page = (ROOT / "docs" / "api.md").read_text()
     assert [name for name in mp.__all__ if not re.search(rf"^::: model_patch\..*\b{name}$", page, re.MULTILINE)] == []
+
+
+@pytest.mark.slow
+def test_the_tutorial_notebook_runs_from_top_to_bottom(tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "docs" / "notebooks" / "first_patch.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert any("test accuracy" in output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))

@@ -72,11 +72,11 @@ def _card(config: ConfigDict, task: mp.Task, results: dict) -> str:
     )
     return f"""# A trunk trained on {task.name}
 
-- Net: `{config.trunk}`, {config.image_size} px, preprocessing `{task.preprocessing.mode}`.
+- Model: `{config.trunk}`, {config.image_size} px, preprocessing `{task.preprocessing.mode}`.
 - Data: {task.name}, {len(task.labels)} classes: {", ".join(task.labels)}.
 - Recipe: {recipe}.
-- Test accuracy: {results["test_accuracy"]:.4f}, one run, last epoch; no checkpoint was chosen on the test images.
+- Test accuracy: {results["test_accuracy"]:.4f}, one run, last epoch; the test images did not select a checkpoint.
 - Trained in {results["train_seconds"] / 60:.0f} minutes with {named(results["versions"])}.
-- To make it again: `python scripts/pretrain.py --workdir=runs/pretrain`
+- To reproduce: `python scripts/pretrain.py --workdir=runs/pretrain`
 - Licence of the weights: that of this project. Fashion-MNIST is under the MIT licence (Xiao, Rasul, Vollgraf 2017).
 """
