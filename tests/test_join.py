@@ -1,7 +1,5 @@
 """Joined tasks against K ordinary Keras models, each with the same weights and its own images; sizes are primes."""
 
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -371,24 +369,3 @@ def test_a_net_that_pads_otherwise_at_another_size_answers_as_when_it_is_opened_
         bound = bind(open_trunk("bundled", task.preprocessing.image_size), task, "bias+last")
         bound.load(joined.tasks[task.name].patch())
         np.testing.assert_allclose(outputs[task.name], bound.model(images[task.name]), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_the_readmes_example_runs_as_it_stands(tmp_path, monkeypatch):
-    """On a smaller net, which is the one thing that is changed."""
-    monkeypatch.chdir(tmp_path)
-    blocks = (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")[1:]
-    (example,) = [block.partition("```")[0] for block in blocks if "mp.join(" in block]
-    small = example.replace('"keras:MobileNetV2?weights=none", 96', '"keras:MobileNetV2?alpha=0.35&weights=none", 32')
-    assert small != example
-    rng = np.random.default_rng(0)
-    images = {name: rng.normal(size=(n, 32, 32, 3)).astype("float32") for name, n in (("pets", 2), ("colours", 3))}
-    batches = (images, {"pets": np.array([0, 1]), "colours": np.array([2, 0, 1])})
-    made = {"datasets": tf.data.Dataset.from_tensors(batches), "images": images["pets"]}
-    exec(small, made)
-    np.testing.assert_allclose(
-        np.array(made["logits"])[:, :2], made["again"].model(images["pets"]), rtol=1e-4, atol=1e-5
-    )
-    again = bind_patch(made["trunk"], Patch.load(tmp_path / "colours.safetensors"))
-    logits = made["joined"].model(images)["colours"]
-    np.testing.assert_allclose(again.model(images["colours"]), logits, rtol=1e-4, atol=1e-5)

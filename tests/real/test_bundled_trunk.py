@@ -18,5 +18,5 @@ def test_a_patch_halves_the_errors_of_the_last_layer_alone(tmp_path):
 def test_the_bundled_weights_are_small_and_say_how_they_were_made():
     assert (bundled.FOLDER / bundled.WEIGHTS).stat().st_size <= 2_000_000
     card = (bundled.FOLDER / "card.md").read_text()
-    for part in ("Data: ", "Recipe: ", "Test accuracy: ", "Make it again: `python scripts/pretrain.py"):
+    for part in ("Data: ", "Recipe: ", "Test accuracy: ", "To reproduce: "):
         assert part in card
