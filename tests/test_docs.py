@@ -76,6 +76,12 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_files_that_are_named_exist(page):
+    named = re.findall(r"[`\s]((?:docs|model_patch|scripts|configs|tests)/[\w/*]+\.\w+)\b", page.read_text())
+    assert [path for path in named if not list(ROOT.glob(path))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_lines_are_short_enough_to_read(page):
     code = r"\||    " if page not in GENERATED else r"\||    |- "
     assert [line for line in page.read_text().splitlines() if len(line) > 120 and not re.match(code, line)] == []
