@@ -13,22 +13,22 @@ from model_patch.export.bank import export_bank
 from tests.bank.test_bank import bound_task, tasks_of
 
 THREADS = 32
-SECONDS = 3.0
+CALLS_EACH = 10
 TOLERANCE = 1e-4
 
 
-def under_load(ask, seconds: float, change=lambda: None) -> tuple[int, list[str], list[int]]:
-    """Calls `ask(random)` in many threads, and `change()` in one more, for some seconds.
+def under_load(ask, change, calls_each: int = 1, seconds: float = 0.0) -> tuple[int, list[str], list[int]]:
+    """Calls `ask(random)` in many threads, so often and for so long in each, and `change()` in one more until they end.
 
     Returns:
         How many calls there were, what went wrong (`ask` returns it, or raises), and the memory that the process held, in bytes,
-        ten times in the second half.
+        ten times in the second half of the seconds.
     """
     end, calls, wrong, memory = time.monotonic() + seconds, [0] * THREADS, [], []
 
     def work(k):
         random = np.random.default_rng(k)
-        while time.monotonic() < end and not wrong:
+        while (calls[k] < calls_each or time.monotonic() < end) and not wrong:
             try:
                 problem = ask(random)
             except Exception as error:
@@ -38,18 +38,19 @@ def under_load(ask, seconds: float, change=lambda: None) -> tuple[int, list[str]
                 wrong.append(problem)
 
     def keep_changing():
-        while time.monotonic() < end:
+        change()
+        while any(thread.is_alive() for thread in threads):
             change()
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(THREADS)]
-    threads.append(threading.Thread(target=keep_changing))
-    for thread in threads:
+    changing = threading.Thread(target=keep_changing)
+    for thread in (*threads, changing):
         thread.start()
     time.sleep(seconds / 2)
     for _ in range(10):
         memory.append(resident_bytes())
         time.sleep(seconds / 20)
-    for thread in threads:
+    for thread in (*threads, changing):
         thread.join()
     return sum(calls), wrong, memory
 
@@ -120,5 +121,5 @@ class Load:
 def test_all_at_once(trunk, images, tmp_path):
     load = Load(trunk, images[:5])
     ways = (load.ask_bank, load.exported_bank(tmp_path / "bank"), load.saved_model(tmp_path / "all"))
-    calls, wrong, _ = under_load(lambda random: ways[random.integers(3)](random), SECONDS, load.change)
-    assert not wrong and calls > THREADS and load.bank.capacity == 16
+    calls, wrong, _ = under_load(lambda random: ways[random.integers(3)](random), load.change, CALLS_EACH)
+    assert not wrong and calls == THREADS * CALLS_EACH and load.bank.capacity == 16

@@ -27,7 +27,7 @@ def test_a_terminal_sees_a_bar_move(monkeypatch):
     assert shown(Terminal(), monkeypatch).count("counting:") >= 1
 
 
-@pytest.mark.parametrize(("seconds", "lines"), [(30.0, 0), (1.0, 1)])
+@pytest.mark.parametrize(("seconds", "lines"), [(3600.0, {0}), (1.0, {1, 2, 3})])
 def test_a_log_gets_few_lines(monkeypatch, seconds, lines):
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", seconds)
-    assert shown(io.StringIO(), monkeypatch).count("counting:") == lines
+    assert shown(io.StringIO(), monkeypatch).count("counting:") in lines

@@ -77,3 +77,10 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(config, tmp_p
     with pytest.raises(ModelPatchError, match=message):
         transfer(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_becomes_nan_ends_the_run_and_keeps_no_row(config, tmp_path):
+    config.update(train=("last",), learning_rate=1e38, optimizer="sgd", epochs=9)
+    with pytest.raises(ModelPatchError, match="use a lower --learning_rate"):
+        transfer(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists() and not (tmp_path / "run" / "patches").exists()

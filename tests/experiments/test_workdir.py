@@ -58,11 +58,11 @@ def test_versions_name_what_computes():
 
 
 HOLDER = """
-import fcntl, sys, time
+import fcntl, sys
 lock = open(sys.argv[1], "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 print("running", flush=True)
-time.sleep(600)
+sys.stdin.read()
 """
 
 
@@ -73,7 +73,7 @@ def held(tmp_path_factory):
     small_net().save(folder / "trunk.keras")
     (folder / "run").mkdir()
     command = [sys.executable, "-c", HOLDER, folder / "run" / ".lock"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "running\n"
         yield folder
         process.kill()

@@ -1,6 +1,7 @@
 """Runs the scripts as their users do: in a process of their own, with flags."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_script(name: str, *arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+def run_script(name: str, *arguments: str, timeout: float = 1800, **environment: str) -> subprocess.CompletedProcess:
     """Runs `scripts/NAME.py`; returns its exit status and what it printed, as text.
 
     Args:
@@ -19,6 +20,11 @@ def run_script(name: str, *arguments: str, timeout: float = 300, **environment: 
     """
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment})
+
+
+def default_interrupt():
+    """Lets Ctrl-C reach a process, as its `preexec_fn`, also where the tests run in a shell's background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def error_of(ran: subprocess.CompletedProcess) -> str:

@@ -19,7 +19,7 @@ import safetensors
 from model_patch import Patch
 from model_patch.patch import METADATA_KEY
 from tests.conftest import small_net
-from tests.scripts.run_script import ROOT, error_of
+from tests.scripts.run_script import ROOT, default_interrupt, error_of
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
@@ -87,13 +87,17 @@ class Job:
         return [sys.executable, str(ROOT / "scripts" / f"{self.script}.py"), *flags, f"--workdir={workdir}"]
 
     def run(self, workdir: Path, **options) -> subprocess.CompletedProcess:
-        return subprocess.run(self.command(workdir), capture_output=True, text=True, timeout=1200, **options)
+        return subprocess.run(self.command(workdir), capture_output=True, text=True, **options)
+
+    def start(self, workdir: Path, **options) -> subprocess.Popen:
+        return subprocess.Popen(self.command(workdir), preexec_fn=default_interrupt, **options)
 
     def run_timed(self, workdir: Path) -> float:
         """Runs to the end; returns how long it took from the first file on."""
-        with subprocess.Popen(self.command(workdir), stderr=subprocess.PIPE, text=True) as process:
-            start = wait_for(workdir / "config.json", process)
-            said = process.communicate(timeout=1200)[1]
+        with self.start(workdir, stderr=subprocess.PIPE, text=True) as process:
+            wait_for(workdir / "config.json", process)
+            start = time.monotonic()
+            said = process.communicate()[1]
         assert process.returncode == 0, said[-2000:]
         return time.monotonic() - start
 
@@ -102,14 +106,14 @@ class Job:
 
         Ctrl-C must end in one sentence, wherever it comes.
         """
-        with tempfile.TemporaryFile("w+") as said, subprocess.Popen(self.command(workdir), stderr=said) as process:
+        with tempfile.TemporaryFile("w+") as said, self.start(workdir, stderr=said) as process:
             wait_for(workdir / "config.json", process)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=seconds)
             for _ in range(5):  # Python drops an interrupt that comes while it cleans an object up.
                 process.send_signal(number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=60)
+                    process.wait(timeout=300)
                     break
             said.seek(0)
             printed = said.read()
@@ -120,12 +124,11 @@ class Job:
             assert said_so == (process.returncode == 130), printed[-2000:]
 
 
-def wait_for(file: Path, process: subprocess.Popen) -> float:
-    deadline = time.monotonic() + 600
+def wait_for(file: Path, process: subprocess.Popen):
+    """Waits until a process has written a file; fails if it ends without."""
     while not file.exists():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None or file.exists(), f"{file.name} was not written"
         time.sleep(0.01)
-    return time.monotonic()
 
 
 def ends(workdir: Path) -> dict:
@@ -240,13 +243,3 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_where_there_is_room_aga
     whole_or_absent(tmp_path / "run")
     assert job.run(tmp_path / "run").returncode == 0
     assert len(ends(tmp_path / "run")) == 2
-
-
-def test_the_same_run_in_a_second_process_is_refused(trunk, tmp_path):
-    job = Job("transfer", {"trunk": trunk})
-    with subprocess.Popen(job.command(tmp_path / "run"), stderr=subprocess.DEVNULL) as first:
-        wait_for(tmp_path / "run" / "config.json", first)
-        second = job.run(tmp_path / "run")
-        assert first.poll() is None, "the first ended too early to tell"
-        first.kill()
-    assert "another process is running in the workdir" in error_of(second)

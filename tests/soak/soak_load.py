@@ -20,7 +20,9 @@ def test_answers_are_right_and_memory_stays_flat(trunk, images, tmp_path, what):
     if what in ("SavedModel", "all"):
         ways["SavedModel"] = load.saved_model(tmp_path / "all")
     asked = [*ways.values()] if what == "all" else [ways[what]]
-    calls, wrong, memory = under_load(lambda random: asked[random.integers(len(asked))](random), SECONDS, load.change)
+    calls, wrong, memory = under_load(
+        lambda random: asked[random.integers(len(asked))](random), load.change, seconds=SECONDS
+    )
     print(
         f"{what}: {calls} calls in {SECONDS:.0f} s, memory {min(memory) / 2**20:.0f} to {max(memory) / 2**20:.0f} MiB"
     )
