@@ -4,7 +4,7 @@ WORKDIR ?= runs/demo
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install test test-jax demo lint docs clean
+.PHONY: install test test-all test-jax demo lint docs clean
 
 install: $(STAMP)
 
@@ -14,16 +14,23 @@ $(STAMP): setup.py
 	touch $@
 
 # A process per core, four at most: most of the time goes into tracing graphs, which one core does. A file stays in one process.
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
+# All behaviours in their short form.
 test: install
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(PYTEST)
+
+# The long forms, too: whole chains of scripts, runs that are killed, several devices, large nets.
+test-all: test
+	$(PYTEST) -m "slow and not soak"
 
 # On JAX instead of TensorFlow: the core (layers, rewriting, binding, joining, patches), and scripts that train.
-JAX_TESTS ?= tests/layers tests/test_bind.py tests/test_join.py tests/test_kinds.py tests/test_patch.py tests/test_rewrite.py \
+JAX_TESTS ?= tests/layers tests/test_bind.py tests/test_join.py tests/test_kinds.py tests/test_patch.py tests/graph/test_rewrite.py \
 	tests/test_tasks.py tests/test_trunk.py tests/scripts/test_jax.py
 
 test-jax: install
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[jax]'
-	KERAS_BACKEND=jax $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(JAX_TESTS)
+	KERAS_BACKEND=jax $(PYTEST) $(JAX_TESTS)
 
 # The long forms of docs/reliability.md: 20 random kills of each script, full disks, 10,000 damaged patch files, ten minutes under
 # load; and every net of Keras.
