@@ -15,12 +15,10 @@ Writes figures as JSON, a table and a plot to the workdir. All forms are timed i
 affects them equally; the load is in the output.
 """
 
-from absl import flags
-
 from model_patch.experiments import cli
 from model_patch.experiments.benchmark import SUITES, suite
 
-_SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "What to time.", required=True)
+_SUITE = cli.flags.DEFINE_enum("suite", None, list(SUITES), "What to time.", required=True)
 
 
 def main(config, workdir):

@@ -18,16 +18,14 @@ Using an export, with TensorFlow alone:
     #  "count": (batch,), number of rows of the 100 that are detections}
 """
 
-from absl import flags
-
 from model_patch.experiments import cli
 
 cli.define_config("detect_scenes")
 _DEVICES = cli.define_devices()
-flags.DEFINE_string("workdir", None, "Folder for all files of a training.")
-flags.DEFINE_bool("dry_run", False, cli.DRY_RUN)
-flags.DEFINE_string("output", None, "Folder for pictures, or of the SavedModel to write, which must not exist.")
-flags.DEFINE_float("score", 0.4, "Minimum score of a detection that is shown.", lower_bound=0.0, upper_bound=1.0)
+cli.flags.DEFINE_string("workdir", None, "Folder for all files of a training.")
+cli.flags.DEFINE_bool("dry_run", False, cli.DRY_RUN)
+cli.flags.DEFINE_string("output", None, "Folder for pictures, or of the SavedModel to write, which must not exist.")
+cli.flags.DEFINE_float("score", 0.4, "Minimum score of a detection that is shown.", lower_bound=0.0, upper_bound=1.0)
 
 
 def train(*, config, workdir=None, dry_run=False, strategy=None, mixed_precision=None, synchronise=None):

@@ -15,17 +15,17 @@ What each format holds and how it is used: docs/serving.md. The first, with Tens
     # Both: {"logits": (batch, classes), "probabilities": (batch, classes), "label": string (batch,)}
 """
 
-from absl import flags
-
 from model_patch.experiments import cli
 
-_TRUNK = flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
-_PATCHES = flags.DEFINE_list("patches", None, "Patch files, joined by commas.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist.", required=True)
-_FORMAT = flags.DEFINE_string("format", "saved_model", "saved_model | signatures | bank | litert | litert_set")
-_QUANTIZE = flags.DEFINE_string("quantize", "none", "none | dynamic: kernels as int8, for the LiteRT formats.")
-_CHECK = flags.DEFINE_bool("check", True, "Ask what was written, without this package, and compare.")
-_DATA = flags.DEFINE_string("data", None, "Compare also on the test images of this data: digits | folder:PATH | ...")
+_TRUNK = cli.flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
+_PATCHES = cli.flags.DEFINE_list("patches", None, "Patch files, joined by commas.", required=True)
+_OUTPUT = cli.flags.DEFINE_string("output", None, "Folder to write; it must not exist.", required=True)
+_FORMAT = cli.flags.DEFINE_string("format", "saved_model", "saved_model | signatures | bank | litert | litert_set")
+_QUANTIZE = cli.flags.DEFINE_string("quantize", "none", "none | dynamic: kernels as int8, for the LiteRT formats.")
+_CHECK = cli.flags.DEFINE_bool("check", True, "Ask what was written, without this package, and compare.")
+_DATA = cli.flags.DEFINE_string(
+    "data", None, "Compare also on the test images of this data: digits | folder:PATH | ..."
+)
 
 
 def main():

@@ -11,13 +11,11 @@ Every command but diff and convert takes any number of patches. `average --weigh
 numbers of images.
 """
 
-from absl import flags
-
 from model_patch.experiments import cli
 
-flags.DEFINE_string("trunk", None, "The trunk to verify against, scheme:rest.")
-flags.DEFINE_string("output", None, "File to write; it must not exist.")
-flags.DEFINE_string("dtype", "float32", "Type of the values in the written file: float32 | float16.")
+cli.flags.DEFINE_string("trunk", None, "The trunk to verify against, scheme:rest.")
+cli.flags.DEFINE_string("output", None, "File to write; it must not exist.")
+cli.flags.DEFINE_string("dtype", "float32", "Type of the values in the written file: float32 | float16.")
 cli.define_list("weights", float, None, "A positive number for each patch that is averaged.")
 
 

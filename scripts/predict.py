@@ -4,20 +4,18 @@
         --patches=runs/digits/patches/scale_bias+last-seed0.safetensors,runs/faces/patches/scale_bias+last-seed0.safetensors
 """
 
-from absl import flags
-
 from model_patch.experiments import cli
 
-_TRUNK = flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
-_PATCHES = flags.DEFINE_list("patches", None, "Patch files.", required=True)
-_IMAGES = flags.DEFINE_list(
+_TRUNK = cli.flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
+_PATCHES = cli.flags.DEFINE_list("patches", None, "Patch files.", required=True)
+_IMAGES = cli.flags.DEFINE_list(
     "images", None, "Image files: JPEG, PNG, BMP, GIF or WebP; patterns such as photos/*.jpg too.", required=True
 )
-_TASKS = flags.DEFINE_list("tasks", None, "Names of the tasks to ask; by default all.")
-_PICK_RESOLUTION = flags.DEFINE_bool(
+_TASKS = cli.flags.DEFINE_list("tasks", None, "Names of the tasks to ask; by default all.")
+_PICK_RESOLUTION = cli.flags.DEFINE_bool(
     "pick_resolution", False, "Ask of the patches only the one whose image size is nearest to the image's."
 )
-_TOP = flags.DEFINE_integer("top", 3, "Labels per task.", lower_bound=1)
+_TOP = cli.flags.DEFINE_integer("top", 3, "Labels per task.", lower_bound=1)
 
 
 def main():

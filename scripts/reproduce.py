@@ -11,15 +11,13 @@ is written to the workdir.
 
 from pathlib import Path
 
-from absl import flags
-
 from model_patch.experiments import cli
 
-_SUITE = flags.DEFINE_string("suite", "small", "Which experiments: small.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the page; by default docs, with --smoke the workdir.")
-_ONLY = flags.DEFINE_list("only", (), "Names of the experiments to run; by default all.")
-_SMOKE = flags.DEFINE_bool("smoke", False, "Keep every run as short as possible, to check that it works.")
+_SUITE = cli.flags.DEFINE_string("suite", "small", "Which experiments: small.")
+_WORKDIR = cli.flags.DEFINE_string("workdir", None, "Folder for the runs.", required=True)
+_OUTPUT = cli.flags.DEFINE_string("output", None, "Folder of the page; by default docs, with --smoke the workdir.")
+_ONLY = cli.flags.DEFINE_list("only", (), "Names of the experiments to run; by default all.")
+_SMOKE = cli.flags.DEFINE_bool("smoke", False, "Keep every run as short as possible, to check that it works.")
 
 
 def main():

@@ -6,12 +6,10 @@ The detector is a folder that `scripts/detect.py train` wrote, or the spec of an
 `scripts/transfer.py`: a row per way to train, a table of accuracies and trained parameters, a patch file per row.
 """
 
-from absl import flags
-
 from model_patch.experiments import cli
 
-_DETECTOR = flags.DEFINE_string("detector", None, "Folder of a trained detector, or a trunk, scheme:rest.")
-_DETECTOR_SEED = flags.DEFINE_integer("detector_seed", None, "Which detector of the folder; by default the first.")
+_DETECTOR = cli.flags.DEFINE_string("detector", None, "Folder of a trained detector, or a trunk, scheme:rest.")
+_DETECTOR_SEED = cli.flags.DEFINE_integer("detector_seed", None, "Which detector of the folder; by default the first.")
 
 
 def with_trunk(config):

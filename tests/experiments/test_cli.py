@@ -137,3 +137,30 @@ def test_a_flag_whose_field_a_given_config_lacks_is_refused(tmp_path):
 def test_a_tilde_is_the_home_folder_in_every_flag_and_argument(monkeypatch, argument, expected):
     monkeypatch.setenv("HOME", "/home/me")
     assert cli._with_home(argument) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "module", "exception", "expected"),
+    [
+        ("predict", "absl", "KeyboardInterrupt", "error: interrupted"),
+        ("transfer", "ml_collections", "KeyboardInterrupt", "error: interrupted"),
+        ("detect", "configs", "KeyboardInterrupt", "error: interrupted"),
+        ("patch", "absl", "ZeroDivisionError", "Traceback"),
+    ],
+)
+def test_an_interrupt_while_modules_are_imported_is_one_line(script, module, exception, expected, tmp_path):
+    """The module raises what Ctrl-C raises in the middle of its import; other errors keep their traceback."""
+    startup = f"""
+import sys
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise {exception}
+
+sys.meta_path.insert(0, Interrupted())
+"""
+    (tmp_path / "sitecustomize.py").write_text(startup)
+    done = run_script(script, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert done.returncode != 0 and done.stderr.startswith(expected)
+    assert ("Traceback" in done.stderr) == (expected == "Traceback")
