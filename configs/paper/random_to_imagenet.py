@@ -1,4 +1,4 @@
-"""The paper's random trunk: MobileNetV2 that never learnt anything, patched for the 1000 classes of ImageNet.
+"""The paper's random trunk: MobileNetV2 with random weights, patched for the 1000 classes of ImageNet.
 
 Command: `python scripts/transfer.py --config=configs/paper/random_to_imagenet.py --workdir=runs/random_to_imagenet`
 Data: TensorFlow Datasets' imagenet2012, 1.28 million images, downloaded by hand. Hardware: several GPUs. *Not run*, but for

@@ -1,4 +1,4 @@
-"""The paper's statistics only: are mean and variance of the task's images enough, or must scale and bias be learnt?
+"""The paper's statistics only: are mean and variance of the task's images enough, or must scale and bias be trained?
 
 Command: `python scripts/transfer.py --config=configs/paper/statistics_only.py:cifar10 --workdir=runs/statistics_cifar10`, and the
 other data of configs/paper/transfer_mobilenet.py.

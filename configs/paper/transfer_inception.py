@@ -3,7 +3,7 @@
 Command: `python scripts/transfer.py --config=configs/paper/transfer_inception.py:flowers --workdir=runs/inception_flowers`, and
 `:cars`, `:aircraft`.
 Data: TensorFlow Datasets' oxford_flowers102 (344 MB) and cars196 (2 GB); FGVC-Aircraft as folders, 100 variants.
-Hardware: one GPU with 16 GB or more. *Not run*, but for `--dry_run`, which counts 208,998, 401,604 and 204,900 learnt values
+Hardware: one GPU with 16 GB or more. *Not run*, but for `--dry_run`, which counts 208,998, 401,604 and 204,900 trained parameters
 for `last` and 34,432 more for `scale_bias+last`.
 """
 

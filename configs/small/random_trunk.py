@@ -1,4 +1,4 @@
-"""A random trunk at our scale: MobileNetV2 0.35 at 48 px that never learnt anything, patched for `mnist` or Fashion-MNIST.
+"""A random trunk at our scale: MobileNetV2 0.35 at 48 px with random weights, patched for `mnist` or Fashion-MNIST.
 
 Command: `python scripts/transfer.py --config=configs/small/random_trunk.py:mnist --workdir=runs/small/random-mnist`; `:fashion` needs
 Debian's package dataset-fashion-mnist and takes 6,000 of its images. About 380 steps, three seeds. Statistics are

@@ -1,4 +1,4 @@
-"""Statistics only at our scale: mean and variance of the task's images against learnt scales and biases, `mnist`, three seeds.
+"""Statistics only at our scale: mean and variance of the task's images against trained scales and biases, `mnist`, three seeds.
 
 Command: `python scripts/transfer.py --config=configs/small/statistics_only.py --workdir=runs/small/statistics`. The trunk is the
 bundled one, which has seen clothes; about 280 steps of batch 64.

@@ -113,7 +113,7 @@ def run_commands(commands: dict[str, Callable[..., None]], *, resumes: Collectio
         commands: a function per command. Its positional parameters are the command's arguments, its keyword-only
             parameters the flags that it takes; those without a default are required. A parameter `config` takes the
             config, and with it the flags of all its fields.
-        resumes: the commands that go on where an interrupt ended them, as for `run`.
+        resumes: the commands that resume after an interrupt, as for `run`.
 
     As in `run`, mistakes are reported in one sentence: an unknown command, too few or too many arguments, a flag that is
     missing or that belongs to another command.
@@ -180,7 +180,7 @@ def _run(call: Callable[[list[str]], None], resumes: Callable[[list[str]], bool]
             _fail(str(error))
         except KeyboardInterrupt:
             # Only scripts with a workdir of rows resume; files that the others have written are complete all the same.
-            then = "rows that are finished are kept; the same command goes on"
+            then = "rows that are finished are kept; the same command resumes"
             _fail(f"interrupted: {then if resumes(argv[1:]) else 'the same command starts again'}", 130)
 
     def parse(argv):

@@ -80,9 +80,9 @@ def dry_run_transfer(config: ConfigDict, *, step: bool = True) -> list[Row]:
     def rows() -> Iterator[Row]:
         for text, train_spec in train_specs.items():
             bound = mp.bind(trunk, task, train_spec, remat=config.remat)
-            yield _row(text, bound)
+            yield Row(text, bound.task.name, bound.counts())
             if step:
-                _step(text, bound.model, bound.task.loss(), recipe, bound.train_spec, *_batch(bound))
+                _step(text, bound.model, bound.task.loss(), recipe, *_batch(bound))
 
     return _report(f"{config.data} on {config.trunk}, {task.preprocessing.image_size} px", rows())
 
@@ -109,9 +109,9 @@ def dry_run_multitask(config: ConfigDict, *, step: bool = True) -> list[Row]:
     def rows() -> Iterator[Row]:
         for share in config.share:
             joined = run.join(share, config.seeds[0], run.tasks)
-            yield from (_row(share, bound) for bound in joined.tasks.values())
+            yield from (Row(share, name, bound.counts()) for name, bound in joined.tasks.items())
             if step:
-                _step(share, joined.model, joined.losses(), run.recipe, _rate_of(joined), *_joint_batch(joined))
+                _step(share, joined.model, joined.losses(), run.recipe, *_joint_batch(joined))
 
     return _report(f"{', '.join(names)} on {config.trunk}", rows())
 
@@ -129,11 +129,11 @@ def dry_run_detector(config: ConfigDict, *, step: bool = True) -> list[Row]:
 
     def rows() -> Iterator[Row]:
         bound = mp.bind(trunk, task, mp.TrainSpec.parse(config.train, config.norm_statistics), momentum=config.momentum)
-        yield _row(config.train, bound)
+        yield Row(config.train, task.name, bound.counts())
         if step:
             images, _ = _batch(bound)
             boxes = np.tile(np.array([[[0.1, 0.1, 0.6, 0.6, 0]]], "float32"), (len(images), 1, 1))
-            _step(config.train, bound.model, task.loss(), recipe, bound.train_spec, images, boxes)
+            _step(config.train, bound.model, task.loss(), recipe, images, boxes)
 
     return _report(f"{config.data} on {config.trunk}, {config.image_size} px", rows())
 
@@ -183,10 +183,6 @@ def _name_of(text: str) -> str:
     return Path(spec.rest).name or spec.scheme
 
 
-def _row(name: str, bound: mp.BoundTask) -> Row:
-    return Row(name, bound.task.name, bound.counts())
-
-
 def _batch(bound: mp.BoundTask):
     """Returns random images as the trunk takes them, and random labels."""
     size, random = bound.task.preprocessing.image_size, np.random.RandomState(0)
@@ -199,19 +195,14 @@ def _joint_batch(joined: mp.JoinedTasks):
     return {name: images for name, (images, _) in pairs.items()}, {name: labels for name, (_, labels) in pairs.items()}
 
 
-def _rate_of(joined: mp.JoinedTasks) -> mp.TrainSpec:
-    train_spec = next(iter(joined.tasks.values())).train_spec
-    return mp.TrainSpec.parse("full", train_spec.norm_statistics) if joined.train_trunk else train_spec
-
-
-def _step(name: str, model: keras.Model, loss, recipe: mp.Recipe, train_spec: mp.TrainSpec, images, targets):
+def _step(name: str, model: keras.Model, loss, recipe: mp.Recipe, images, targets):
     """Trains one step, or runs one forward pass if nothing is trained by gradient."""
     if not model.trainable_variables:
         model(images, training=True)
         _logger.info("%s: one step forward", name)
         return
-    # Eagerly: tracing a graph for one step would take longer than the step.
-    model.compile(recipe.make_optimizer(train_spec, 1), loss=loss, run_eagerly=True)
+    # Eagerly: tracing a graph for one step would take longer than the step. Its loss does not depend on the learning rate.
+    model.compile(recipe.make_optimizer(mp.TrainSpec.parse("full"), 1), loss=loss, run_eagerly=True)
     value = float(np.sum(model.train_on_batch(images, targets)))
     if not math.isfinite(value):
         raise mp.ModelPatchError(f"the loss of {name} is {value} after one step on random images")

@@ -59,7 +59,7 @@ def net(width: int, seed: int = 0) -> keras.Model:
 
 
 def fit_function(name: str, width: int, config: ConfigDict, seed: int = 0) -> tuple[float, np.ndarray]:
-    """Learns one function by biases; returns the root of the mean squared error and the learnt values `(num_points,)`.
+    """Fits one function by training biases; returns the root mean square error and the fitted values `(num_points,)`.
 
     Raises:
         ModelPatchError: the function is unknown.
@@ -94,7 +94,7 @@ def expressivity(config: ConfigDict, workdir: str | Path) -> dict:
 
     Returns:
         The contents of `results.json`: `versions`, and a list of `rows` with `function`, `width`, `seed`, `trained_parameters`,
-        `error` (root mean square; the functions lie in -1..1) and `learnt` (the values at the points).
+        `error` (root mean square; the functions lie in -1..1) and `learnt` (the fitted values at the points).
 
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.

@@ -43,7 +43,7 @@ class Run:
 
     Attributes:
         tasks: in the order of the configuration; `data` and `weights` by their names.
-        head: a task learnt before, whose head all tasks take; None for new heads.
+        head: a task trained before, whose head all tasks use; None for new heads.
     """
 
     config: ConfigDict
@@ -200,7 +200,7 @@ def _sources(config: ConfigDict) -> tuple[list[str], list[mp.ImageData], list[in
     if config.resolutions:
         if len(data) > 1:
             raise mp.ModelPatchError(
-                f"resolutions with {len(data)} data sets: give one, which is learnt at every resolution"
+                f"resolutions with {len(data)} data sets: give one, which is trained at every resolution"
             )
         if config.image_sizes or config.task_names:
             raise mp.ModelPatchError(
@@ -237,10 +237,10 @@ def _weights(config: ConfigDict, names: list[str]) -> dict[str, float]:
 
 
 def _head(config: ConfigDict) -> mp.BoundTask:
-    """Opens the task whose head the others take as it is."""
+    """Opens the task whose head the others use, frozen."""
     if config.train_trunk or any(share != "trunk" for share in config.share) or mp.TrainSpec.parse(config.train).last:
         raise mp.ModelPatchError(
-            "head_from keeps trunk and head as they are: give it with --share=trunk, --notrain_trunk and a --train "
+            "head_from needs a frozen trunk and head: give it with --share=trunk, --notrain_trunk and a --train "
             "without last"
         )
     patch = mp.Patch.load(config.head_from)

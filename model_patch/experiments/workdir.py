@@ -19,10 +19,10 @@ LOCK = ".lock"
 
 
 def claim(workdir: str | Path):
-    """Takes a workdir for this process until its end; a new one in which nothing was written goes with the process.
+    """Takes a workdir for this process until its end; a new one is removed at the end if nothing was written to it.
 
     Raises:
-        ModelPatchError: another process that lives is running in it.
+        ModelPatchError: another process is running in it.
     """
     is_new = not Path(workdir).exists()
     if not lock(Path(workdir) / LOCK):
@@ -41,8 +41,8 @@ def _remove_if_empty(folder: Path):
 class Workdir:
     """The folder that one run writes to.
 
-    A run with the same configuration goes on where it stopped; another is refused, and so is the same one in a second
-    process while the first lives.
+    A run with the same configuration resumes where it stopped. A run with another is refused, and so is the same one in a
+    second process while the first is running.
 
     Attributes:
         path: the folder, made if it is missing.
@@ -117,7 +117,7 @@ class Workdir:
         return results
 
     def checkpoint(self, name: str) -> Path:
-        """Returns the file from which a training of that name goes on; it is there until the next results are written."""
+        """Returns the file from which the training of that name resumes; it exists until the next results are written."""
         return self.path / self.CHECKPOINTS / f"{name}.safetensors"
 
 

@@ -103,7 +103,7 @@ cli.run_commands({"train": interrupted, "export": interrupted}, resumes=["train"
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("train", "interrupted: rows that are finished are kept; the same command goes on"),
+        ("train", "interrupted: rows that are finished are kept; the same command resumes"),
         ("export", "interrupted: the same command starts again"),
     ],
 )

@@ -116,7 +116,7 @@ def test_resolutions_share_a_head_and_another_is_added_to_the_frozen_trunk(tmp_p
         ({"train": "scale_bais"}, "unknown patch kind 'scale_bais'"),
         ({"head": "one"}, "unknown head 'one'"),
         ({"head": "shared"}, "'digits' and 'textures' have other labels: give each its head"),
-        ({"head_from": "nowhere"}, "head_from keeps trunk and head as they are"),
+        ({"head_from": "nowhere"}, "head_from needs a frozen trunk and head"),
         ({"norm_statistics": "frosen"}, "unknown norm_statistics 'frosen'"),
         ({"sampler": "random"}, "unknown sampler 'random'"),
         ({"sampler_power": -1.0}, "sampler_power is -1.0"),

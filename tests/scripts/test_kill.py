@@ -120,7 +120,7 @@ class Job:
         if number == signal.SIGINT and process.returncode:
             # -2: Python itself was ending, after the script's last line.
             assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in printed, printed[-2000:]
-            said_so = "error: interrupted: rows that are finished are kept; the same command goes on" in printed
+            said_so = "error: interrupted: rows that are finished are kept; the same command resumes" in printed
             assert said_so == (process.returncode == 130), printed[-2000:]
 
 

@@ -30,7 +30,7 @@ EPOCHS = {
     "scale_bias+last, images kept": ("scale_bias+last", True, False),
     "scale_bias+last, from files": ("scale_bias+last", False, False),
 }
-"""Forms: what is learnt, whether decoded images are kept in memory, whether the trunk's features are."""
+"""Forms: what is trained, whether decoded images are cached, whether the trunk's features are."""
 
 
 def epochs_of(config: ConfigDict) -> list[dict]:
@@ -56,7 +56,7 @@ def epochs_of(config: ConfigDict) -> list[dict]:
 
 
 def write_images(folder: Path, number: int):
-    """Writes so many JPEG files of two classes to train on, and a few to test on."""
+    """Writes JPEG files of two classes: `number` to train on and a few to test on."""
     import tensorflow as tf
 
     random = np.random.default_rng(0)

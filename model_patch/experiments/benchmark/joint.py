@@ -21,7 +21,7 @@ SETTINGS = {
     "trunk frozen, the tasks' statistics": ("batch", False),
     "trunk trained, the tasks' statistics": ("batch", True),
 }
-"""Which batch-norm statistics, and whether the trunk is learnt, too; with that, a single task trains a net of its own."""
+"""Batch-norm statistics, and whether the trunk is trained, too; if so, a single task trains a net of its own."""
 
 
 def run(config: ConfigDict, workdir: str | Path):
@@ -62,7 +62,7 @@ def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) 
     images = {task.name: random.uniform(-1, 1, shape).astype("float32") for task in tasks}
     answers = {task.name: random.integers(0, config.classes, count) for task in tasks}
 
-    # Before the trunk is learnt jointly: then nothing can be bound to it.
+    # Before the trunk is trained jointly: then nothing can be bound to it.
     single_spec = mp.TrainSpec.parse("full") if train_trunk else train_spec
     singles = []
     for task in tasks:

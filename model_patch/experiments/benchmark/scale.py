@@ -1,4 +1,4 @@
-"""Cost as work grows: tasks in joint training, patches in a bank, images in a data set; and the law behind each.
+"""Cost as work grows: tasks in joint training, patches in a bank, images in a data set; and how each cost grows.
 
 Part | Work | Costs
 -----|------|------
@@ -43,10 +43,10 @@ from model_patch.training.packed_adam import adam
 _logger = logging.getLogger(__name__)
 
 ASKED = 64
-"""Images of a batch that a bank is asked with."""
+"""Images in a batch that a bank runs."""
 
 SHARD = 1000
-"""Images in the file that stands for a data set: a larger one reads it several times."""
+"""Images in the file that represents a data set: a larger data set reads it several times."""
 
 SIDE = 32
 """Of the data set's images, in pixels."""
@@ -192,7 +192,7 @@ def streamed(shard: str, number: int) -> Split:
 
 
 def _epoch(shard: str, number: int) -> dict[str, float]:
-    """Trains a small net for one epoch; returns its seconds, tracing left out, its peak memory, and its input wait."""
+    """Trains a small net for one epoch; returns its seconds without tracing, its peak memory, and its input wait."""
     image = keras.Input((SIDE, SIDE, 3))
     x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 4, strides=4)(image)))
     trunk = mp.Trunk(

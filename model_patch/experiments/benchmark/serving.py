@@ -1,12 +1,12 @@
-"""Serving: many tasks, mixed in a batch, by a bank and by the other ways there are.
+"""Serving: many tasks, mixed in a batch, by a bank and by other ways.
 
-Form | What answers
------|-------------
+Form | Model
+-----|------
 `separate` | a Keras model per task, each with all its weights
-`switch` | one Keras model; for each task of a batch its values are assigned, then its images run
-`sub-batches` | one net that takes a task's values as an input; for each task of a batch its images run
+`switch` | one Keras model; for each task of a batch its parameters are assigned, then its images run
+`sub-batches` | one net that takes a task's parameters as an input; for each task of a batch its images run
 `bank` | the bank: all images at once
-`folded` | a folded net of one task, all images at once, as if they were all of that task: the bound
+`folded` | a folded net of one task, all images at once, as if they were all of that task: the upper bound
 """
 
 import dataclasses
@@ -189,7 +189,7 @@ def _compiled(model):
 
 
 def _by_task(answer: Callable[[int, np.ndarray], object]) -> Answer:
-    """Returns what answers a mixed batch task by task."""
+    """Returns the form that runs a mixed batch task by task."""
 
     def answer_all(images, tasks):
         return [np.asarray(answer(task, images[tasks == task])) for task in np.unique(tasks)]
@@ -258,7 +258,7 @@ _MAKE = {"separate": _separate, "switch": _switch, "sub-batches": _sub_batches, 
 
 
 def _switching(trunk: mp.Trunk, config) -> dict[str, float]:
-    """Returns how long it takes to go from one task to another, in milliseconds, the images' run left out."""
+    """Returns the time to switch from one task to another, in milliseconds, without running any images."""
     import tensorflow as tf
 
     bound = mp.bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")

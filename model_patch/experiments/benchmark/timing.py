@@ -20,7 +20,7 @@ def interleaved(
         calls: by name; each must wait for its result.
         rounds: timed rounds at most, at least 1.
         warmup: rounds before them that are not timed, for what happens on first calls only.
-        seconds: no further round begins after so many, warm-up left out; three there always are.
+        seconds: no further round begins after this time, warm-up excluded; at least three are run.
 
     Returns:
         Seconds `(rounds,)` by name.

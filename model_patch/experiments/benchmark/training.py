@@ -1,11 +1,11 @@
-"""Training: a step of each way to learn a task, by this package, by plain Keras, and by PyTorch where it is installed.
+"""Training: a step of each way to train a task, by this package, by plain Keras, and by PyTorch if it is installed.
 
-Form | What is learnt
+Form | What is trained
 -----|---------------
 `last` | the last layer, on images
-`..., remat` | as without, with most maps computed again for their gradients, see `model_patch.graph.remat`
-`last, cached` | the same, on features that were computed before
-`features` | nothing: the pass over a batch that computes them, once per image
+`..., remat` | the same with most feature maps recomputed for their gradients, see `model_patch.graph.remat`
+`last, cached` | the last layer, on features that were computed before
+`features` | nothing: the forward pass that computes the features, once per image
 `bias+last`, `scale_bias+last`, `depthwise+last` | patches, with the trunk's statistics
 `scale_bias+last, batch` | scales and biases, with the statistics of the batch
 `full` | a net of its own
@@ -55,7 +55,7 @@ RATE = 1e-4
 """Learning rate of all forms."""
 
 BASE = "keras full"
-"""What the others are compared with."""
+"""The form that the others are compared with."""
 
 _TRAINED = {
     "last": ("last", "frozen", False),
@@ -147,7 +147,7 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
         form: one of `FORMS`.
         trunk: spec of the trunk.
         size: of the images, in pixels.
-        batch: how many there are in a step.
+        batch: number of images in a step.
         classes: of the last layer.
     """
     random = np.random.default_rng(0)
@@ -177,29 +177,31 @@ def _fitted(model: keras.Model, images, labels, optimizer: keras.optimizers.Opti
     return lambda: model.train_on_batch(images, labels)
 
 
-def _plain_keras(learnt: str, trunk: mp.Trunk, classes: int) -> keras.Model:
-    """Returns the trunk's net with a last layer, of Keras' own layers, in which `learnt` is trainable."""
+def _plain_keras(trained: str, trunk: mp.Trunk, classes: int) -> keras.Model:
+    """Returns the trunk's net with a last layer, of Keras' own layers, in which `trained` is trainable."""
     net = trunk.model
     net.trainable = True
     for layer in net.layers:
-        layer.trainable = learnt == "full" or (learnt != "last" and isinstance(layer, keras.layers.BatchNormalization))
+        layer.trainable = trained == "full" or (
+            trained != "last" and isinstance(layer, keras.layers.BatchNormalization)
+        )
     return keras.Model(net.input, keras.layers.Dense(classes)(net.output))
 
 
-def _torch_step(learnt: str, name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> Step:
+def _torch_step(trained: str, name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> Step:
     torch, torchvision = _import_torch()
     torch.set_num_threads(num_cores())
-    layout = torch.contiguous_format if learnt.endswith(CHANNELS_FIRST) else torch.channels_last
-    learnt = learnt.removesuffix(CHANNELS_FIRST)
+    layout = torch.contiguous_format if trained.endswith(CHANNELS_FIRST) else torch.channels_last
+    trained = trained.removesuffix(CHANNELS_FIRST)
     make, options = _TORCH_NETS[name]
     model = getattr(torchvision.models, make)(num_classes=classes, **options).to(memory_format=layout)
     head = model.classifier if hasattr(model, "classifier") else model.fc
     for module in model.modules():
-        is_learnt = learnt == "full" or (learnt != "last" and isinstance(module, torch.nn.BatchNorm2d))
+        is_trained = trained == "full" or (trained != "last" and isinstance(module, torch.nn.BatchNorm2d))
         for parameter in module.parameters(recurse=False):
-            parameter.requires_grad = is_learnt
+            parameter.requires_grad = is_trained
     head.requires_grad_(True)
-    model.train(learnt != "last" and not learnt.endswith("frozen"))
+    model.train(trained != "last" and not trained.endswith("frozen"))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], RATE)
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(memory_format=layout)
     y = torch.from_numpy(labels)

@@ -34,11 +34,11 @@ class Verdict:
 
 
 Results = Mapping[str, dict]
-"""What the experiments of a suite wrote to their `results.json`, by name."""
+"""Contents of `results.json` by name of the experiment."""
 
 
 def check_claims(results: Results) -> list[Verdict]:
-    """Returns a verdict per claim and place; claims whose experiments are not there are left out."""
+    """Returns a verdict per claim and place; claims without results are skipped."""
     return [verdict for claim in CLAIMS for verdict in claim(results)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 def machine() -> dict[str, str | int | float]:
     """Returns processor, cores, memory in GiB, accelerators, system, and how busy it is: 1-minute load per core; 0 is idle.
 
-    Where the system does not tell (/proc of Linux does), processor and memory are those of `platform`, or left out.
+    Without Linux's /proc, the processor is that of `platform`, and the memory is omitted.
     """
     import tensorflow as tf
 
