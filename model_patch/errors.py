@@ -15,6 +15,9 @@ _MOST_CHARACTERS = 300
 class ModelPatchError(ValueError):
     """Something the caller gave is wrong: a flag, a spec, a file, a folder. Base class of this package's errors."""
 
+    exit_status = 2
+    """What a script that ends with this error returns."""
+
 
 class PatchError(ModelPatchError):
     """A patch file is damaged, or does not belong to the trunk or the task it was given to."""

@@ -6,7 +6,7 @@ import glob
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from model_patch.errors import ModelPatchError
@@ -89,7 +89,7 @@ def read_json(path: str | Path):
         raise ModelPatchError(f"{path} is not a readable JSON file ({error})") from None
 
 
-def matching(names: Sequence[str]) -> list[str]:
+def matching(names: Sequence[str], inside: Callable[[str], Iterable[str]] | None = None) -> list[str]:
     """Returns the files with the given names or patterns, each once.
 
     A name that exists is that file, whatever characters it has, and so is every folder on the way to it. Only a part of a
@@ -97,9 +97,10 @@ def matching(names: Sequence[str]) -> list[str]:
 
     Args:
         names: paths and patterns; `~` is the home folder.
+        inside: returns the files that a folder stands for; without it, folders are refused.
 
     Raises:
-        ModelPatchError: there are none, no file has one of the names, or it is a folder.
+        ModelPatchError: there are none, no file has one of the names, or it is a folder that stands for no file.
     """
     if not names:
         raise ModelPatchError("no file is given: expected at least one path, or a pattern such as photos/*.jpg")
@@ -107,7 +108,12 @@ def matching(names: Sequence[str]) -> list[str]:
     for name in names:
         path = os.path.expanduser(name)  # noqa: PTH111 - a Path would drop a leading `./`.
         if Path(path).is_dir():
-            raise ModelPatchError(f"{name} is a folder: expected files, such as {Path(name) / '*.jpg'}")
+            held = list(inside(path)) if inside else []
+            if not held:
+                what = "a folder without images" if inside else "a folder"
+                raise ModelPatchError(f"{name} is {what}: expected files, such as {Path(name) / '*.jpg'}")
+            found.update(dict.fromkeys(held))
+            continue
         matches = [path] if Path(path).exists() else [each for each in _matches(path) if not Path(each).is_dir()]
         if not matches:
             raise ModelPatchError(f"the image {name} does not exist: expected the path of a file, or a pattern of some")

@@ -1,31 +1,66 @@
-"""Prints what each task sees in each image: top labels, for any number of patches on one trunk.
+"""Prints what each task predicts for each image: top labels, for any number of patches on one trunk.
 
     python scripts/predict.py --trunk=bundled --images=a.png,b.jpg \
         --patches=runs/digits/patches/scale_bias+last-seed0.safetensors,runs/faces/patches/scale_bias+last-seed0.safetensors
+    python scripts/predict.py --trunk=bundled --patches=PATCH --images=photos --output=predictions.csv
+    find / -name '*.jpg' | python scripts/predict.py --trunk=bundled --patches=PATCH --images=- --output=predictions.jsonl
+
+With --output the same command resumes with the images that are missing in the file. Images that cannot be read are named at
+the end, and the exit status is 1.
 """
+
+import itertools
+import sys
+
+from absl import flags
 
 from model_patch.experiments import cli
 
-_TRUNK = cli.flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
-_PATCHES = cli.flags.DEFINE_list("patches", None, "Patch files.", required=True)
-_IMAGES = cli.flags.DEFINE_list(
-    "images", None, "Image files: JPEG, PNG, BMP, GIF or WebP; patterns such as photos/*.jpg too.", required=True
+_TRUNK = flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
+_PATCHES = flags.DEFINE_list("patches", None, "Patch files.", required=True)
+_IMAGES = flags.DEFINE_list(
+    "images",
+    None,
+    "Image files (JPEG, PNG, BMP, GIF or WebP), patterns such as photos/*.jpg, folders with all below them, or - for a list "
+    "of files on standard input, one per line.",
+    required=True,
 )
-_TASKS = cli.flags.DEFINE_list("tasks", None, "Names of the tasks to ask; by default all.")
-_PICK_RESOLUTION = cli.flags.DEFINE_bool(
-    "pick_resolution", False, "Ask of the patches only the one whose image size is nearest to the image's."
+_TASKS = flags.DEFINE_list("tasks", None, "Names of the tasks to predict with; by default all.")
+_PICK_RESOLUTION = flags.DEFINE_bool(
+    "pick_resolution", False, "Predict each image with the one patch whose image size is nearest to the image's."
 )
-_TOP = cli.flags.DEFINE_integer("top", 3, "Labels per task.", lower_bound=1)
+_TOP = flags.DEFINE_integer("top", 3, "Labels per task that are printed.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "Write to this .csv or .jsonl file instead, a line per image and task.")
+_PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Write the probability of every label to --output, too.")
 
 
 def main():
-    """Opens trunk and patches, and prints a line per image and task."""
+    """Opens trunk and patches, and prints or writes a line per image and task."""
+    from model_patch.data.image_files import image_paths
+    from model_patch.experiments.predictions import PredictionFile, paths_from
     from model_patch.predict import choose_tasks, open_tasks, predict
+    from model_patch.progress import progress
 
+    from_input = _IMAGES.value == ["-"]
+    paths = paths_from(sys.stdin) if from_input else image_paths(_IMAGES.value)
+    total = None if from_input else len(paths)
     tasks = choose_tasks(open_tasks(_TRUNK.value, _PATCHES.value), _TASKS.value)
-    for answer in predict(tasks, _IMAGES.value, _TOP.value, _PICK_RESOLUTION.value):
-        labels = "  ".join(f"{label} {probability:.3f}" for label, probability in answer.top)
-        print(f"{answer.file}  {answer.task}: {labels}")
+    file = None
+    if _OUTPUT.value:
+        names = [bound.task.name for bound in tasks]
+        file = PredictionFile(
+            _OUTPUT.value, names, one_each=_PICK_RESOLUTION.value, all_probabilities=_PROBABILITIES.value
+        )
+        paths = file.missing(paths)
+    answers = predict(tasks, iter(paths), _TOP.value, _PICK_RESOLUTION.value)
+    of_images = itertools.groupby(answers, lambda answer: answer.file)
+    for _, of_image in progress(of_images, "predicting", total, "image") if file else of_images:
+        if file:
+            file.append(list(of_image))
+            continue
+        for answer in of_image:
+            labels = "  ".join(f"{label} {probability:.3f}" for label, probability in answer.top)
+            print(f"{answer.file}  {answer.task}: {labels}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
+import keras
+import numpy as np
 import pytest
 from PIL import Image
 
 from model_patch import ModelPatchError, Patch, Preprocessing, Task, Trunk, bind
 from model_patch.errors import PatchError
-from model_patch.predict import choose_tasks, open_tasks, pick, predict
+from model_patch.predict import BATCH, BadImagesError, choose_tasks, open_tasks, pick, predict
 from tests.conftest import small_net
 
 
@@ -50,6 +52,53 @@ def test_a_missing_patch_and_a_missing_image_are_named(files):
         tasks_of(files, "nothing")
     with pytest.raises(ModelPatchError, match=r"the image .*7\.png does not exist"):
         list(predict(tasks_of(files, "shapes"), [f"{files}/7.png"]))
+
+
+def test_many_images_are_predicted_in_batches_as_each_by_itself(files, trunk):
+    rng = np.random.default_rng(0)
+    for i in range(BATCH + 3):
+        height, width = rng.integers(5, 90, 2)
+        Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype="uint8")).save(files / f"many{i:03}.png")
+    tasks = tasks_of(files, "shapes", "colours")
+    several = list(predict(tasks, [f"{files}/many*.png"]))
+    assert len(several) == 2 * (BATCH + 3)
+    for i in (0, 5, BATCH, BATCH + 2):
+        for bound, answer in zip(tasks, several[2 * i : 2 * i + 2], strict=True):
+            image = bound.task.preprocessing(np.asarray(Image.open(answer.file)))
+            expected = keras.ops.softmax(bound.model(np.asarray(image)[None], training=False))[0]
+            assert answer.task == bound.task.name and answer.file == f"{files}/many{i:03}.png"
+            np.testing.assert_allclose(
+                [answer.probabilities[label] for label in bound.task.labels], expected, atol=1e-5
+            )
+
+
+def test_tasks_with_a_last_layer_only_share_the_features_of_the_trunk(files, trunk):
+    for name, seed in (("one", 1), ("two", 2)):
+        task = Task(name, ("a", "b", "c"), trunk.preprocessing)
+        bind(trunk, task, "last", seed=seed).patch().save(files / f"{name}.safetensors")
+    tasks = tasks_of(files, "one", "shapes", "two")
+    for answer, bound in zip(predict(tasks, f"{files}/0.png"), tasks, strict=True):
+        image = bound.task.preprocessing(np.asarray(Image.open(f"{files}/0.png")))
+        expected = keras.ops.softmax(bound.model(np.asarray(image)[None], training=False))[0]
+        np.testing.assert_allclose(list(answer.probabilities.values()), expected, atol=1e-5)
+
+
+def test_bad_images_are_named_at_the_end_and_the_others_predicted(files):
+    (files / "bad.png").write_bytes(b"no image")
+    (files / "cut.png").write_bytes((files / "0.png").read_bytes()[:60])
+    paths = [f"{files}/{name}.png" for name in ("bad", "0", "nowhere", "1", "cut")]
+    seen = []
+    with pytest.raises(BadImagesError, match=r"3 of 5 images cannot be read: .*bad\.png, .*nowhere\.png, .*cut\.png"):
+        seen.extend(answer.file[-5:] for answer in predict(tasks_of(files, "shapes"), iter(paths)))
+    assert seen == ["0.png", "1.png"]
+
+
+def test_a_folder_is_all_images_below_it(files):
+    (files / "photos" / "inner").mkdir(parents=True)
+    for name in ("photos/b.png", "photos/inner/a.JPG", "photos/.hidden.png", "photos/notes.txt"):
+        Image.new("RGB", (9, 9)).save(files / name, format="PNG")
+    found = [answer.file for answer in predict(tasks_of(files, "shapes"), str(files / "photos"))]
+    assert found == [f"{files}/photos/b.png", f"{files}/photos/inner/a.JPG"]
 
 
 def test_a_patch_is_loaded_and_not_passed_over(files, trunk):

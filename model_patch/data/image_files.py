@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from model_patch.data.decoding import EXIF_BYTES, EXIF_MARK, FORMATS, orientation
+from model_patch.files import matching
 
 EXTENSIONS = {
     ".jpg": ("JPEG", "MPO"),
@@ -77,6 +79,22 @@ class Frame:
     def upright_size(self) -> tuple[int, int]:
         """Width and height in pixels once decoded."""
         return self.size if self.orientation < 5 else self.size[::-1]
+
+
+def image_paths(names: Sequence[str]) -> list[str]:
+    """Returns image files by their names, patterns, and folders, which stand for all images at any depth.
+
+    Files and folders of operating systems are left out of folders. Names and errors as `files.matching`.
+    """
+    return matching(names, _below)
+
+
+def _below(folder: str) -> Iterator[str]:
+    for inner, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(names):
+            if extension(name) in EXTENSIONS and not is_hidden(name):
+                yield f"{inner.rstrip('/')}/{name}"
 
 
 def read_frame(path: Path) -> Frame | None:

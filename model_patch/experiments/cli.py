@@ -177,7 +177,7 @@ def _run(call: Callable[[list[str]], None], resumes: Callable[[list[str]], bool]
             with _trunk_code():
                 call(argv[1:])
         except ModelPatchError as error:
-            _fail(str(error))
+            _fail(str(error), error.exit_status)
         except KeyboardInterrupt:
             # Only scripts with a workdir of rows resume; files that the others have written are complete all the same.
             then = "rows that are finished are kept; the same command resumes"
