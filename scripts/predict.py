@@ -12,26 +12,26 @@ the end, and the exit status is 1.
 import itertools
 import sys
 
-from absl import flags
-
 from model_patch.experiments import cli
 
-_TRUNK = flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
-_PATCHES = flags.DEFINE_list("patches", None, "Patch files.", required=True)
-_IMAGES = flags.DEFINE_list(
+_TRUNK = cli.flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
+_PATCHES = cli.flags.DEFINE_list("patches", None, "Patch files.", required=True)
+_IMAGES = cli.flags.DEFINE_list(
     "images",
     None,
     "Image files (JPEG, PNG, BMP, GIF or WebP), patterns such as photos/*.jpg, folders with all below them, or - for a list "
     "of files on standard input, one per line.",
     required=True,
 )
-_TASKS = flags.DEFINE_list("tasks", None, "Names of the tasks to predict with; by default all.")
-_PICK_RESOLUTION = flags.DEFINE_bool(
+_TASKS = cli.flags.DEFINE_list("tasks", None, "Names of the tasks to predict with; by default all.")
+_PICK_RESOLUTION = cli.flags.DEFINE_bool(
     "pick_resolution", False, "Predict each image with the one patch whose image size is nearest to the image's."
 )
-_TOP = flags.DEFINE_integer("top", 3, "Labels per task that are printed.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "Write to this .csv or .jsonl file instead, a line per image and task.")
-_PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Write the probability of every label to --output, too.")
+_TOP = cli.flags.DEFINE_integer("top", 3, "Labels per task that are printed.", lower_bound=1)
+_OUTPUT = cli.flags.DEFINE_string(
+    "output", None, "Write to this .csv or .jsonl file instead, a line per image and task."
+)
+_PROBABILITIES = cli.flags.DEFINE_bool("probabilities", False, "Write the probability of every label to --output, too.")
 
 
 def main():
