@@ -12,30 +12,30 @@ FOREVER = range(2**31)
 """Epochs without end."""
 
 
-def batch_sizes(number: int, batch_size: int, multiple: int = 1) -> np.ndarray:
-    """Returns the sizes of the batches of an epoch: as few as possible, and as equal as possible.
+def batch_sizes(number: int, batch_size: int) -> np.ndarray:
+    """Returns the sizes of the batches of an epoch: as few as possible, and nearly equal.
 
     A left-over batch of a few images would take as large a step as the others, on the gradient and the batch statistics of
-    those few alone; docs/choices.md has what that costs.
+    those few alone; docs/choices.md has what that costs. All sizes but the first are multiples of 8, or of 4 or 2 for small
+    batches, where the batch size is one: so many devices share them evenly. They do not depend on the number of devices,
+    as the steps should not.
 
     Args:
         number: images of the epoch, at least 1.
         batch_size: the largest size of a batch, at least 1.
-        multiple: devices that share a batch. All sizes but the first are multiples of it, where the batch size is one and
-            has at least four images for each device.
 
     Returns:
         int64 `(ceil(number / batch_size),)`, with the sum `number`. Where there are several, none is below a quarter of
-        `batch_size`, and without `multiple` none below half of it.
+        `batch_size`.
     """
-    unit = multiple if batch_size % multiple == 0 and batch_size >= 4 * multiple else 1
+    unit = next(unit for unit in (8, 4, 2, 1) if batch_size % unit == 0 and (batch_size >= 4 * unit or unit == 1))
     steps, units = -(-number // batch_size), -(-number // unit)
     sizes = unit * (units // steps + (np.arange(steps) < units % steps))
     sizes[0] -= unit * units - number
     return sizes
 
 
-def in_epochs(one_epoch: Callable, epochs: range, number: int, batch_size: int, multiple: int = 1):
+def in_epochs(one_epoch: Callable, epochs: range, number: int, batch_size: int):
     """Returns the batches of several epochs, one after the other.
 
     Args:
@@ -43,7 +43,7 @@ def in_epochs(one_epoch: Callable, epochs: range, number: int, batch_size: int, 
             inside `tf.data`. A cache must be made outside of it: it would be filled again in every epoch.
         epochs: their numbers.
         number: examples of each.
-        batch_size, multiple: as for `batch_sizes`, which says how large the batches are.
+        batch_size: as for `batch_sizes`, which says how large the batches are.
     """
     import tensorflow as tf
 
@@ -53,7 +53,7 @@ def in_epochs(one_epoch: Callable, epochs: range, number: int, batch_size: int, 
         tf.random.set_seed(1)
         return one_epoch(epoch).batch(batch_size)
 
-    sizes = batch_sizes(number, batch_size, multiple)
+    sizes = batch_sizes(number, batch_size)
     batches = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(traced).rebatch(sizes)
     # `tf.data` cannot know how many there are, and Keras warns at the end of data whose length it did not know.
     return batches.apply(tf.data.experimental.assert_cardinality(len(epochs) * len(sizes)))

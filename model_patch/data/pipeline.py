@@ -24,7 +24,6 @@ def batches(
     epochs: range = range(1),
     cache: bool = True,
     shuffle_bytes: int = SHUFFLE_BYTES,
-    multiple: int = 1,
 ):
     """Returns preprocessed batches; every image comes once per epoch, in batches of nearly equal size.
 
@@ -42,7 +41,6 @@ def batches(
         epochs: numbers of the epochs, whose batches follow one another.
         cache: whether anything is kept in memory. Without, no image is decoded that is not asked for.
         shuffle_bytes: images that are not kept are shuffled in their stored form, so many bytes of them at a time.
-        multiple: devices that share a batch, as for `batch_sizes`.
 
     Returns:
         `tf.data.Dataset` of `(images, labels)`, float32 `(batch, image_size, image_size, 3)` and int64 `(batch,)`.
@@ -85,7 +83,7 @@ def batches(
             chosen = numbered(chosen, shuffle_seed or 0, epoch).map(augment_and_resize, tf.data.AUTOTUNE)
         return chosen
 
-    chosen = in_epochs(one_epoch, epochs, number, batch_size, multiple)
+    chosen = in_epochs(one_epoch, epochs, number, batch_size)
     return chosen.map(lambda x, y: (preprocessing.scale(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 

@@ -20,7 +20,7 @@ from model_patch.errors import require_seed
 from model_patch.join import JoinedTasks
 from model_patch.progress import progress
 from model_patch.tasks import CLASSIFICATION
-from model_patch.training import replicated, strategies
+from model_patch.training import replicated
 from model_patch.training.callbacks import InputWait, Progress
 from model_patch.training.joint import fit_joined
 from model_patch.training.loop import Fitted, run_epochs, tester
@@ -88,7 +88,7 @@ def fit_task(
         train, head = features_and_head(bound, images, recipe.batch_size, num_images, seed)
         learnt = run_epochs(bound, head, train, num_images, recipe, log_dir, checkpoint, wait, one_call_per_epoch=True)
     else:
-        train = functools.partial(batches, recipe.augmentation, multiple=strategies.num_devices())
+        train = functools.partial(batches, recipe.augmentation)
         learnt = run_epochs(bound, bound.model, train, num_images, recipe, log_dir, checkpoint, wait)
         estimate_statistics(bound, wait.measured(batches("none", cache=False)))
     seconds = time.perf_counter() - start

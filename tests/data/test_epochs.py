@@ -5,32 +5,31 @@ import tensorflow as tf
 from model_patch.data.epochs import batch_sizes, in_epochs
 
 
-@pytest.mark.parametrize("multiple", [1, 2, 3, 8])
-def test_no_batch_is_a_handful_of_images(multiple):
+def test_no_batch_is_a_handful_of_images():
     for batch_size in (*range(1, 34), 64):
         for number in range(1, 200):
-            sizes = batch_sizes(number, batch_size, multiple)
+            sizes = batch_sizes(number, batch_size)
             assert sizes.sum() == number and sizes.max() <= batch_size
             assert len(sizes) == -(-number // batch_size), "no more steps than batches of the full size would take"
-            if len(sizes) > 1:
-                assert sizes.min() >= batch_size / (2 if multiple == 1 else 4)
-            if batch_size >= 4 * multiple and batch_size % multiple == 0:
-                assert not (sizes[1:] % multiple).any(), "devices share all batches but the first evenly"
+            assert len(sizes) == 1 or sizes.min() >= batch_size / 4
+            if batch_size % 8 == 0:
+                assert not (sizes[1:] % (8 if batch_size >= 32 else 2)).any(), "devices share all but the first evenly"
 
 
 @pytest.mark.parametrize(
-    ("number", "batch_size", "multiple", "expected"),
+    ("number", "batch_size", "expected"),
     [
-        (65, 64, 1, [33, 32]),
-        (128, 64, 1, [64, 64]),
-        (3, 64, 1, [3]),
-        (65, 64, 2, [33, 32]),
-        (130, 64, 8, [42, 48, 40]),
-        (9, 8, 8, [5, 4]),
+        (65, 64, [33, 32]),
+        (128, 64, [64, 64]),
+        (3, 64, [3]),
+        (257, 64, [49, 56, 56, 48, 48]),
+        (100, 32, [28, 24, 24, 24]),
+        (11, 5, [4, 4, 3]),
+        (5, 1, [1] * 5),
     ],
 )
-def test_sizes_of_batches(number, batch_size, multiple, expected):
-    assert sorted(batch_sizes(number, batch_size, multiple)) == sorted(expected)
+def test_sizes_of_batches(number, batch_size, expected):
+    assert batch_sizes(number, batch_size).tolist() == expected
 
 
 @pytest.mark.parametrize(("number", "batch_size"), [(65, 64), (10, 4), (7, 7), (2, 5)])

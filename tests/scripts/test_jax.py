@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-# Batches of 20, 20 and 11: the last one cannot be parted among two devices.
+# Batches of 19, 16 and 16: two devices cannot share the first evenly.
 FLAGS = ("--epochs=2", "--max_train_images=51", "--max_test_images=31", "--batch_size=20")
 
 

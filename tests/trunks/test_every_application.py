@@ -1,4 +1,7 @@
-"""Every net of keras.applications: what its patches count, and that all of it works; in `make test` for some of each family."""
+"""Every net of keras.applications: what its patches count, and that all of it works.
+
+`make test` has two of them, `make test-all` the smallest of each family, and `make soak` the others.
+"""
 
 import keras
 import numpy as np
@@ -77,10 +80,13 @@ SMALLEST = {
     "VGG19",
     "Xception",
 }
-"""The net of each module of keras.applications that is trained by `make test`; the others are by `make soak`."""
+"""The net of each module of keras.applications that is trained by `make test-all`; the others are by `make soak`."""
+
+SHORT = {"MobileNet", "VGG16"}
+"""Those that are trained by `make test`: one with norms and depthwise kernels, and one without norms."""
 
 DEEPEST = {"InceptionResNetV2", "NASNetMobile"}
-"""The smallest of two families, which by their 780 layers take as long as four others: no net of these is by `make test`."""
+"""The smallest of two families, which by their 780 layers take as long as four others: no net of these is by `make test-all`."""
 
 SIZES = {"InceptionResNetV2": 75, "InceptionV3": 75, "Xception": 71}
 """Image sizes in pixels of nets that do not take 32."""
@@ -148,8 +154,12 @@ def test_every_net_of_keras_is_counted_and_of_each_family_the_smallest_is_known(
     assert FOLDED.keys() == COUNTS.keys()
 
 
+def slow_unless(names, short):
+    return [pytest.param(name, marks=() if name in short else pytest.mark.slow) for name in sorted(names)]
+
+
 # Of the others the trunk itself is counted, below.
-@pytest.mark.parametrize("name", sorted(COUNTS.keys() - SMALLEST))
+@pytest.mark.parametrize("name", slow_unless(COUNTS.keys() - SMALLEST, {"MobileNetV3Large", "EfficientNetB1"}))
 def test_patches_have_the_parameters_of_the_architecture(name):
     with keras.StatelessScope():  # Variables have shapes here, and take no memory.
         net = NETS[name](weights=None, include_top=False, pooling="avg", input_shape=(96, 96, 3))
@@ -163,7 +173,9 @@ def test_patches_have_the_parameters_of_the_architecture(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in SMALLEST else pytest.mark.soak) for name in COUNTS]
+    "name",
+    slow_unless(SMALLEST, SHORT)
+    + [pytest.param(name, marks=pytest.mark.soak) for name in sorted(COUNTS.keys() - SMALLEST)],
 )
 def test_a_task_is_learnt_saved_loaded_exported_banked_and_joined(name, tmp_path):
     size = SIZES.get(name, 32)

@@ -88,7 +88,6 @@ def batches(
     shuffle_seed: int | None = None,
     epochs: range = range(1),
     cache: bool = True,
-    multiple: int = 1,
 ):
     """Returns preprocessed batches; every image comes once per epoch, in batches of nearly equal size.
 
@@ -101,7 +100,6 @@ def batches(
         shuffle_seed: shuffles anew in every epoch; None keeps the split's order.
         epochs: numbers of the epochs, whose batches follow one another, as in `model_patch.data.pipeline`.
         cache: whether images are kept in memory in their stored form, where that takes little.
-        multiple: devices that share a batch, as for `batch_sizes`.
 
     Returns:
         `tf.data.Dataset` of `(images, boxes)`, float32 `(batch, image_size, image_size, 3)`, and float32 `(batch, MAX_BOXES,
@@ -137,5 +135,5 @@ def batches(
             chosen = shuffled(chosen, max(1, min(number, at_once)), shuffle_seed, epoch)
         return numbered(chosen, shuffle_seed or 0, epoch).map(prepare, tf.data.AUTOTUNE)
 
-    chosen = in_epochs(one_epoch, epochs, number, batch_size, multiple)
+    chosen = in_epochs(one_epoch, epochs, number, batch_size)
     return chosen.map(lambda x, y: (preprocessing.scale(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
