@@ -8,7 +8,7 @@ import numpy as np
 
 from model_patch.errors import ModelPatchError, PatchError, require_number, require_seed
 from model_patch.graph.frozen_norm import FrozenNormModel
-from model_patch.graph.rewrite import rewrite, walk
+from model_patch.graph.rewrite import Names, rewrite, walk
 from model_patch.kinds import TrainSpec, owned
 from model_patch.layers import patch_layer, variables
 from model_patch.patch import Patch
@@ -175,6 +175,8 @@ def bind(
     rewritten = rewrite(trunk.model, replace)
     features = keras.Model(rewritten.input, task.features(rewritten), name=rewritten.name)
     head = head_of.head if head_of else task.head(seed)
+    if not head_of:
+        head.name = Names(features).new(HEAD)
     make = FrozenNormModel if remat or train_spec.norm_statistics == "frozen" else keras.Model
     model = make(features.input, head(features.output), name=features.name)
     if remat:

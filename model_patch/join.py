@@ -10,7 +10,7 @@ import keras
 from model_patch.bind import BoundTask, bind, check_bind
 from model_patch.errors import ModelPatchError, mismatches, unknown
 from model_patch.graph.frozen_norm import FrozenNormModel
-from model_patch.graph.rewrite import functional, rewrite, walk
+from model_patch.graph.rewrite import Names, functional, rewrite, walk
 from model_patch.kinds import TrainSpec
 from model_patch.layers.joined import Merge, MergeParts, Part, SeparateLayers, Split, join_layers
 from model_patch.tasks import CLASSIFICATION, Task
@@ -134,7 +134,8 @@ def join(
     for bound in bounds:
         by_size.setdefault(bound.task.preprocessing.image_size, []).append(bound)
     make = FrozenNormModel if train_spec.norm_statistics == "frozen" else keras.Model
-    groups = tuple(_group(make, trunks[size], group, train_trunk) for size, group in by_size.items())
+    names = [task.name for task in tasks]
+    groups = tuple(_group(make, trunks[size], group, train_trunk, names) for size, group in by_size.items())
     by_name = {bound.task.name: bound for bound in bounds}
     return JoinedTasks(_joined_model(groups), groups, by_name, trunks, share, train_trunk)
 
@@ -242,24 +243,30 @@ def _joined_model(groups: Sequence[keras.Model]) -> keras.Model:
     logits: dict[str, keras.KerasTensor] = {}
     for group in groups:
         logits |= group({name: images[name] for name in group.input})
-    return keras.Model(images, logits, name="joined")
+    return keras.Model(images, logits, name=Names(taken=images).new("joined"))
 
 
-def _group(make: type[keras.Model], trunk: Trunk, tasks: Sequence[BoundTask], train_trunk: bool) -> keras.Model:
-    """Returns the joined model of tasks that have the image size of this trunk."""
+def _group(
+    make: type[keras.Model], trunk: Trunk, tasks: Sequence[BoundTask], train_trunk: bool, taken: Sequence[str]
+) -> keras.Model:
+    """Returns the joined model of tasks that have the image size of this trunk; `taken` are the names of all tasks."""
     images = {bound.task.name: keras.Input(bound.model.input.shape[1:], name=bound.task.name) for bound in tasks}
+    names = Names(taken=taken)
     batches = list(images.values())
-    merged, task = Merge(name="merge_tasks")(batches)
-    features = _joined_features(trunk, tasks, [task, *batches], train_trunk)([merged, task, *batches])
+    merged, task = Merge(name=names.new("merge_tasks"))(batches)
+    shared = _joined_features(trunk, tasks, [task, *batches], train_trunk, names.new("shared_trunk"))
+    features = shared([merged, task, *batches])
     logits: dict[str, keras.KerasTensor] = {}
-    for k, part in enumerate(Split(name="split_tasks")(features, batches)):
-        # Each head in a model of its own: as Keras layers, all of them are named "head".
+    for k, part in enumerate(Split(name=names.new("split_tasks"))(features, batches)):
+        # Each head in a model of its own: as Keras layers, all of them have one name.
         inputs = keras.Input(part.shape[1:])
-        logits[tasks[k].task.name] = keras.Model(inputs, tasks[k].head(inputs), name=f"head_{k}")(part)
-    return make(images, logits, name=f"joined_{trunk.preprocessing.image_size}px")
+        logits[tasks[k].task.name] = keras.Model(inputs, tasks[k].head(inputs), name=names.new(f"head_{k}"))(part)
+    return make(images, logits, name=names.new(f"joined_{trunk.preprocessing.image_size}px"))
 
 
-def _joined_features(trunk: Trunk, tasks: Sequence[BoundTask], merge: list, train_trunk: bool) -> keras.Model:
+def _joined_features(
+    trunk: Trunk, tasks: Sequence[BoundTask], merge: list, train_trunk: bool, name: str
+) -> keras.Model:
     """Returns the model from the merged batch, followed by `merge`, to the merged features."""
     layers = [dict(walk(bound.features)) for bound in tasks]
 
@@ -271,8 +278,9 @@ def _joined_features(trunk: Trunk, tasks: Sequence[BoundTask], merge: list, trai
         return own[0] if all(each is own[0] for each in own) else join_layers(own, layer.name)
 
     few = len(tasks) <= MOST_SEPARATE and _is_large(trunk.model.input.shape) and not _ends_large(trunk.model)
-    model = rewrite(trunk.model, replace, _SeparateWhileLarge(len(tasks)) if few else None, extra=merge)
-    return keras.Model(model.input, tasks[0].task.features(model), name="shared_trunk")
+    call = _SeparateWhileLarge(len(tasks), Names(trunk.model)) if few else None
+    model = rewrite(trunk.model, replace, call, extra=merge)
+    return keras.Model(model.input, tasks[0].task.features(model), name=name)
 
 
 SEPARATE_SIZE = 12
@@ -295,23 +303,29 @@ class _SeparateWhileLarge:
     computed faster together.
     """
 
-    def __init__(self, num_tasks: int):
+    def __init__(self, num_tasks: int, names: Names):
         self._num_tasks = num_tasks
+        self._names = names
         self._parts: dict[int, _TaskTensors] = {}
 
     def __call__(self, layer: keras.Operation, *args, extra, **kwargs):
         joined = getattr(layer, "_mp_takes_extra", False)
         tensors = args[:-1] if joined else args
-        if not self._stays_separate(layer, tensors):
-            return layer(*keras.tree.map_structure(_merged, args), **kwargs)
+        if not self._stays_separate(layer, (tensors, kwargs)):
+            args, kwargs = keras.tree.map_structure(self._merged, (args, kwargs))
+            return layer(*args, **kwargs)
         parts = [
-            keras.tree.map_structure(lambda x, k=k: self._part(x, extra)[k], tensors) for k in range(self._num_tasks)
+            keras.tree.map_structure(lambda x, k=k: self._part(x, extra)[k], (tensors, kwargs))
+            for k in range(self._num_tasks)
         ]
         if joined:
-            outputs = _TaskTensors(SeparateLayers(layer.layers, name=layer.name)([one for (one,) in parts]))
+            outputs = SeparateLayers(layer.layers, name=layer.name)([tensors for tensors, _ in parts], **kwargs)
         else:
-            outputs = _TaskTensors(layer(*each, **kwargs) for each in parts)
-        return outputs if _is_large(outputs[0].shape) else _merged(outputs)
+            outputs = [layer(*tensors, **options) for tensors, options in parts]
+        # An operation may give several tensors, and some of them may be small.
+        return keras.tree.map_structure(
+            lambda *one: _TaskTensors(one) if _is_large(one[0].shape) else self._merged(_TaskTensors(one)), *outputs
+        )
 
     def _stays_separate(self, layer: keras.Operation, tensors) -> bool:
         shared_statistics = isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
@@ -326,12 +340,11 @@ class _SeparateWhileLarge:
         if not isinstance(x, keras.KerasTensor):
             return _TaskTensors([x] * self._num_tasks)  # A number that a bare operation takes, as in `x * 0.5`.
         if id(x) not in self._parts:
-            self._parts[id(x)] = _TaskTensors(Part()(x, extra))
+            self._parts[id(x)] = _TaskTensors(Part(name=self._names.new("part"))(x, extra))
         return self._parts[id(x)]
 
-
-def _merged(x):
-    return MergeParts()(list(x)) if isinstance(x, _TaskTensors) else x
+    def _merged(self, x):
+        return MergeParts(name=self._names.new("merge_parts"))(list(x)) if isinstance(x, _TaskTensors) else x
 
 
 def _is_large(shape: Sequence[int | None]) -> bool:

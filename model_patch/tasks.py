@@ -7,13 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, ClassVar
 
 from model_patch.errors import ModelPatchError, unknown
+from model_patch.graph.rewrite import Names
 from model_patch.preprocessing import Preprocessing
 
 if TYPE_CHECKING:  # Methods import Keras when they make a part of a net: reading what a patch file says takes none.
     import keras
 
 HEAD = "head"
-"""Name of a task's last layer, in the Keras graph and in patch files."""
+"""Name of a task's last layer in patch files, and in the Keras graph where no layer of the trunk has it."""
 
 CLASSIFICATION = "classification"
 
@@ -65,7 +66,9 @@ class Task:
         import keras
 
         output = model.output
-        return keras.layers.GlobalAveragePooling2D(name="pool")(output) if len(output.shape) == 4 else output
+        if len(output.shape) != 4:
+            return output
+        return keras.layers.GlobalAveragePooling2D(name=Names(model).new("pool"))(output)
 
     def head(self, seed: int) -> keras.Layer:
         """Returns a new last layer, random by `seed`: features `(batch, channels)` to float32 logits `(batch, classes)`."""

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model_patch import ModelPatchError, Patch, Preprocessing, Task, Trunk, bind, bind_patch
+from model_patch import Bank, ModelPatchError, Patch, Preprocessing, Task, Trunk, bind, bind_patch, fold
+from model_patch.export.vector_net import vector_net
 from model_patch.join import join, share_variables
 from model_patch.kinds import TrainSpec
 from model_patch.layers import variables
@@ -369,3 +370,84 @@ def test_a_net_that_pads_otherwise_at_another_size_answers_as_when_it_is_opened_
         bound = bind(open_trunk("bundled", task.preprocessing.image_size), task, "bias+last")
         bound.load(joined.tasks[task.name].patch())
         np.testing.assert_allclose(outputs[task.name], bound.model(images[task.name]), rtol=1e-4, atol=1e-5)
+
+
+def split_net() -> keras.Model:
+    """Operations that give several tensors, some large and some small, in a tuple, a list and a dict."""
+    image = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.BatchNormalization(name="first")(keras.layers.Conv2D(8, 3, padding="same")(image))
+    a, b = keras.ops.split(x, 2, axis=-1)
+    a = keras.layers.BatchNormalization(name="second")(keras.layers.DepthwiseConv2D(3, padding="same")(a))
+    mean, variance = keras.ops.moments(b, axes=(1, 2), keepdims=True)
+    rows = keras.ops.unstack(keras.ops.concatenate([a, b], -1), SIZE, axis=1)
+    x = keras.ops.stack([rows[0], rows[-1], *rows[1:-1]], axis=1) * variance[..., :1] + mean[..., :1]
+    x = keras.layers.BatchNormalization(name="third")(keras.layers.Conv2D(6, 3, strides=4)(x))
+    return keras.Model(image, x)
+
+
+class TwoMaps(keras.layers.Layer):
+    """A layer of two inputs and two outputs with variables of its own."""
+
+    def build(self, first_shape, second_shape):
+        self.scale = self.add_weight(shape=(first_shape[-1],), initializer="ones", name="scale")
+
+    def call(self, first, second):
+        return {"sum": first * self.scale + second, "small": keras.ops.mean(first * second, axis=(1, 2))}
+
+    def compute_output_spec(self, first, second):
+        small = keras.KerasTensor((first.shape[0], first.shape[-1]), first.dtype)
+        return {"sum": keras.KerasTensor(first.shape, first.dtype), "small": small}
+
+
+def two_maps_net() -> keras.Model:
+    image = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 3, padding="same")(image))
+    outputs = TwoMaps()(x, keras.layers.ReLU()(x))
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, strides=4)(outputs["sum"]))
+    return keras.Model(image, pooled + outputs["small"])
+
+
+@pytest.mark.parametrize("train", ["scale_bias+last", "full"])
+@pytest.mark.parametrize("net", [split_net, two_maps_net])
+def test_operations_of_several_tensors_are_joined_like_others(net, train, task):
+    joined = join(Trunk(net(), "several", task.preprocessing), tasks(), train)
+    images, labels = batch()
+    step(joined, images, labels)
+    outputs = joined.model(images, training=False)
+    for name, bound in joined.tasks.items():
+        np.testing.assert_allclose(outputs[name], bound.model(images[name], training=False), atol=1e-5)
+
+
+def test_layers_and_tasks_may_be_named_as_this_packages_own(images):
+    ours = ["head", "pool", "part", "merge_parts", "rewrite_extra", "permute", "images", "rows", "patches", "trunk"]
+    image = keras.Input((SIZE, SIZE, 3), name="merge_tasks")
+    x = image
+    for name in ours:
+        x = keras.layers.Conv2D(3, 3, padding="same", name=name)(x)
+    x = keras.layers.BatchNormalization(name="norm")(keras.layers.DepthwiseConv2D(3, 4, name="split_tasks")(x))
+    trunk = Trunk(keras.Model(image, x, name="pool"), "ours", Preprocessing(SIZE, "tf"))
+    names = [
+        "head",
+        "head_0",
+        "merge_tasks",
+        "split_tasks",
+        "shared_trunk",
+        "joined",
+        f"joined_{SIZE}px",
+        "pool",
+        "norm",
+    ]
+    joined = join(trunk, [Task(name, ("a", "b"), trunk.preprocessing) for name in names])
+    outputs = joined.model(dict.fromkeys(names, images), training=False)
+    bank = Bank(trunk, capacity=len(names))
+    for name, bound in joined.tasks.items():
+        expected = bound.model(images, training=False)
+        np.testing.assert_allclose(outputs[name], expected, atol=1e-5)
+        np.testing.assert_allclose(bind_patch(trunk, bound.patch()).model(images), expected, atol=1e-6)
+        bank.add(bound)
+        np.testing.assert_allclose(bank(images, [name] * len(images))[:, :2], expected, atol=1e-5)
+    assert {"head.kernel", "head.bias"} <= bound.patch().values.keys()
+    np.testing.assert_allclose(fold(bound).model(images), expected, atol=1e-5)
+    net = vector_net([bound])
+    vector = net.vectors[bound.task.name]
+    np.testing.assert_allclose(net.model([images, vector]), expected, atol=1e-5)

@@ -20,7 +20,7 @@ from model_patch.bank.layers import (
     Product,
 )
 from model_patch.errors import ModelPatchError
-from model_patch.graph.rewrite import followers, functional, input_shapes, nodes, rewrite
+from model_patch.graph.rewrite import Names, followers, functional, input_shapes, nodes, rewrite
 from model_patch.kinds import owned
 from model_patch.layers import CONVOLUTIONS, NORMS
 from model_patch.layers.affine import scale_and_bias
@@ -117,9 +117,11 @@ class BankGraph:
         model = rewrite(self._trunk.model, lambda path, _: self._new[path], call, extra=patches, reshape=reshape)
         if not self.hwbc:
             return model
-        images = keras.Input(self._trunk.model.input.shape[1:])
-        output = model([Permute(TO_HWBC)(images), *model.inputs[1:]])
-        output = Permute(FROM_HWBC)(output) if len(output.shape) == 4 else output
+        names = Names(model)
+        images = keras.Input(self._trunk.model.input.shape[1:], name=names.new("images"))
+        output = model([Permute(TO_HWBC, name=names.new("to_hwbc"))(images), *model.inputs[1:]])
+        if len(output.shape) == 4:
+            output = Permute(FROM_HWBC, name=names.new("from_hwbc"))(output)
         return keras.Model([images, *model.inputs[1:]], output)
 
     def _banked(self, path: str, layer: keras.Layer) -> keras.Layer | None:

@@ -15,7 +15,6 @@ from model_patch.graph.rewrite import rewrite, walk
 from model_patch.kinds import KINDS, TrainSpec
 from model_patch.layers import variables
 from model_patch.layers.slotted import Slotted, VectorSlot
-from model_patch.tasks import HEAD
 
 NO_CLASS = -np.inf
 """Bias of the outputs that a task has no class for: they get the probability 0."""
@@ -79,8 +78,8 @@ def vector_net(bounds: Sequence[BoundTask]) -> VectorNet:
         folded, _ = fold_graph(wide, unfolded=owned)
         if model is None:
             slots = _slots(wide, folded, width)
-            model, constants = _slotted(folded, slots, width)
-        vectors[bound.task.name] = _vector(folded, slots)
+            model, constants = _slotted(folded, slots, wide.head.name, width)
+        vectors[bound.task.name] = _vector(folded, slots, f"{wide.head.name}/bias")
     return VectorNet(model, constants, slots, vectors)
 
 
@@ -127,7 +126,7 @@ def _slots(wide: BoundTask, folded: keras.Model, width: int) -> tuple[VectorSlot
             for key, variable in variables(path, layer).items():
                 if key.rpartition("/")[2] in names:
                     shapes[key] = tuple(variable.shape)
-        elif path == HEAD:
+        elif path == wide.head.name:
             shapes |= {key: (*v.shape[:-1], width) for key, v in variables(path, layer).items()}
     slots, offset = [], 0
     for key, shape in shapes.items():
@@ -141,7 +140,7 @@ def _is_affine(wide: BoundTask, path: str) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization)
 
 
-def _slotted(folded: keras.Model, slots: Sequence[VectorSlot], width: int):
+def _slotted(folded: keras.Model, slots: Sequence[VectorSlot], head: str, width: int):
     """Returns the net with its slots open, and the variables that are not of a slot."""
     by_path: dict[str, list[VectorSlot]] = {}
     for slot in slots:
@@ -151,9 +150,10 @@ def _slotted(folded: keras.Model, slots: Sequence[VectorSlot], width: int):
     def replace(path: str, layer: keras.Layer) -> keras.Layer:
         if path not in by_path:
             return layer
-        if path == HEAD:
-            layer = keras.layers.Dense(width, name=HEAD, dtype="float32")
-            layer.build(folded.get_layer(HEAD).kernel.shape[:1])
+        if path == head:
+            channels = layer.kernel.shape[:1]
+            layer = keras.layers.Dense(width, name=head, dtype="float32")
+            layer.build(channels)
         named = variables(path, layer)
         pairs = [(named[slot.key], slot) for slot in by_path[path]]
         in_slots.update(id(variable) for variable, _ in pairs)
@@ -164,13 +164,15 @@ def _slotted(folded: keras.Model, slots: Sequence[VectorSlot], width: int):
     return model, tuple(v for v in model.variables if id(v) not in in_slots)
 
 
-def _vector(folded: keras.Model, slots: Sequence[VectorSlot]) -> np.ndarray:
+def _vector(folded: keras.Model, slots: Sequence[VectorSlot], head_bias: str) -> np.ndarray:
     known = {key: variable for path, layer in walk(folded) for key, variable in variables(path, layer).items()}
-    parts = [_widened(slot, keras.ops.convert_to_numpy(known[slot.key])) for slot in slots]
+    parts = [
+        _widened(slot, keras.ops.convert_to_numpy(known[slot.key]), NO_CLASS if slot.key == head_bias else 0.0)
+        for slot in slots
+    ]
     return np.concatenate([part.reshape(-1) for part in parts]).astype("float32")
 
 
-def _widened(slot: VectorSlot, values: np.ndarray) -> np.ndarray:
+def _widened(slot: VectorSlot, values: np.ndarray, fill: float) -> np.ndarray:
     missing = slot.shape[-1] - values.shape[-1]
-    fill = NO_CLASS if slot.key == f"{HEAD}/bias" else 0.0
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)], constant_values=fill)

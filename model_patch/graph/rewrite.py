@@ -7,7 +7,7 @@ on the order in which layers were made, so it means the same after the trunk was
 
 import collections
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import keras
 
@@ -44,6 +44,34 @@ def walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Laye
             yield from walk(functional(layer), path + "/")
         elif not isinstance(layer, keras.layers.InputLayer):
             yield path, layer
+
+
+class Names:
+    """Names for new layers of a graph, which must differ from those of all its operations.
+
+    Args:
+        *models: graphs whose names are taken, with those of the graphs nested in them.
+        taken: further names that are taken.
+    """
+
+    def __init__(self, *models: keras.Model, taken: Iterable[str] = ()):
+        self._taken = set(taken)
+        for model in models:
+            self._take(model)
+
+    def _take(self, model: keras.Model):
+        self._taken.add(model.name)
+        for operation in functional(model).operations:
+            self._taken.add(operation.name)
+            if isinstance(operation, keras.Model):
+                self._take(operation)
+
+    def new(self, name: str) -> str:
+        """Returns `name`, followed by underscores where it is taken, and takes it."""
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
 
 
 def output_of(model: keras.Model, name: str) -> keras.KerasTensor:
@@ -176,7 +204,8 @@ def rewrite(
         ModelPatchError: the model, or one nested in it, has no layer graph.
     """
     model = functional(model)
-    extra = [_input_like(tensor, f"rewrite_extra_{i}") for i, tensor in enumerate(extra)]
+    names = Names(model) if extra else None
+    extra = [_input_like(tensor, names.new("rewrite_extra")) for tensor in extra]
     rebuilt: set[int] = set()
 
     def replace_layer(layer: keras.Operation) -> keras.Operation:

@@ -1,7 +1,7 @@
 """Layers in which K tasks meet: their batches run as one, and part where each task has a layer of its own."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 from keras import ops
@@ -84,10 +84,11 @@ class PerTask(keras.layers.Layer):
         super().__init__(**kwargs)
         self.layers = list(layers)
 
-    def each(self, parts, training: bool | None) -> list:
-        """Calls every layer with its task's part."""
-        options = {"training": training} if any(layer._call_has_training_arg for layer in self.layers) else {}
-        return [layer(part, **options) for layer, part in zip(self.layers, parts, strict=True)]
+    def each(self, parts, training: bool | None, options: Mapping) -> list:
+        """Calls every layer with its task's part, a tuple of positional arguments."""
+        if any(layer._call_has_training_arg for layer in self.layers):
+            options = {**options, "training": training}
+        return [layer(*part, **options) for layer, part in zip(self.layers, parts, strict=True)]
 
     def get_config(self):
         return {**super().get_config(), "layers": [keras.saving.serialize_keras_object(layer) for layer in self.layers]}
@@ -101,18 +102,18 @@ class PerTask(keras.layers.Layer):
 class SeparateLayers(PerTask):
     """K layers, each for the batch of its task, which stay apart.
 
-    Arguments as `PerTask`. Input: a list of K tensors `(batch of the task, ...)`, or of K lists of such. Returns: a list of
-    K tensors.
+    Arguments as `PerTask`. Input: a list of K tuples, the positional arguments of each layer's call. Returns: a list of
+    what the K layers return.
     """
 
     def build(self, inputs_shape):
         self.built = True
 
-    def call(self, inputs, training=None):
-        return self.each(inputs, training)
+    def call(self, inputs, training=None, mask=None, **options):
+        return self.each(inputs, training, options)
 
-    def compute_output_spec(self, inputs, training=None):
-        return [layer.compute_output_spec(part) for layer, part in zip(self.layers, inputs, strict=True)]
+    def compute_output_spec(self, inputs, training=None, mask=None, **options):
+        return [layer.compute_output_spec(*part, **options) for layer, part in zip(self.layers, inputs, strict=True)]
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
@@ -126,29 +127,31 @@ class Joined(PerTask):
     Arguments as `PerTask`.
 
     Call arguments:
-        inputs: tensor `(sum of the batches, ...)`, or a list of such.
-        merge: the list of what `Merge` says of each example, int32 `(sum of the batches,)`, and the K batches that it
-            merged, of which only the first dimension is looked at.
+        *arguments: what the layers take: tensors `(sum of the batches, ...)`, or lists of such. Behind them `merge`, the
+            list of what `Merge` says of each example, int32 `(sum of the batches,)`, and the K batches that it merged, of
+            which only the first dimension is looked at.
 
     Output shape: that of the layers; the batch is the sum of the batches.
     """
 
     _mp_takes_extra = True
 
-    def build(self, inputs_shape, merge_shape):
-        for layer in self.layers:
-            if not layer.built:
-                layer.build(inputs_shape)
+    def build(self, *shapes):
+        self.built = True  # The layers build themselves when they are called.
 
     # Keras hands batch norm a mask of None. Images have none, so there is never one to split.
-    def call(self, inputs, merge, training=None, mask=None):
-        _, *batches = merge
-        parts = zip(*(split(each, batches) for each in keras.tree.flatten(inputs)), strict=True)
-        one = not isinstance(inputs, list | tuple)
-        return ops.concatenate(self.each((part[0] if one else list(part) for part in parts), training), axis=0)
+    def call(self, *arguments, training=None, mask=None, **options):
+        *inputs, (_, *batches) = arguments
+        split_inputs = keras.tree.map_structure(lambda each: tuple(split(each, batches)), inputs)
+        parts = [
+            keras.tree.map_structure_up_to(inputs, lambda each, k=k: each[k], split_inputs) for k in range(len(batches))
+        ]
+        outputs = self.each(parts, training, options)
+        return keras.tree.map_structure(lambda *each: ops.concatenate(each, axis=0), *outputs)
 
-    def compute_output_shape(self, inputs_shape, merge_shape):
-        return (None, *self.layers[0].compute_output_shape(inputs_shape)[1:])
+    def compute_output_spec(self, *arguments, training=None, mask=None, **options):
+        outputs = self.layers[0].compute_output_spec(*arguments[:-1], **options)
+        return keras.tree.map_structure(lambda x: keras.KerasTensor((None, *x.shape[1:]), x.dtype), outputs)
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
@@ -165,6 +168,11 @@ class JoinedBatchNormalization(Joined):
 
     Arguments and shapes as `Joined`; all layers are `PatchedBatchNormalization` of one configuration.
     """
+
+    def build(self, inputs_shape, merge_shape):
+        for layer in self.layers:
+            if not layer.built:
+                layer.build(inputs_shape)
 
     def call(self, inputs, merge, training=None, mask=None):
         task, *batches = merge
