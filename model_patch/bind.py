@@ -7,10 +7,12 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError, PatchError, require_number, require_seed
+from model_patch.graph.calls import agree, calls, is_custom, takes_training, written
 from model_patch.graph.frozen_norm import FrozenNormModel
 from model_patch.graph.rewrite import Names, rewrite, walk
 from model_patch.kinds import TrainSpec, owned
-from model_patch.layers import patch_layer, variables
+from model_patch.layers import Patched, patch_layer, variables
+from model_patch.layers.wrapped import Frozen
 from model_patch.patch import Patch
 from model_patch.tasks import HEAD, Task
 from model_patch.trunk import Trunk
@@ -165,8 +167,9 @@ def bind(
     def replace(path: str, layer: keras.Layer) -> keras.Layer:
         own = train_spec.owns(layer)
         if not own:
-            # Dropout goes on where a patch is learnt. Around a trunk that stays as it is, it would only blur the features.
-            return layer if train_spec.kinds or not _is_noise(layer) else keras.layers.Identity(name=layer.name)
+            # Dropout stays on where a patch is learnt. Around a frozen trunk it would only blur the features.
+            freeze = path in trunk.writing if train_spec.kinds else takes_training(layer)
+            return Frozen(layer) if freeze else layer
         is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
         options = {"statistics": train_spec.norm_statistics, "momentum": momentum} if is_batch_norm else {}
         own_layers[path] = layers_of.get(path) or patch_layer(layer, own, **options)
@@ -187,13 +190,14 @@ def bind(
     patch_variables = {
         key: variable
         for path, layer in own_layers.items()
-        for key, variable in variables(path, layer).items()
+        for key, variable in _by_key(path, layer, trunk_layers[path]).items()
         if key.removeprefix(f"{path}/") in train_spec.owns(trunk_layers[path])
     }
     # Dots in place of slashes, also where the head has layers inside: no layer of a trunk can have such a key.
     head_variables = {key.replace("/", "."): variable for key, variable in variables(HEAD, head).items()}
 
     bound = BoundTask(model, features, head, trunk, task, train_spec, patch_variables, head_variables)
+    _check_custom(trunk, own_layers)
     _check_covered(bound)
     return bound
 
@@ -244,6 +248,24 @@ def bind_patch(trunk: Trunk, patch: Patch) -> BoundTask:
     return bound
 
 
+def _check_custom(trunk: Trunk, own_layers: dict[str, keras.Layer]):
+    """A copy of a layer whose class the user wrote computes what the layer does, and writes to its own variables alone."""
+    custom = {path: layer for path, layer in own_layers.items() if is_custom(layer)}
+    called = calls(trunk.model) if custom else {}
+    for path, layer in custom.items():
+        what = f"the layer {path!r} ({type(called[path].layer).__name__})"
+        if not agree(called[path], layer):
+            raise ModelPatchError(
+                f"a copy of {what} by its get_config computes something else: return all arguments of the constructor there"
+            )
+        copied = dataclasses.replace(called[path], layer=layer)
+        lost = written(copied, training=True, among=called[path].layer.weights)
+        if lost:
+            raise ModelPatchError(
+                f"{what} writes to {', '.join(lost)} in training, which the task does not own: train with kind full"
+            )
+
+
 def _check_covered(bound: BoundTask):
     """Every variable of a bound model is the trunk's, the patch's or the head's: nothing is lost or trained unseen."""
     owners = [bound.trunk.variables(), bound.patch_variables, bound.head_variables]
@@ -253,12 +275,14 @@ def _check_covered(bound: BoundTask):
         raise ModelPatchError(f"no trunk, patch or head owns {', '.join(rest)} of the task {bound.task.name!r}")
 
 
-def _is_noise(layer: keras.Layer) -> bool:
-    """Whether the layer draws random numbers in training and does nothing in inference, as dropout does."""
-    has_seed = len(layer.variables) > len(
-        layer.weights
-    )  # Keras leaves the state of random generators out of `weights`.
-    return has_seed and layer.input.shape == layer.output.shape
+def _by_key(path: str, layer: keras.Layer, original: keras.Layer) -> dict[str, keras.Variable]:
+    """Returns the variables of a layer that replaces the trunk's, by the keys of that.
+
+    Keras counts the names of layers inside a layer, so that those of a copy differ. Its variables have the same order.
+    """
+    if isinstance(layer, Patched):
+        return variables(path, layer)
+    return dict(zip(variables(path, original), layer.weights, strict=True))
 
 
 def _size(variable: keras.Variable) -> int:

@@ -9,10 +9,11 @@ import numpy as np
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
-from model_patch.graph.rewrite import Graph, functional, rewrite
-from model_patch.layers import NORMS, Patched
+from model_patch.graph.rewrite import Graph, functional, rewrite, walk
+from model_patch.layers import NORMS, Patched, plain_class
 from model_patch.layers.affine import Affine, scale_and_bias
 from model_patch.layers.scaled import Scaled
+from model_patch.layers.wrapped import Frozen
 
 TOLERANCE = 1e-4
 """Largest difference of logits that counts as rounding, in parts of the largest logit where that is above 1."""
@@ -137,7 +138,10 @@ def fold_graph(bound: BoundTask, unfolded: Collection[str] = ()) -> tuple[keras.
     """
     bound.trunk.require_graph("a fold")
     plan = Plan()
-    _plan(functional(bound.model), "", unfolded, plan)
+    model = bound.model
+    if any(isinstance(layer, Frozen) for _, layer in walk(model)):  # In inference, what they are around is enough.
+        model = rewrite(model, lambda path, layer: layer.layer if isinstance(layer, Frozen) else layer)
+    _plan(functional(model), "", unfolded, plan)
     trunk_layers = {id(layer) for layer in bound.trunk.layers().values()}
     dropped: set[int] = set()
 
@@ -160,7 +164,7 @@ def fold_graph(bound: BoundTask, unfolded: Collection[str] = ()) -> tuple[keras.
             return tensor
         return layer(tensor) if isinstance(layer, Affine) else layer(*args, **kwargs)  # It takes no `training`.
 
-    return rewrite(bound.model, replace, apply), plan
+    return rewrite(model, replace, apply), plan
 
 
 def _plan(model: keras.Model, prefix: str, unfolded: Collection[str], plan: Plan):
@@ -174,7 +178,7 @@ def _plan(model: keras.Model, prefix: str, unfolded: Collection[str], plan: Plan
         kept = _kept(layer, graph)
         if kept:
             plan.left[path] = kept
-        elif _plain_class(layer) is _LAYERS.BatchNormalization:
+        elif plain_class(layer) is _LAYERS.BatchNormalization:
             target = "it is a slot" if path in unfolded else _target(layer, path, graph)
             if isinstance(target, str):
                 plan.affine.add(path)
@@ -193,9 +197,9 @@ def _kept(layer: keras.Layer, graph: Graph) -> str:
     if not isinstance(layer, NORMS):
         return ""
     if not isinstance(layer, _LAYERS.BatchNormalization):
-        return f"as it is: {_plain_class(layer).__name__} depends on its input"
-    if _plain_class(layer) is not _LAYERS.BatchNormalization:
-        return f"as it is: {_plain_class(layer).__name__} may compute otherwise than BatchNormalization"
+        return f"as it is: {plain_class(layer).__name__} depends on its input"
+    if plain_class(layer) is not _LAYERS.BatchNormalization:
+        return f"as it is: {plain_class(layer).__name__} may compute otherwise than BatchNormalization"
     if any(node.arguments.kwargs.get("training") for node in graph.nodes[id(layer)]):
         return "as it is: it is called with training=True"
     return ""
@@ -223,7 +227,7 @@ def _target(norm: keras.Layer, path: str, graph: Graph) -> list[Fold] | str:
 
 def _not_linear(layer, norm: keras.Layer, graph: Graph, between: keras.KerasTensor) -> str:
     """Says why a norm cannot go into a layer, the tensor `between` them; empty where it can."""
-    if not isinstance(layer, keras.Layer) or _plain_class(layer) not in _LINEAR:
+    if not isinstance(layer, keras.Layer) or plain_class(layer) not in _LINEAR:
         return f"it is next to {'an output' if layer is None else layer.name}, not to a convolution alone"
     if len(graph.nodes[id(layer)]) > 1:
         return f"{layer.name} next to it is used more than once"
@@ -242,11 +246,6 @@ def _pads(layer: keras.Layer) -> bool:
     if isinstance(layer, _LAYERS.Dense):
         return False
     return layer.padding != "valid" and any(size > 1 for size in layer.kernel_size)
-
-
-def _plain_class(layer: keras.Layer) -> type[keras.Layer]:
-    """Returns the class of a layer, or the one that a patched class is made of."""
-    return next(base for base in type(layer).__mro__ if not issubclass(base, Patched))
 
 
 def _values(layer: keras.Layer) -> dict[str, np.ndarray]:
@@ -275,7 +274,7 @@ def _plain(layer: keras.Layer) -> keras.Layer:
     """Returns a copy that needs no patch: of Keras' own class where the layer is a patched one."""
     if isinstance(layer, Scaled) and "gamma" in layer.own:
         return layer.folded()
-    return _copied(layer, _plain_class(layer)) if isinstance(layer, Patched) else _copied(layer)
+    return _copied(layer, plain_class(layer)) if isinstance(layer, Patched) else _copied(layer)
 
 
 def _affine(path: str, norm: keras.Layer) -> Affine:

@@ -13,6 +13,7 @@ from model_patch.graph.frozen_norm import FrozenNormModel
 from model_patch.graph.rewrite import Names, functional, rewrite, walk
 from model_patch.kinds import TrainSpec
 from model_patch.layers.joined import Merge, MergeParts, Part, SeparateLayers, Split, join_layers
+from model_patch.layers.wrapped import Frozen
 from model_patch.tasks import CLASSIFICATION, Task
 from model_patch.trunk import Trunk
 
@@ -271,10 +272,10 @@ def _joined_features(
     layers = [dict(walk(bound.features)) for bound in tasks]
 
     def replace(path: str, layer: keras.Layer) -> keras.Layer:
-        if not layer.weights:
-            # Where only the last layer is learnt, bound tasks go without dropout. A trunk that is trained needs it.
-            return layer if train_trunk else layers[0][path]
         own = [each[path] for each in layers]
+        if not layer.weights or isinstance(own[0], Frozen):
+            # A trunk that is trained needs its dropout, and the states that its layers keep.
+            return layer if train_trunk else own[0]
         return own[0] if all(each is own[0] for each in own) else join_layers(own, layer.name)
 
     few = len(tasks) <= MOST_SEPARATE and _is_large(trunk.model.input.shape) and not _ends_large(trunk.model)

@@ -1,12 +1,15 @@
 """A trunk: a Keras model from image to features whose weights all tasks share."""
 
+import contextlib
+import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import keras
 import numpy as np
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, TrainingError
+from model_patch.graph.calls import Call, calls, may_write, mixes_images, written
 from model_patch.graph.inline import inline_layers
 from model_patch.graph.rewrite import functional, resized, walk
 from model_patch.kinds import offer_scale_bias
@@ -31,7 +34,8 @@ class Trunk:
         that is a graph of plain layers is used itself. One for images of any size is made one for those of `preprocessing`.
 
         Raises:
-            ModelPatchError: the model cannot be followed as a graph, or has more than one input or output.
+            ModelPatchError: the model cannot be followed as a graph, has more than one input or output, or has a layer
+                that writes to its variables in inference, or one that mixes up the images of a batch.
         """
         model = functional(inline_layers(model, preprocessing.image_size))
         if len(model.inputs) != 1 or len(model.outputs) != 1:
@@ -48,6 +52,49 @@ class Trunk:
         self.model = model
         self.name = name
         self.preprocessing = preprocessing
+        for path, call in calls(model).items():
+            if mixes_images(call):
+                raise ModelPatchError(
+                    f"the layer {path!r} ({type(call.layer).__name__}) of the trunk {name!r} computes an image otherwise with "
+                    "others in its batch, and tasks share batches: keep it from the first axis"
+                )
+        for path, call in self._may_write().items():
+            changed = written(call, training=False)
+            if changed:
+                raise ModelPatchError(
+                    f"the layer {path!r} ({type(call.layer).__name__}) of the trunk {name!r} writes to {', '.join(changed)} "
+                    "whenever it is called, in inference too, and a trunk must stay unchanged: leave that layer out"
+                )
+
+    @functools.cached_property
+    def writing(self) -> set[str]:
+        """The paths of layers that write to their variables in training, frozen or not: tasks run them in inference mode."""
+        return {path for path, call in self._may_write().items() if written(call, training=True)}
+
+    def _may_write(self) -> dict[str, Call]:
+        layers = {path for path, layer in self.layers().items() if may_write(layer)}
+        return {path: call for path, call in calls(self.model).items() if path in layers} if layers else {}
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Checks at the end of the context that no variable of the trunk has changed in it, to the last bit.
+
+        Raises:
+            TrainingError: some have.
+        """
+        before = self._digests()
+        yield
+        changed = [key for key, digest in self._digests().items() if digest != before[key]]
+        if changed:
+            more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+            raise TrainingError(
+                f"training changed the frozen trunk {self.name}, in {', '.join(changed[:8])}{more}: its other tasks would "
+                "change with it, so open the trunk again and leave out the layers that write to these"
+            )
+
+    def _digests(self) -> dict[str, bytes]:
+        values = ((key, keras.ops.convert_to_numpy(v)) for key, v in self.variables().items())
+        return {key: hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest() for key, value in values}
 
     def require_graph(self, what: str):
         """Checks that the net's own layers are known, not one layer that runs it as it is, see `trunks.hub`.

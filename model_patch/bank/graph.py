@@ -1,5 +1,6 @@
 """The graph of a bank: a trunk's graph in which every slot is filled, example by example, out of tables."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,32 +20,16 @@ from model_patch.bank.layers import (
     Permute,
     Product,
 )
+from model_patch.bank.layout import computes_in_hwbc, has_elementwise_operations, is_elementwise, looks_at_channels
 from model_patch.errors import ModelPatchError
+from model_patch.graph.calls import is_custom
 from model_patch.graph.rewrite import Names, followers, functional, input_shapes, nodes, rewrite
 from model_patch.kinds import owned
-from model_patch.layers import CONVOLUTIONS, NORMS
+from model_patch.layers import NORMS
 from model_patch.layers.affine import scale_and_bias
 from model_patch.layers.conv2d import PatchedConv2D
 from model_patch.layers.patched import patch_layer
 from model_patch.trunk import Trunk
-
-POINTWISE = (
-    keras.layers.Activation,
-    keras.layers.Add,
-    keras.layers.Dense,
-    keras.layers.Dropout,
-    keras.layers.ELU,
-    keras.layers.Identity,
-    keras.layers.LayerNormalization,
-    keras.layers.LeakyReLU,
-    keras.layers.Normalization,
-    keras.layers.ReLU,
-    keras.layers.Rescaling,
-)
-"""Layers that compute the same whatever the order of height, width and batch."""
-
-ELEMENTWISE = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Relu", "Relu6", "Sigmoid"}
-"""Names of bare operations of Keras of which that is true, too."""
 
 ValueOf = Callable[[str, str], Any]
 """Given a layer's path and a variable's name, returns a task's value, an array: its own, else the trunk's; None if neither
@@ -89,8 +74,9 @@ class BankGraph:
         self._layers = trunk.layers()
         self._next = followers(trunk.model)
         self._input_shapes = input_shapes(trunk.model)
+        self._uses = _uses(trunk.model)
         is_depthwise = any(_channels_of_depthwise(layer) for layer in self._layers.values())
-        self.hwbc = is_depthwise and _is_elementwise(trunk.model)
+        self.hwbc = is_depthwise and has_elementwise_operations(trunk.model)
         self._new: dict[str, keras.Layer] = {}
         for path, layer in self._layers.items():
             if path not in self._new:
@@ -111,7 +97,8 @@ class BankGraph:
         """
 
         def call(layer, *args, extra=None, mask=None, **kwargs):
-            return layer(*args, **kwargs)  # Keras hands batch norms a mask of None, which nothing else takes.
+            # Keras hands batch norms a mask of None, which nothing else takes.
+            return layer(*args, **kwargs, **({} if mask is None else {"mask": mask}))
 
         reshape = (lambda shape: tuple(shape[i] for i in TO_HWBC) if len(shape) == 4 else shape) if self.hwbc else None
         model = rewrite(self._trunk.model, lambda path, _: self._new[path], call, extra=patches, reshape=reshape)
@@ -127,7 +114,12 @@ class BankGraph:
     def _banked(self, path: str, layer: keras.Layer) -> keras.Layer | None:
         """Returns the banked form of a layer of which tasks own something, and notes its slot."""
         own = set().union(*(owned(kind, layer) for kind in self._kinds))
-        if isinstance(layer, keras.layers.BatchNormalization):
+        if own and is_custom(layer):
+            raise ModelPatchError(
+                f"the layer {path!r} is a {type(layer).__name__}, which may compute otherwise than Keras' "
+                f"{_base(layer).__name__}, and cannot be banked: bind its tasks one by one"
+            )
+        if isinstance(layer, keras.layers.BatchNormalization) and not is_custom(layer):
             _require_channels_last(path, layer.axis in (-1, len(layer.input.shape) - 1))
             activation = self._activation_after(path)
             new = BankedAffine(layer.input.shape[-1], None, activation, hwbc=self.hwbc, name=layer.name)
@@ -142,6 +134,7 @@ class BankGraph:
             new = BankedAffine(layer.input.shape[-1], self._lent(core, layer), hwbc=self.hwbc, name=layer.name)
             return self._note(new, lambda value_of: _scale_and_bias(path, value_of), path)
         if isinstance(layer, keras.layers.Dense | keras.layers.Conv2D | keras.layers.Conv1D):
+            _require_channels_last(path, getattr(layer, "data_format", "channels_last") == "channels_last")
             core = patch_layer(layer, set(), use_bias=False, activation=None)
             lent = self._lent(core, layer)
             new = BankedAffine(layer.output.shape[-1], lent, layer.activation, hwbc=self.hwbc, name=layer.name)
@@ -203,10 +196,9 @@ class BankGraph:
         """Returns the elementwise activation that alone follows a layer, and takes it out of its place in the graph."""
         follower = self._next.get(path, "")
         layer = self._layers.get(follower)
-        if not isinstance(layer, keras.layers.ReLU | keras.layers.Activation):
+        # Others look at all channels of an example, and in one image of a bank examples stand beside one another.
+        if type(layer) not in (keras.layers.ReLU, keras.layers.Activation) or not is_elementwise(layer):
             return None
-        if getattr(layer, "activation", None) in (keras.activations.softmax, keras.activations.log_softmax):
-            return None  # These look at all channels of an example, and here examples stand beside one another.
         self._new[follower] = keras.layers.Identity(name=layer.name)
         return layer
 
@@ -214,7 +206,11 @@ class BankGraph:
         """Returns the convolution's padding; takes out zeros padded before it where `same` stands for them."""
         before = next((p for p, after in self._next.items() if after == path), "")
         pad = self._layers.get(before)
-        if layer.padding != "valid" or not isinstance(pad, keras.layers.ZeroPadding2D):
+        if (
+            layer.padding != "valid"
+            or type(pad) is not keras.layers.ZeroPadding2D
+            or pad.data_format != layer.data_format
+        ):
             return layer.padding
         sizes, strides = self._input_shapes[before][1:3], layer.strides
         reach = [1 + (k - 1) * d for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
@@ -235,18 +231,20 @@ class BankGraph:
         Args:
             layer: of the trunk, or one that stands for `like` of the trunk.
         """
-        if not self.hwbc or _is_pointwise(layer):
+        uses = self._uses[id(like or layer)]
+        if not self.hwbc or computes_in_hwbc(layer, uses):
             return layer
-        inputs = keras.tree.flatten((like or layer).input)
-        if isinstance(layer, keras.layers.Multiply):
+        ranks = {len(shape) for shapes in uses for shape in shapes}
+        if type(layer) is keras.layers.Multiply and ranks == {4}:
             return Product(name=layer.name)
-        if isinstance(layer, keras.layers.Concatenate) and layer.axis in (-1, 3):
+        if type(layer) is keras.layers.Concatenate and ranks == {4} and looks_at_channels(layer.axis, 4):
             return layer
-        if isinstance(layer, keras.layers.GlobalAveragePooling2D) and layer.data_format == "channels_last":
+        if type(layer) is keras.layers.GlobalAveragePooling2D and layer.data_format == "channels_last":
             return GlobalMean(layer.keepdims, name=layer.name)
-        if all(len(x.shape) < 4 for x in inputs) and len(layer.output.shape) < 4:
+        outputs = keras.tree.flatten((like or layer).output)
+        if max(ranks) < 4 and all(len(x.shape) < 4 for x in outputs):
             return layer
-        return BatchFirst(layer, name=layer.name)
+        return BatchFirst(layer)
 
 
 def _norm(path: str, layer: keras.layers.BatchNormalization, value_of: ValueOf) -> list:
@@ -276,31 +274,30 @@ def _pointwise(layer: keras.layers.SeparableConv2D) -> keras.layers.Conv2D:
 
 def _channels_of_depthwise(layer: keras.Layer) -> int:
     """Returns the channels of a depthwise convolution that gives each of them one kernel; 0 for other layers."""
-    is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.SeparableConv2D)
+    is_depthwise = type(layer) in (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
     if not is_depthwise or layer.depth_multiplier != 1 or layer.data_format != "channels_last":
         return 0
     return layer.input.shape[-1]
 
 
-def _is_pointwise(layer: keras.Layer) -> bool:
-    if isinstance(layer, keras.layers.Conv2D):
-        return layer.kernel_size == (1, 1) == layer.strides and layer.data_format == "channels_last"
-    return isinstance(layer, POINTWISE) and not isinstance(layer, CONVOLUTIONS)
-
-
-def _is_elementwise(model: keras.Model) -> bool:
-    """Whether all bare operations in the graph, nested models opened, are elementwise with operands of one shape."""
+def _uses(model: keras.Model) -> dict[int, list[list[tuple]]]:
+    """Returns, by the id of a layer, the shapes of all that it takes, for each of its uses, nested models opened."""
+    found: dict[int, list[list[tuple]]] = collections.defaultdict(list)
     for node in nodes(functional(model)):
         if isinstance(node.operation, keras.Model):
-            if not _is_elementwise(node.operation):
-                return False
-        elif not isinstance(node.operation, keras.Layer):
-            shapes = {tuple(x.shape) for x in node.arguments.keras_tensors}
-            if type(node.operation).__name__ not in ELEMENTWISE or len(shapes) > 1:
-                return False
-    return True
+            for key, uses in _uses(node.operation).items():
+                found[key] += uses
+        else:
+            found[id(node.operation)].append([tuple(x.shape) for x in node.input_tensors])
+    return found
+
+
+def _base(layer: keras.Layer) -> type:
+    return next(base for base in type(layer).__mro__ if base.__module__.startswith("keras."))
 
 
 def _require_channels_last(path: str, is_last: bool):
     if not is_last:
-        raise ModelPatchError(f"the layer {path!r} normalises another axis than the last: a bank needs channels last")
+        raise ModelPatchError(
+            f"the layer {path!r} has its channels on another axis than the last, where a bank needs them"
+        )

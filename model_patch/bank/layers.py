@@ -14,6 +14,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from model_patch.bank.layout import is_elementwise
+from model_patch.layers.wrapped import Wrapped
+
 TO_HWBC, FROM_HWBC = (1, 2, 0, 3), (2, 0, 1, 3)
 """Permutations of (batch, height, width, channels) to the layout of a bank, and back."""
 
@@ -258,26 +261,20 @@ class BankedHead(keras.layers.Layer):
             scatter(new, np.arange(old.shape[0]), ops.convert_to_numpy(old))
 
 
-class BatchFirst(keras.layers.Layer):
+class BatchFirst(Wrapped):
     """A layer of images among layers in HWBC: what has four axes is brought to (batch, height, width, channels), and back.
 
     TensorFlow's optimizer takes out what two of them undo of one another.
     """
 
-    def __init__(self, layer: keras.Layer, **kwargs):
-        super().__init__(trainable=False, **kwargs)
-        self.layer = layer
+    def around(self, *args, **options):
+        args, options = keras.tree.map_structure(lambda x: _permuted(x, FROM_HWBC), (args, options))
+        return keras.tree.map_structure(lambda x: _permuted(x, TO_HWBC), self.layer(*args, **options))
 
-    def build(self, *shapes):
-        self.built = True
-
-    def call(self, *args):
-        images = keras.tree.map_structure(lambda x: _permuted(x, FROM_HWBC), args)
-        return keras.tree.map_structure(lambda x: _permuted(x, TO_HWBC), self.layer(*images))
-
-    def compute_output_spec(self, *args):
-        images = keras.tree.map_structure(lambda x: _permuted_spec(x, FROM_HWBC), args)
-        return keras.tree.map_structure(lambda x: _permuted_spec(x, TO_HWBC), self.layer.compute_output_spec(*images))
+    def compute_output_spec(self, *args, **options):
+        args, options = keras.tree.map_structure(lambda x: _permuted_spec(x, FROM_HWBC), (args, options))
+        outputs = super().compute_output_spec(*args, **options)
+        return keras.tree.map_structure(lambda x: _permuted_spec(x, TO_HWBC), outputs)
 
 
 class Permute(keras.layers.Layer):
@@ -315,7 +312,8 @@ class Product(keras.layers.Layer):
         return functools.reduce(ops.multiply, inputs)
 
     def compute_output_spec(self, inputs):
-        return keras.KerasTensor(max((x.shape for x in inputs), key=lambda shape: shape[0]), inputs[0].dtype)
+        shapes = zip(*(x.shape for x in inputs), strict=True)
+        return keras.KerasTensor([next((n for n in sizes if n != 1), 1) for sizes in shapes], inputs[0].dtype)
 
 
 def gather(table: keras.Variable, indices):
@@ -339,11 +337,11 @@ def scatter(table: keras.Variable, indices, values: np.ndarray):
 
 
 def _permuted(x, order):
-    return ops.transpose(x, order) if len(x.shape) == 4 else x
+    return ops.transpose(x, order) if len(getattr(x, "shape", ())) == 4 else x
 
 
 def _permuted_spec(x, order):
-    return keras.KerasTensor([x.shape[i] for i in order], x.dtype) if len(x.shape) == 4 else x
+    return keras.KerasTensor([x.shape[i] for i in order], x.dtype) if len(getattr(x, "shape", ())) == 4 else x
 
 
 def _as_one_image(x, kernel, bias, activation, *options):
@@ -355,14 +353,16 @@ def _as_one_image(x, kernel, bias, activation, *options):
         x: the images; height, width and channels are static.
         kernel: `(k, l, batch * channels, 1)`.
         bias: `(batch, channels)`.
-        activation: elementwise, or None.
+        activation: or None; one that is not elementwise is applied in Keras' layout.
         *options: of `ops.depthwise_conv`.
     """
     height, width, _, channels = x.shape
     y = ops.depthwise_conv(ops.reshape(x, (1, height, width, -1)), kernel, *options)
     y = _add_bias(y, ops.reshape(bias, (-1,)))
-    y = activation(y) if activation else y
-    return ops.reshape(y, (*y.shape[1:3], -1, channels))
+    fuses = is_elementwise(activation)
+    y = activation(y) if activation and fuses else y
+    y = ops.reshape(y, (*y.shape[1:3], -1, channels))
+    return y if fuses else _permuted(activation(_permuted(y, FROM_HWBC)), TO_HWBC)
 
 
 def _add_bias(x, bias):

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from model_patch.bind import BoundTask
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, reason
 from model_patch.export import clean_litert
 from model_patch.export.saved_model import require_classification, require_tensorflow
 from model_patch.export.verify import run_in_clean_process
@@ -89,6 +89,9 @@ def convert(answer: Callable, inputs: dict[str, tuple], variables: Sequence[kera
         inputs: shapes by name; all are float32.
         variables: that it reads.
         quantize: one of `model_patch.export.QUANTIZE`.
+
+    Raises:
+        ModelPatchError: the net has an operation that LiteRT lacks.
     """
     import tensorflow as tf
 
@@ -102,7 +105,12 @@ def convert(answer: Callable, inputs: dict[str, tuple], variables: Sequence[kera
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch, signature_keys=["serving_default"])
         if quantize == "dynamic":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        return converter.convert()
+        try:
+            return converter.convert()
+        except Exception as error:  # The converter raises whatever its parts do, with the whole graph as the message.
+            raise ModelPatchError(
+                f"LiteRT cannot hold this net ({reason(error)}): export it as saved_model or signatures"
+            ) from None
 
 
 def with_manifest(contents: bytes, manifest: dict) -> bytes:

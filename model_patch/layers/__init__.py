@@ -5,7 +5,7 @@ import keras
 from model_patch.layers.batch_normalization import PatchedBatchNormalization
 from model_patch.layers.conv2d import PatchedConv2D
 from model_patch.layers.depthwise_conv2d import PatchedDepthwiseConv2D
-from model_patch.layers.patched import Patched, patch_layer, variables
+from model_patch.layers.patched import Patched, patch_layer, plain_class, variables
 from model_patch.layers.scaled import CONVOLUTIONS
 
 NORMS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization)
@@ -18,5 +18,6 @@ __all__ = [
     "PatchedConv2D",
     "PatchedDepthwiseConv2D",
     "patch_layer",
+    "plain_class",
     "variables",
 ]

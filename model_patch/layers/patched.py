@@ -1,12 +1,12 @@
 """How a layer owns some of its variables and borrows the rest from a trunk's layer."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, reason
 
 OTHER_NAMES = {keras.layers.DepthwiseConv2D: {"kernel": "depthwise_kernel"}}
 """Variables that this package calls otherwise than Keras does: a depthwise kernel has one name wherever it stands."""
@@ -85,6 +85,11 @@ class Patched:
         return {**super().get_config(), "own": list(self.own)}
 
 
+def plain_class(layer: keras.Layer) -> type[keras.Layer]:
+    """Returns the class of a layer, or the one that a patched class is made of."""
+    return next(base for base in type(layer).__mro__ if not issubclass(base, Patched))
+
+
 @functools.cache
 def patched_class(layer_class: type[keras.Layer]) -> type[keras.Layer]:
     """Returns the patchable subclass of a Keras layer class.
@@ -110,6 +115,42 @@ def patches(layer_class: type[keras.Layer]):
     return register
 
 
+def copy_layer(layer: keras.Layer, layer_class: type[keras.Layer] | None = None, **changes) -> keras.Layer:
+    """Returns a built layer with the configuration and the values of another one.
+
+    Args:
+        layer: a built layer.
+        layer_class: of the new one; by default that of `layer`.
+        **changes: in the configuration.
+
+    Raises:
+        ModelPatchError: the layer's class cannot be made from what its `get_config` returns.
+    """
+    copy = _from_config(layer, layer_class or type(layer), changes)
+    try:
+        copy.build_from_config(layer.get_build_config())
+        copy.set_weights(layer.get_weights())
+    except Exception as error:  # What a layer raises that was not written to be copied can be anything.
+        raise _cannot_be_copied(layer, error) from None
+    return copy
+
+
+def _from_config(layer: keras.Layer, layer_class: Any, changes: Mapping, switches: Collection[str] = ()) -> Any:
+    """Returns a new layer of a class, configured as another one is but for `changes`, with all `switches` that it has on."""
+    try:
+        config = layer.get_config()
+        return layer_class.from_config(config | dict.fromkeys(config.keys() & switches, True) | changes)
+    except Exception as error:  # What the constructor of somebody's layer raises can be anything.
+        raise _cannot_be_copied(layer, error) from None
+
+
+def _cannot_be_copied(layer: keras.Layer, error: Exception) -> ModelPatchError:
+    return ModelPatchError(
+        f"the layer {layer.name!r} ({type(layer).__name__}) cannot be copied for a task ({reason(error)}): give its class a "
+        "get_config that returns all arguments of the constructor"
+    )
+
+
 def patch_layer(layer: keras.Layer, own: set[str], **options) -> keras.Layer:
     """Returns a layer that computes what `layer` does, with the variables in `own` belonging to the task.
 
@@ -122,26 +163,21 @@ def patch_layer(layer: keras.Layer, own: set[str], **options) -> keras.Layer:
         **options: further arguments of the patched class, such as `statistics` for batch normalisation.
 
     Raises:
-        ModelPatchError: the layer has layers inside it and is to be owned in part: its variables cannot be told apart.
+        ModelPatchError: the layer has layers inside it and is to be owned in part: its variables cannot be told apart; or
+            it cannot be made again from its configuration.
     """
-    config = layer.get_config() | {"trainable": True}
     names = {key.removeprefix("/") for key in variables("", layer)}
     if own >= names and not options:
-        copy = type(layer).from_config(config)
-        copy.build_from_config(layer.get_build_config())
-        copy.set_weights(layer.get_weights())
-        return copy
+        return copy_layer(layer, trainable=True)
     if any("/" in name for name in names):
         raise ModelPatchError(
             f"the layer {layer.name!r} ({type(layer).__name__}) contains other layers: it can be patched only as a whole "
             "(kind full)"
         )
-    for name, switch in (("gamma", "scale"), ("beta", "center")):
-        if name in own and switch in config:
-            config[switch] = True
     layer_class: Any = type(layer)
     patched: Any = _REGISTERED.get(layer_class) or patched_class(layer_class)
-    new = patched.from_config(config | {"own": sorted(own)} | options)
+    switches = {switch for name, switch in (("gamma", "scale"), ("beta", "center")) if name in own}
+    new = _from_config(layer, patched, {"trainable": True, "own": sorted(own)} | options, switches)
     new.borrow({own_name(layer, variable.name): variable for variable in layer.weights})
     if hasattr(layer, "_mp_lend"):  # What it computes with besides its variables.
         layer._mp_lend(new)

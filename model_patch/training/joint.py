@@ -1,5 +1,6 @@
 """Training joined tasks."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,7 +87,8 @@ def fit_joined(
             callbacks = _callbacks(joined, sizes, steps, finished, kept, log_dir)
             epochs = range(finished, recipe.epochs)
             metrics = joined.metrics()
-            fit_epochs(joined.model, images, epochs, steps, callbacks, metrics=metrics, weights=weights, wait=wait)
+            with contextlib.nullcontext() if joined.train_trunk else joined.trunk.unchanged():
+                fit_epochs(joined.model, images, epochs, steps, callbacks, metrics=metrics, weights=weights, wait=wait)
         if best:
             best.go_back(joined.model)
     plain = joint_batches(train, preprocessing, sizes[-50:], seed=seed, cache=False)

@@ -65,7 +65,7 @@ def run_epochs(
 
     Raises:
         ModelPatchError: the checkpoint cannot be used.
-        TrainingError: the loss became NaN.
+        TrainingError: the loss became NaN, or the trunk did not stay unchanged.
     """
     kept = Checkpoint(model, checkpoint)
     if not model.trainable_variables:
@@ -86,7 +86,9 @@ def run_epochs(
         all_callbacks.append(Logs(log_dir))
     all_callbacks.append(kept)
     epochs = range(finished, recipe.epochs)
-    fit_epochs(model, train(epochs), epochs, steps_per_epoch, all_callbacks, metrics=bound.task.metrics(), wait=wait)
+    metrics = bound.task.metrics()
+    with bound.trunk.unchanged():
+        fit_epochs(model, train(epochs), epochs, steps_per_epoch, all_callbacks, metrics=metrics, wait=wait)
     return kept
 
 

@@ -6,6 +6,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
 from model_patch import ModelPatchError, PatchError, Preprocessing, Task, Trunk, bind
 from model_patch.bank.bank import PART, Bank
@@ -264,3 +265,80 @@ def test_zeros_before_a_convolution_are_judged_by_the_size_that_the_trunk_takes(
     bank.add(bound)
     images = np.random.default_rng(0).uniform(-1, 1, (2, size, size, 3)).astype("float32")
     np.testing.assert_allclose(bank(images, ["two"] * 2), bound.model(images), atol=1e-5)
+
+
+RANDOM = np.random.default_rng(0)
+
+LOOKS_AT_AXES = {
+    "normalization of rows and channels": lambda x: layers.Normalization(
+        (1, 3), mean=RANDOM.normal(size=(16, 8)), variance=RANDOM.uniform(0.5, 2, (16, 8))
+    )(x),
+    "positions": lambda x: x + RANDOM.normal(size=(16, 16, 8)).astype("float32"),
+    "rescaling by pixel": lambda x: layers.Rescaling(RANDOM.uniform(0.5, 2, (16, 16, 1)).tolist())(x),
+    "rows times columns": lambda x: layers.Multiply()(
+        [layers.AveragePooling2D((16, 1))(x), layers.AveragePooling2D((1, 16))(x)]
+    ),
+    "sum with a vector": lambda x: layers.Add()([x, layers.GlobalAveragePooling2D(keepdims=True)(x)]),
+    "softmax of rows": lambda x: layers.Activation(lambda y: keras.ops.softmax(y, axis=1))(x),
+    "softmax behind a kernel": lambda x: layers.DepthwiseConv2D(3, padding="same", activation="softmax")(x),
+    "softmax behind a bias": lambda x: layers.Conv2D(8, 3, padding="same", activation="softmax")(x),
+    "concatenated rows": lambda x: layers.Concatenate(1)([x, x]),
+    "options": lambda x: layers.Reshape((16, 16, 8))(
+        layers.MultiHeadAttention(2, 4)(layers.Reshape((256, 8))(x), layers.Reshape((256, 8))(x), use_causal_mask=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("block", LOOKS_AT_AXES)
+def test_what_looks_at_axes_by_number_is_right_in_a_bank(block):
+    image = keras.Input((16, 16, 3))
+    x = layers.BatchNormalization(name="first")(layers.Conv2D(8, 3, padding="same")(image))
+    x = LOOKS_AT_AXES[block](x)
+    x = layers.ReLU()(layers.BatchNormalization(name="second")(layers.DepthwiseConv2D(3, padding="same")(x)))
+    net = keras.Model(image, x)
+    random_norms(net)
+    trunk = Trunk(net, "axes", Preprocessing(16, "tf"))
+    bound = bind(
+        trunk, Task("a", ("x", "y"), trunk.preprocessing), "bias+last" if "bias" in block else "scale_bias+last"
+    )
+    bank = Bank(trunk, "bias" if "bias" in block else "scale_bias", capacity=1, classes=2)
+    bank.add(bound)
+    for number in (1, 5, 33):
+        x = RANDOM.uniform(-1, 1, (number, 16, 16, 3)).astype("float32")
+        np.testing.assert_allclose(bank(x, ["a"] * number), bound.model(x, training=False), atol=2e-5)
+
+
+class Halved(layers.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return 0.5 * super().call(inputs, training=training, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: Halved(), "is a Halved, which may compute otherwise than Keras' BatchNormalization"),
+        (lambda: layers.BatchNormalization(axis=1), "channels on another axis than the last"),
+        (lambda: layers.LayerNormalization(axis=[1, 2]), "channels on another axis than the last"),
+    ],
+)
+def test_slots_that_a_bank_cannot_fill_are_refused_by_name(layer, message):
+    image = keras.Input((16, 16, 3))
+    trunk = Trunk(keras.Model(image, layer()(layers.Conv2D(8, 3)(image))), "other", Preprocessing(16, "tf"))
+    with pytest.raises(ModelPatchError, match=message):
+        Bank(trunk)
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: layers.Softmax(axis=0)(x),
+        lambda x: x - keras.ops.mean(x, axis=-4, keepdims=True),
+        lambda x: keras.ops.reshape(x, (-1, 4)),
+        lambda x: layers.Lambda(lambda y: keras.ops.flip(y, axis=0))(x),
+    ],
+)
+def test_a_trunk_that_mixes_up_the_images_of_a_batch_is_refused(mix):
+    image = keras.Input((16, 16, 3))
+    net = keras.Model(image, mix(layers.Conv2D(8, 3)(image)))
+    with pytest.raises(ModelPatchError, match="computes an image otherwise with others in its batch"):
+        Trunk(net, "mixes", Preprocessing(16, "tf"))

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from model_patch import ModelPatchError
+from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
 from model_patch.layers import PatchedBatchNormalization, PatchedDepthwiseConv2D, patch_layer, variables
 
 LAYERS = {
@@ -173,3 +173,43 @@ def test_a_layer_with_layers_inside_cannot_be_owned_in_part():
     layer.build((None, 7, 4), (None, 7, 4))
     with pytest.raises(ModelPatchError, match="'attention' .MultiHeadAttention. contains other layers"):
         patch_layer(layer, {"bias"})
+
+
+class GroupedNorm(keras.layers.LayerNormalization):
+    """A norm whose constructor needs what its get_config does not return."""
+
+    def __init__(self, group, **kwargs):
+        super().__init__(**kwargs)
+
+
+class Silent(keras.layers.BatchNormalization):
+    """A norm whose get_config leaves out what it computes with."""
+
+    def __init__(self, power=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.power = power
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=training, mask=mask) ** self.power
+
+
+class NoConfig(keras.layers.Conv2D):
+    def get_config(self):
+        raise NotImplementedError("no configuration")
+
+
+@pytest.mark.parametrize(
+    ("layer", "train", "message"),
+    [
+        (lambda: GroupedNorm(2), "scale_bias", "GroupedNorm.* cannot be copied for a task .*'group'.*get_config"),
+        (lambda: NoConfig(4, 3), "full", r"NoConfig.* cannot be copied for a task \(no configuration\)"),
+        (lambda: NoConfig(4, 3), "bias", r"NoConfig.* cannot be copied for a task \(no configuration\)"),
+        (lambda: Silent(3.0), "scale_bias", "a copy of the layer .*Silent.* computes something else"),
+        (lambda: Silent(3.0), "full", "a copy of the layer .*Silent.* computes something else"),
+    ],
+)
+def test_a_users_layer_that_cannot_be_copied_is_refused_in_a_sentence(layer, train, message):
+    image = keras.Input((16, 16, 3))
+    trunk = Trunk(keras.Model(image, layer()(keras.layers.Conv2D(4, 3)(image))), "t", Preprocessing(16, "tf"))
+    with pytest.raises(ModelPatchError, match=message):
+        bind(trunk, Task("a", ("x", "y"), trunk.preprocessing), train)
