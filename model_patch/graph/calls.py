@@ -51,7 +51,7 @@ def is_custom(layer: keras.Layer) -> bool:
 
 def takes_training(layer: keras.Layer) -> bool:
     """Whether a layer, or one inside it, may compute otherwise in training although it is frozen."""
-    if type(layer) in STEADY:
+    if type(layer) in STEADY or hasattr(layer, "_mp_slots"):  # Slots: a module that always runs in inference mode.
         return False
     return any("training" in inspect.signature(each.call).parameters for each in layer._flatten_layers())
 
