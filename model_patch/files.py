@@ -64,6 +64,19 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         raise ModelPatchError(f"{path} cannot be written ({error}): choose another --output or free the disk") from None
 
 
+def require_no_pattern(path: str | Path):
+    """Checks that TensorFlow can read a SavedModel or a checkpoint at a path: it takes the path for a pattern of files.
+
+    Raises:
+        ModelPatchError: the path has a character that means something in patterns.
+    """
+    found = next((character for character in str(path) if character in "[*?\\"), None)
+    if found:
+        raise ModelPatchError(
+            f"the path {path} has {found!r} in it, which TensorFlow takes for a pattern: choose another"
+        )
+
+
 def write_json(path: str | Path, value):
     """Writes a value as indented JSON, whole or not at all. Raises as `write_bytes`."""
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from model_patch import ModelPatchError
+from model_patch.export import export
 from model_patch.files import matching, read_json
+from model_patch.trunks import open_trunk
 
 CHARACTERS = list("ab1[]*?!-{}()#%,;'$ é\\^.~")
 
@@ -83,3 +85,20 @@ def test_json_is_read_in_any_unicode_and_refused_if_a_key_is_there_twice(tmp_pat
         ModelPatchError, match=r"a\.json is not a readable JSON file \(the key 'b' twice in one object\)"
     ):
         read_json(path)
+
+
+def test_paths_that_tensorflow_would_take_for_patterns_are_refused(tmp_path):
+    folder = tmp_path / "a[1]"
+    folder.mkdir()
+    for name in ("saved_model.pb", "model.ckpt.index"):
+        (folder / name).write_text("")
+    for use in (
+        lambda: export("saved_model", [None], folder / "new"),
+        lambda: export("bank", [None], tmp_path / "new*"),
+        lambda: open_trunk(f"hub:{folder}"),
+        lambda: open_trunk(f"slim:{folder}/model.ckpt"),
+    ):
+        with pytest.raises(
+            ModelPatchError, match=r"the path .* has '[\[*]' in it, which TensorFlow takes for a pattern"
+        ):
+            use()

@@ -9,7 +9,7 @@ from typing import Any
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.export.verify import agreement, differences
-from model_patch.files import new_folder
+from model_patch.files import new_folder, require_no_pattern
 from model_patch.preprocessing import Preprocessing
 
 QUANTIZE = ("none", "dynamic")
@@ -99,6 +99,8 @@ def export(
     if not tasks:
         raise ModelPatchError("there is no task to export: give at least one patch")
     options = {"quantize": quantize} if FORMATS[format].quantizes else {}
+    if "SavedModel" in FORMATS[format].summary:
+        require_no_pattern(output)
     with new_folder(output) as folder:
         FORMATS[format].load().export(tasks, folder, **options)
         # Under its own name the folder appears only when all is done: an interrupt leaves nothing in the way.

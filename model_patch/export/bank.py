@@ -9,7 +9,7 @@ from model_patch.bank.bank import Bank
 from model_patch.bind import BoundTask
 from model_patch.export.saved_model import reader, require_classification, require_tensorflow
 from model_patch.export.signatures import ask_by_name
-from model_patch.files import new_folder
+from model_patch.files import new_folder, require_no_pattern
 from model_patch.kinds import KINDS
 
 
@@ -32,6 +32,7 @@ def export_bank(bank: Bank, path: str | Path):
     Raises:
         ModelPatchError: the folder exists or cannot be made, or Keras runs on another backend than TensorFlow.
     """
+    require_no_pattern(path)
     with new_folder(path) as folder:
         _save(bank, folder)
 

@@ -14,7 +14,7 @@ from model_patch.data.decoding import decode
 from model_patch.errors import ModelPatchError
 from model_patch.export import clean_saved_model
 from model_patch.export.verify import run_in_clean_process
-from model_patch.files import new_folder
+from model_patch.files import new_folder, require_no_pattern
 from model_patch.graph.rewrite import walk
 from model_patch.preprocessing import Preprocessing
 from model_patch.tasks import CLASSIFICATION
@@ -42,6 +42,7 @@ def export_saved_model(bound: BoundTask, path: str | Path):
     Raises:
         ModelPatchError: the folder exists or cannot be made, or Keras runs on another backend than TensorFlow.
     """
+    require_no_pattern(path)
     with new_folder(path) as folder:
         _save(bound, folder)
 

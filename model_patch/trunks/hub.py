@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError, reason
+from model_patch.files import require_no_pattern
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
@@ -73,6 +74,7 @@ def resolve(handle: str) -> Path:
         folder = Path(handle)
         if not any((folder / name).is_file() for name in FILES):
             raise ModelPatchError(f"{handle} is not a folder with a SavedModel: it has no {FILES[0]}")
+        require_no_pattern(folder)
         return folder
     # TensorFlow Hub's layout of the cache, so that what is there can be used without the package and the network.
     cache = Path(os.environ.get("TFHUB_CACHE_DIR") or Path(tempfile.gettempdir()) / "tfhub_modules")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from model_patch.errors import ModelPatchError, reason
+from model_patch.files import require_no_pattern
 from model_patch.preprocessing import Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
@@ -55,6 +56,7 @@ def read_checkpoint(path: str) -> dict[str, np.ndarray]:
     found = state.model_checkpoint_path if state else path.removesuffix(".index")
     if not any(Path(each).is_file() for each in (found, f"{found}.index")):
         raise ModelPatchError(f"no checkpoint is at {path}: expected slim:PATH of model.ckpt, without .index or .data")
+    require_no_pattern(found)
     try:
         reader = tf.train.load_checkpoint(found)
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
