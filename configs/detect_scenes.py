@@ -36,6 +36,6 @@ def get_config() -> ConfigDict:
     config.momentum = 0.97  # Of batch norm's moving statistics, which are re-estimated at the end.
     config.max_train_images = 0  # Train on the first N images; 0: all.
     config.max_test_images = 0  # Test on the first N images; 0: all.
-    config.patch_dtype = "float32"  # Type of the values in patch files: float32 | float16
+    config.patch_dtype = "float32"  # Type of the values in patch files.
     config.seeds = (0, 1)  # Seeds, a detector each, for example 0,1.
     return config

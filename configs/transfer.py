@@ -29,6 +29,6 @@ def get_config() -> ConfigDict:
     config.max_test_images = 0  # Test on the first N images; 0: all.
     config.skip_bad_images = False  # Leave out image files that cannot be read.
     config.remat = False  # Train with less memory and more time: most feature maps are recomputed for their gradients.
-    config.patch_dtype = "float32"  # Type of the values in patch files: float32 | float16
+    config.patch_dtype = "float32"  # Type of the values in patch files.
     config.seeds = (0,)  # Seeds, a row of results each, for example 0,1,2.
     return config

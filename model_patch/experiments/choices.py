@@ -2,6 +2,7 @@
 
 from model_patch.data.sampling import SAMPLERS
 from model_patch.kinds import NORM_STATISTICS
+from model_patch.patch import DTYPES
 from model_patch.training import STRATEGIES
 
 HEADS = ("auto", "own", "shared")
@@ -10,6 +11,8 @@ HEADS = ("auto", "own", "shared")
 CHOICES = {
     "head": HEADS,
     "norm_statistics": NORM_STATISTICS,
+    "patch_dtype": DTYPES,
     "sampler": tuple(SAMPLERS),
     "strategy": STRATEGIES,
 }
+"""By flag."""

@@ -93,11 +93,12 @@ def run_experiment(
         )
 
     def main():
+        fields = config()
         if dry_run and without.value:
-            dry_run(config())
+            dry_run(fields)
         else:
             with chosen(workdir.value) as own_workdir:
-                train(config(), own_workdir)
+                train(fields, own_workdir)
 
     run(main, resumes=resumes)
 
