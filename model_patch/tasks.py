@@ -7,7 +7,6 @@ import importlib
 from typing import TYPE_CHECKING, ClassVar
 
 from model_patch.errors import ModelPatchError, unknown
-from model_patch.graph.rewrite import Names
 from model_patch.preprocessing import Preprocessing
 
 if TYPE_CHECKING:  # Methods import Keras when they make a part of a net: reading what a patch file says takes none.
@@ -64,6 +63,8 @@ class Task:
     def features(self, model: keras.Model):
         """Returns what the head takes out of a trunk's graph: its output `(batch, channels)`, pooled where it is a map."""
         import keras
+
+        from model_patch.graph.rewrite import Names
 
         output = model.output
         if len(output.shape) != 4:
