@@ -10,7 +10,7 @@ install: $(STAMP)
 
 $(STAMP): setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[cpu,tfds,test]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test]'
 	touch $@
 
 # A process per core, four at most: most of the time goes into tracing graphs, which one core does. A file stays in one process.

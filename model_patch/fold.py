@@ -9,6 +9,7 @@ import numpy as np
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
+from model_patch.graph.keras_private import layers_within
 from model_patch.graph.rewrite import Graph, functional, rewrite, walk
 from model_patch.layers import NORMS, Patched, plain_class
 from model_patch.layers.affine import Affine, scale_and_bias
@@ -191,7 +192,7 @@ def _plan(model: keras.Model, prefix: str, unfolded: Collection[str], plan: Plan
 
 def _kept(layer: keras.Layer, graph: Graph) -> str:
     """Says why a norm, or a layer with norms inside, stays as it is; empty for all others."""
-    inner = [each.name for each in layer._flatten_layers(include_self=False) if isinstance(each, NORMS)]
+    inner = [each.name for each in layers_within(layer) if isinstance(each, NORMS)]
     if inner:
         return f"as it is: {', '.join(inner)} stand inside the layer"
     if not isinstance(layer, NORMS):

@@ -1,6 +1,7 @@
 """The wall between library and experiments, read off the code: who imports whom, and what stands at the top level."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -56,3 +57,10 @@ def test_the_library_knows_no_flags_and_no_configs():
 
 def test_few_modules_stand_at_the_top():
     assert len([file for file in ROOT.glob("*.py") if file.name != "__init__.py"]) <= MOST_MODULES
+
+
+def test_names_that_keras_does_not_document_are_in_one_module():
+    names = "nodes_by_depth|keras_history|flatten_layers|call_has_training_arg|instances"
+    private = re.compile(rf"(from|import) keras\.src|\._({names})\b")
+    users = {name for name, file in FILES.items() if private.search(file.read_text())}
+    assert users == {"model_patch.graph.keras_private"}

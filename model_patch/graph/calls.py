@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from model_patch.graph.keras_private import layers_within
 from model_patch.graph.rewrite import functional, nodes
 
 STEADY = (keras.layers.BatchNormalization, keras.layers.Dense, keras.layers.EinsumDense)
@@ -53,7 +54,7 @@ def takes_training(layer: keras.Layer) -> bool:
     """Whether a layer, or one inside it, may compute otherwise in training although it is frozen."""
     if type(layer) in STEADY or hasattr(layer, "_mp_slots"):  # Slots: a module that always runs in inference mode.
         return False
-    return any("training" in inspect.signature(each.call).parameters for each in layer._flatten_layers())
+    return any("training" in inspect.signature(each.call).parameters for each in (layer, *layers_within(layer)))
 
 
 def may_write(layer: keras.Layer) -> bool:

@@ -12,13 +12,11 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError, reason
+from model_patch.graph.keras_private import OF_KERAS, layers_within
 from model_patch.graph.rewrite import rewrite, walk
 from model_patch.kinds import KINDS
 
 GRAPHS = (keras.Function, keras.Sequential)
-
-OF_KERAS = {"_layers", "_metrics", "_losses", "_tracker", "_functional", "_inbound_nodes", "_outbound_nodes"}
-"""Attributes through which Keras itself finds layers: they are no places that the author of a net gave them."""
 
 OF_TENSORFLOW = "_self_"
 """How attributes begin through which TensorFlow finds them."""
@@ -70,14 +68,14 @@ def _holds_layers(layer) -> bool:
     """Whether a layer is made of layers, and is no graph. Keras' own layers are left as they are."""
     if not isinstance(layer, keras.Layer) or isinstance(layer, GRAPHS) or type(layer).__module__.startswith("keras."):
         return False
-    return any(layer._flatten_layers(include_self=False))
+    return bool(layers_within(layer))
 
 
 def _is_closed(layer) -> bool:
     """Whether norms or depthwise kernels, which patches are about, stand inside a layer that is no graph."""
     if not _holds_layers(layer):
         return False
-    inner = layer._flatten_layers(include_self=False)
+    inner = layers_within(layer)
     return any(KINDS[kind](each) for each in inner for kind in ("scale_bias", "depthwise"))
 
 
@@ -96,7 +94,7 @@ def _follow(layer: keras.Layer, *args, **kwargs):
         ModelPatchError: it computes with more than that.
     """
     what = f"the {type(layer).__name__} {layer.name!r} holds layers to patch"
-    inside = {id(variable) for inner in layer._flatten_layers(include_self=False) for variable in inner.weights}
+    inside = {id(variable) for inner in layers_within(layer) for variable in inner.weights}
     own = [variable.name for variable in layer.weights if id(variable) not in inside]
     if own:
         raise ModelPatchError(
@@ -159,7 +157,7 @@ def _named_by_place(model: keras.Model) -> Iterator[set[keras.Layer]]:
     Yields:
         An empty set: layers that are put into it keep their new names.
     """
-    before = {layer: layer.name for layer in model._flatten_layers()}
+    before = {layer: layer.name for layer in [model, *layers_within(model)]}
     named: set[keras.Layer] = set()
     used: set[keras.Layer] = set()
 

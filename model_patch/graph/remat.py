@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import keras
 
+from model_patch.graph.keras_private import nodes
 from model_patch.graph.rewrite import functional
 
 
@@ -40,10 +41,7 @@ def segments(graph: keras.Model) -> list[keras.Model]:
     graph, there is one segment.
     """
     graph = functional(graph)
-    order = sorted(
-        ((depth, node) for depth, same in graph._nodes_by_depth.items() for node in same), key=lambda each: -each[0]
-    )
-    steps = [node for _, node in order]
+    steps = nodes(graph)
     last_read = {id(tensor): i for i, node in enumerate(steps) for tensor in node.input_tensors}
     cuts = [(0, graph.input, 0)]  # After how many steps, the tensor that is kept, its size.
     alive: dict[int, keras.KerasTensor] = {}

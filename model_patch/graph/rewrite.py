@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import keras
 
 from model_patch.errors import ModelPatchError, reason
+from model_patch.graph import keras_private
 
 Replace = Callable[[str, keras.Layer], keras.Layer]
 """Given a layer's path and the layer, returns the layer to put there: the same object to share it."""
@@ -94,7 +95,7 @@ def output_of(model: keras.Model, name: str) -> keras.KerasTensor:
 
 def nodes(model: keras.Model) -> list:
     """Returns the nodes of the outermost graph of a model, each one use of a layer or of a bare operation."""
-    return [node for same_depth in model._nodes_by_depth.values() for node in same_depth if not node.is_input]
+    return [node for node in keras_private.nodes(model) if not node.is_input]
 
 
 class Graph:
@@ -110,12 +111,11 @@ class Graph:
         self.nodes = collections.defaultdict(list)
         self.maker: dict[int, keras.Operation] = {}
         self.readers = collections.defaultdict(list)
-        for same_depth in model._nodes_by_depth.values():
-            for node in same_depth:
-                self.nodes[id(node.operation)].append(node)
-                self.maker |= {id(tensor): node.operation for tensor in node.output_tensors}
-                for tensor in node.input_tensors:
-                    self.readers[id(tensor)].append(node.operation)
+        for node in keras_private.nodes(model):
+            self.nodes[id(node.operation)].append(node)
+            self.maker |= {id(tensor): node.operation for tensor in node.output_tensors}
+            for tensor in node.input_tensors:
+                self.readers[id(tensor)].append(node.operation)
         for tensor in model.outputs:
             self.readers[id(tensor)].append(None)
 

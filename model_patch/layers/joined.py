@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import keras
 from keras import ops
 
+from model_patch.graph.keras_private import takes_training
 from model_patch.layers.batch_normalization import PatchedBatchNormalization
 from model_patch.layers.replicas import mean_over_replicas
 
@@ -86,7 +87,7 @@ class PerTask(keras.layers.Layer):
 
     def each(self, parts, training: bool | None, options: Mapping) -> list:
         """Calls every layer with its task's part, a tuple of positional arguments."""
-        if any(layer._call_has_training_arg for layer in self.layers):
+        if any(map(takes_training, self.layers)):
             options = {**options, "training": training}
         return [layer(*part, **options) for layer, part in zip(self.layers, parts, strict=True)]
 

@@ -7,7 +7,7 @@ import keras
 from model_patch.data.augment import augmenter
 from model_patch.errors import require_number, unknown
 from model_patch.kinds import TrainSpec
-from model_patch.training.packed_adam import adam
+from model_patch.training.adam import adam
 
 OPTIMIZERS = {
     "adam": adam,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import keras
 import numpy as np
 
+from model_patch.graph.keras_private import layers_within
 from model_patch.training import strategies
 
 Metrics = Sequence[keras.metrics.Metric]
@@ -244,7 +245,7 @@ class _Means:
 @contextlib.contextmanager
 def _synchronised(model: keras.Model, synchronise: bool) -> Iterator[None]:
     """Lets batch norms look at the batch of all replicas, or of each its own, for as long as the context lasts."""
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in layers_within(model) if isinstance(layer, keras.layers.BatchNormalization)]
     before = [norm.synchronized for norm in norms]
     try:
         for norm in norms:

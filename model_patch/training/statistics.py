@@ -14,6 +14,7 @@ import numpy as np
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError, require_number
+from model_patch.graph.keras_private import layers_within
 from model_patch.join import JoinedTasks
 from model_patch.layers import PatchedBatchNormalization
 from model_patch.progress import progress
@@ -42,7 +43,7 @@ def estimate_statistics(trained: BoundTask | JoinedTasks, batches, num_batches: 
     if isinstance(trained, BoundTask):
         _assign(_measure(trained.model, (images for images, _ in batches), num_batches))
         return
-    layers = {name: {id(layer) for layer in bound.model._flatten_layers()} for name, bound in trained.tasks.items()}
+    layers = {name: {id(layer) for layer in layers_within(bound.model)} for name, bound in trained.tasks.items()}
 
     def num_images(layer, images):
         return sum(len(x) for name, x in images.items() if id(layer) in layers[name])
@@ -103,7 +104,7 @@ def _measure(
         num_batches: how many are used at most.
         num_images: returns how many images of a batch reach a layer.
     """
-    layers = list({id(layer): layer for layer in model._flatten_layers() if _moves(layer)}.values())
+    layers = list({id(layer): layer for layer in layers_within(model) if _moves(layer)}.values())
     if not layers:
         return {}
     index = {id(variable): i for i, variable in enumerate(model.non_trainable_variables)}

@@ -8,15 +8,14 @@ import os
 import random
 import sys
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
-from keras.src.backend.common import global_state  # Names are counted nowhere else.
 
 from model_patch.errors import ModelPatchError, reason
+from model_patch.graph import keras_private
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
@@ -54,8 +53,6 @@ DECIDED = {
     "pooling",
 }
 """Arguments of the constructors that a trunk decides itself."""
-
-_NAMES = "object_name_uids"
 
 WEIGHTS_FILES = (".safetensors", ".h5", ".keras")
 
@@ -169,14 +166,13 @@ def _as_first_in_process(seed: int) -> Iterator[None]:
     Keras counts names on from net to net, `conv2d_94` after InceptionV3's own 94, and names are part of keys. And it draws
     the seeds of initial values from Python's generator. Both are handed back as they were.
     """
-    state, names = random.getstate(), global_state.get_global_attribute(_NAMES)
+    state = random.getstate()
     random.seed(seed)
-    global_state.set_global_attribute(_NAMES, defaultdict(int))
     try:
-        yield
+        with keras_private.names_counted_from_zero():
+            yield
     finally:
         random.setstate(state)
-        global_state.set_global_attribute(_NAMES, names)
 
 
 def mode_of(net) -> str:

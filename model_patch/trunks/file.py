@@ -14,6 +14,7 @@ import h5py
 import keras
 
 from model_patch.errors import ModelPatchError, reason
+from model_patch.graph.keras_private import maker, nodes
 from model_patch.graph.rewrite import functional, resized
 from model_patch.preprocessing import Preprocessing
 from model_patch.spec import Spec
@@ -163,7 +164,7 @@ def _at(model: keras.Model, layer_path: str, file: Path) -> keras.Model:
     layer = _layer(model, last, file)
     if isinstance(layer, keras.Model):
         return functional(layer)
-    uses = [node for nodes in model._nodes_by_depth.values() for node in nodes if node.operation is layer]
+    uses = [node for node in nodes(model) if node.operation is layer]
     if len(uses) > 1:
         raise ModelPatchError(f"{file} uses the layer {last!r} {len(uses)} times: cut at a layer that is used once")
     return keras.Model(model.input, uses[0].output_tensors, name=model.name)
@@ -179,13 +180,13 @@ def _layer(model: keras.Model, name: str, file: Path) -> keras.Layer:
 
 
 def _warn_if_classifier(model: keras.Model, text: str):
-    last = model.outputs[0]._keras_history.operation
+    last = maker(model.outputs[0])
     probabilities = (keras.activations.softmax, keras.activations.sigmoid)
     if not isinstance(last, keras.layers.Dense) or last.activation not in probabilities:
         return
-    before = last.input._keras_history.operation
+    before = maker(last.input)
     while isinstance(before, keras.layers.Dropout):
-        before = before.input._keras_history.operation
+        before = maker(before.input)
     _logger.warning(
         "%s is a whole classifier, and its probabilities (%s) are taken as features: #%s takes the features before them",
         text,

@@ -12,7 +12,7 @@ import model_patch as mp
 from model_patch.experiments.benchmark.output import new_results, write_suite
 from model_patch.experiments.benchmark.timing import interleaved, milliseconds
 from model_patch.experiments.report.table import table
-from model_patch.training.packed_adam import adam
+from model_patch.training.adam import adam
 
 _logger = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ from model_patch.experiments.report.output import new_axes
 from model_patch.experiments.report.sample import grouped
 from model_patch.experiments.report.table import Table, table
 from model_patch.spec import parse
-from model_patch.training.packed_adam import adam
+from model_patch.training.adam import adam
 
 _logger = logging.getLogger(__name__)
 

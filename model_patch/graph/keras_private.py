@@ -1,0 +1,46 @@
+"""The only module that uses names that Keras does not document: what they are for, and what breaks if Keras renames one."""
+
+import collections
+import contextlib
+from collections.abc import Iterator
+
+import keras
+from keras.src.backend.common import global_state
+
+OF_KERAS = {"_layers", "_metrics", "_losses", "_tracker", "_functional", "_inbound_nodes", "_outbound_nodes"}
+"""Attributes of a layer through which Keras itself finds layers, besides those that the author of a net gave it."""
+
+
+def nodes(model: keras.Model) -> list:
+    """Returns the nodes of the outermost graph of a model in the order of computation, its inputs among them.
+
+    A node is one use of a layer or of a bare operation. Public `model.operations` has the operations, not their uses.
+    """
+    by_depth = sorted(model._nodes_by_depth.items(), reverse=True)
+    return [node for _, same_depth in by_depth for node in same_depth]
+
+
+def maker(tensor: keras.KerasTensor) -> keras.Operation:
+    """Returns the operation that gave a symbolic tensor."""
+    return tensor._keras_history.operation
+
+
+def layers_within(layer: keras.Layer) -> list[keras.Layer]:
+    """Returns all layers inside a layer or model, at any depth. Public `model.layers` has the outermost alone."""
+    return list(layer._flatten_layers(include_self=False))
+
+
+def takes_training(layer: keras.Layer) -> bool:
+    """Whether the layer's `call` has the argument `training`."""
+    return layer._call_has_training_arg
+
+
+@contextlib.contextmanager
+def names_counted_from_zero() -> Iterator[None]:
+    """Names layers as in a new process while the context lasts: Keras counts names on from net to net."""
+    names = global_state.get_global_attribute("object_name_uids")
+    global_state.set_global_attribute("object_name_uids", collections.defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", names)
