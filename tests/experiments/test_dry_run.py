@@ -29,7 +29,14 @@ def trained(rows):
     return {(row.name, row.task): (row.counts.patch, row.counts.head, row.counts.trained) for row in rows}
 
 
-@pytest.mark.parametrize(("data", "last"), [("flowers", 208_998), ("cars", 401_604), ("aircraft", 204_900)])
+@pytest.mark.parametrize(
+    ("data", "last"),
+    [
+        ("flowers", 208_998),
+        pytest.param("cars", 401_604, marks=pytest.mark.slow),
+        pytest.param("aircraft", 204_900, marks=pytest.mark.slow),
+    ],
+)
 def test_the_transfer_table_of_the_paper(data, last):
     rows = dry_run_transfer(config("paper.transfer_inception", data, train=("last", "scale_bias+last")), step=False)
     assert trained(rows) == {
@@ -45,6 +52,7 @@ def test_full_fine_tuning_of_inception_leaves_nothing_shared():
     assert (row.counts.patch, row.counts.statistics, row.counts.shared) == (21_768_352, 34_432, 0)
 
 
+@pytest.mark.slow
 def test_the_patches_of_the_figure_on_mobilenet():
     rows = dry_run_transfer(config("paper.transfer_mobilenet"), step=False)
     assert {row.name: row.counts.patch for row in rows} == {
@@ -59,7 +67,9 @@ def test_the_patches_of_the_figure_on_mobilenet():
     assert {row.counts.head for row in rows} == {12_810}
 
 
-@pytest.mark.parametrize("name", ["paper.ssd_to_imagenet", "paper.random_to_imagenet"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("paper.ssd_to_imagenet", marks=pytest.mark.slow), "paper.random_to_imagenet"]
+)
 def test_imagenet_reuses_98_percent_of_the_trunk(name):
     (row,) = dry_run_transfer(config(name, train=("scale_bias",)), step=False)
     assert (row.counts.patch, row.counts.head, row.counts.statistics) == (34_112, 1_281_000, 34_112)
@@ -87,11 +97,13 @@ def test_five_resolutions_have_a_patch_each_and_one_head():
     assert {(row.counts.patch, row.counts.head) for row in rows} == {(34_112, 1_281_000)}
 
 
+@pytest.mark.slow
 def test_a_detector_of_coco_at_the_papers_scale():
     (row,) = dry_run_detector(config("detect_coco"), step=False)
     assert (row.task, row.counts.patch, row.counts.statistics >= 34_112) == ("coco", 2_223_872, True)
 
 
+@pytest.mark.slow
 def test_one_step_is_trained_of_each_kind_of_run():
     small = {"trunk": "keras:MobileNetV2?alpha=0.35&weights=imagenet", "image_size": 48}
     rows = dry_run_transfer(config("transfer", train=("statistics", "scale_bias+last"), **small))
@@ -114,7 +126,7 @@ PAPER = {
 """By width of MobileNetV2: parameters of a trunk without its top, of an S/B patch and of a DW patch."""
 
 
-@pytest.mark.parametrize("alpha", PAPER)
+@pytest.mark.parametrize("alpha", [pytest.param(alpha, marks=[pytest.mark.slow][: alpha != 1.0]) for alpha in PAPER])
 def test_every_width_of_mobilenet_has_the_counts_of_the_paper(alpha):
     trunk = open_trunk(f"keras:MobileNetV2?alpha={alpha}&weights=none", 32)
     task = Task("shapes", ("circle", "square"), trunk.preprocessing)

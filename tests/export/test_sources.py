@@ -73,11 +73,11 @@ def subclassed(folder):
     ("make", "kept"),
     # Norms that stay as they are, or become affine layers: the layer norms of the shortcuts, and those before a convolution.
     [
-        pytest.param(bundled, 0, id="bundled"),
+        pytest.param(bundled, 0, id="bundled", marks=pytest.mark.slow),
         pytest.param(file_of_keras_2, 0, id="file"),
-        pytest.param(slim("MobilenetV1", slim_nets.mobilenet_v1(0.25), 75), 0, id="slim V1"),
-        pytest.param(slim("MobilenetV3", slim_nets.mobilenet_v3_small(), 64), 0, id="slim V3"),
-        pytest.param(hub, 0, id="hub"),
+        pytest.param(slim("MobilenetV1", slim_nets.mobilenet_v1(0.25), 75), 0, id="slim V1", marks=pytest.mark.slow),
+        pytest.param(slim("MobilenetV3", slim_nets.mobilenet_v3_small(), 64), 0, id="slim V3", marks=pytest.mark.slow),
+        pytest.param(hub, 0, id="hub", marks=pytest.mark.slow),
         pytest.param(subclassed, 3, id="subclassed"),
         pytest.param(slim("InceptionV3", slim_nets.inception_v3, 75), 0, id="slim Inception", marks=pytest.mark.soak),
         pytest.param(slim("resnet_v1_50", slim_nets.resnet_50(1), 64), 0, id="slim ResNet V1", marks=pytest.mark.soak),
@@ -89,7 +89,7 @@ def subclassed(folder):
             slim("efficientnetv2-b0", slim_nets.efficientnet_b0(2), 64), 0, id="slim V2 B0", marks=pytest.mark.soak
         ),
         *(
-            pytest.param(kerashub(backbone), kept, id=f"KerasHub {backbone.__name__}")
+            pytest.param(kerashub(backbone), kept, id=f"KerasHub {backbone.__name__}", marks=pytest.mark.slow)
             for backbone, kept in KERASHUB.items()
         ),
     ],

@@ -29,6 +29,10 @@ SMALL = (
     "--config.batch_size=16",
 )
 
+pytestmark = (
+    pytest.mark.slow
+)  # Each step is a process of its own; tests/experiments/test_detector.py calls the functions.
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):

@@ -11,6 +11,10 @@ from tests.scripts.run_script import error_of, run_script
 
 SHORT = ("--epochs=1", "--batch_size=16", "--max_train_images=48", "--max_test_images=50")
 
+pytestmark = (
+    pytest.mark.slow
+)  # Each step is a process of its own; tests/experiments/test_multitask.py calls the functions.
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
@@ -50,22 +54,3 @@ def test_what_was_learnt_predicts_on_the_trained_trunk_and_not_on_the_old_one(wo
     assert "digits:" in picked.stdout and "textures:" not in picked.stdout
     old = run_script("predict", f"--trunk=file:{work}/trunk.keras", *arguments)
     assert "belongs to another trunk" in error_of(old)
-
-
-def test_another_run_in_the_same_workdir_is_refused(work):
-    ran = run_script("multitask", *flags(work), "--share=trunk", *SHORT)
-    assert "holds another run" in error_of(ran)
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--share=trunk,patch", "unknown share 'patch': expected one of nothing, trunk, trunk+patch"),
-        ("--task_weights=1,-1", "task_weights 1.0, -1.0 do not go with 2 tasks"),
-        ("--sampler=temperature", "value should be one of <uniform|proportional|annealed>"),
-    ],
-)
-def test_what_cannot_be_used_is_one_sentence_and_writes_nothing(work, flag, message):
-    ran = run_script("multitask", *flags(work, workdir=f"{work}/refused"), flag)
-    assert message in error_of(ran)
-    assert not (work / "refused").exists()
