@@ -41,7 +41,7 @@ def run_in_clean_process(script: str, model: str | Path, images: np.ndarray, *ar
         called = subprocess.run(command, capture_output=True, text=True)
         if "No module named 'ai_edge_litert'" in called.stderr:
             raise ModelPatchError(
-                "LiteRT files are checked with ai-edge-litert: pip install -e '.[litert]', or --nocheck"
+                "LiteRT files are verified with ai-edge-litert, which is not installed: pip install it, or give --nocheck"
             )
         if called.returncode:
             raise RuntimeError(f"the export {Path(model).name} does not run on its own:\n{called.stderr}")

@@ -1,7 +1,6 @@
 """Trunks out of TensorFlow Hub: reusable SavedModels, by URL or in a folder."""
 
 import hashlib
-import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -83,10 +82,6 @@ def resolve(handle: str) -> Path:
         return cached
     absent = f"the module {handle} is not in the cache {cache} (TFHUB_CACHE_DIR)"
     advice = "or unpack it into a folder and give hub:FOLDER"
-    if importlib.util.find_spec("tensorflow_hub") is None:
-        raise ModelPatchError(
-            f"{absent}, and is downloaded by tensorflow-hub: pip install 'model_patch[hub]', {advice}"
-        )
     try:
         import tensorflow_hub
 

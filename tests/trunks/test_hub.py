@@ -252,7 +252,6 @@ def test_a_module_in_the_cache_is_used_and_one_that_cannot_be_downloaded_is_name
 
 
 def test_a_module_is_downloaded_once(small_module, tmp_path, monkeypatch):
-    pytest.importorskip("tensorflow_hub", reason="needed for downloads only: pip install model_patch[hub]")
     served, cache = tmp_path / "served", tmp_path / "cache"
     served.mkdir()
     with tarfile.open(served / "small.tar.gz", "w:gz") as archive:
