@@ -4,7 +4,7 @@ Names are joined by `+` and applied in that order, on decoded images before they
 the same image and seed give the same result, whatever else runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from model_patch.errors import unknown
 
@@ -63,26 +63,31 @@ AUGMENTATIONS = {"none": lambda image, seed: image, "shift": shift, "flip": flip
 image of that dtype and rank."""
 
 
-def augmenter(names: str) -> Callable:
-    """Returns a function of an image, uint8 `(height, width, 3)`, and an int64 scalar seed that applies all the names.
+def augmenter(names: str, known: Mapping[str, Callable] | None = None, noun: str = "augmentation") -> Callable:
+    """Returns a function that applies all the named augmentations to what they take, with an int64 scalar seed last.
 
     Args:
-        names: names in `AUGMENTATIONS` joined by `+`.
+        names: names in `known` joined by `+`.
+        known: functions by name, of an image, what goes with it, and a seed; by default `AUGMENTATIONS`.
+        noun: what errors call them.
 
     Raises:
         ModelPatchError: a name is unknown.
     """
+    known = AUGMENTATIONS if known is None else known
     steps = []
     for name in names.split("+"):
-        if name not in AUGMENTATIONS:
-            raise unknown("augmentation", name, AUGMENTATIONS)
-        steps.append(AUGMENTATIONS[name])
+        if name not in known:
+            raise unknown(noun, name, known)
+        steps.append(known[name])
 
-    def augment(image, seed):
+    def augment(*parts_and_seed):
         import tensorflow as tf
 
+        *parts, seed = parts_and_seed
         for i, step in enumerate(steps):
-            image = step(image, tf.stack([seed, tf.constant(i, "int64")]))
-        return image
+            changed = step(*parts, tf.stack([seed, tf.constant(i, "int64")]))
+            parts = changed if isinstance(changed, tuple) else (changed,)
+        return parts if len(parts) > 1 else parts[0]
 
     return augment

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from model_patch.data.augment import AUGMENTATIONS as IMAGE_AUGMENTATIONS
+from model_patch.data.augment import augmenter as image_augmenter
 from model_patch.data.epochs import in_epochs, numbered, shuffled
 from model_patch.data.pipeline import CACHE_BYTES, SHUFFLE_BYTES
 from model_patch.detection.data.images import MAX_BOXES, DetectionSplit, tidy
-from model_patch.errors import require_number, unknown
+from model_patch.errors import require_number
 from model_patch.preprocessing import Preprocessing
 
 CROP_AREA = (0.3, 1.0)
@@ -57,25 +58,8 @@ int64 `(2,)`; they return both. What makes a box empty leaves it out."""
 
 
 def augmenter(names: str) -> Callable:
-    """Returns a function of an image, its boxes and an int64 scalar seed that applies all the names, joined by `+`.
-
-    Raises:
-        ModelPatchError: a name is unknown.
-    """
-    steps = []
-    for name in names.split("+"):
-        if name not in AUGMENTATIONS:
-            raise unknown("augmentation of detection", name, AUGMENTATIONS)
-        steps.append(AUGMENTATIONS[name])
-
-    def augment(image, boxes, seed):
-        import tensorflow as tf
-
-        for i, step in enumerate(steps):
-            image, boxes = step(image, boxes, tf.stack([seed, tf.constant(i, "int64")]))
-        return image, boxes
-
-    return augment
+    """Returns a function of an image, its boxes and a seed, as `model_patch.data.augment.augmenter` does. Raises as that."""
+    return image_augmenter(names, AUGMENTATIONS, "augmentation of detection")
 
 
 def batches(
