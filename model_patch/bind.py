@@ -26,7 +26,7 @@ class Counts:
         patch: learnt values in the trunk's slots.
         head: values of the last layer, learnt or not.
         statistics: values that the patch keeps but no gradient moves: means and variances.
-        shared: the trunk's values that the task uses and leaves as they are.
+        shared: the trunk's values that the task uses and leaves unchanged.
         trained: all values that gradients move: `patch`, and `head` where it is learnt.
     """
 
@@ -53,7 +53,7 @@ class BoundTask:
         features: the same without the head: to features `(batch, channels)`, or what else the task takes of the trunk.
         head: the last layer, features to logits.
         trunk, task, train_spec: what was bound.
-        patch_variables: the variables that fill the trunk's slots, by the key of the variable they stand for.
+        patch_variables: the variables that fill the trunk's slots, by the key of the variable they replace.
         head_variables: those of the last layer, by `head.<variable name>`; in between come the names of layers inside it.
     """
 
@@ -77,7 +77,7 @@ class BoundTask:
         return Counts(patch, head, kept, shared, sum(_size(v) for v in self.model.trainable_variables))
 
     def reused_fraction(self) -> float:
-        """Returns the part of the trunk's values that the task computes with as they are, in 0..1.
+        """Returns the fraction of the trunk's weights that the task uses unchanged, in 0..1.
 
         With frozen statistics these are among them, though the patch holds a copy.
         """
@@ -152,7 +152,7 @@ def bind(
         A `BoundTask`.
 
     Raises:
-        ModelPatchError: `train` is not understood, `remat` is asked of another backend than TensorFlow, a number is out of
+        ModelPatchError: `train` is not understood, `remat` is given on another backend than TensorFlow, a number is out of
             range, the trunk has no slot for one of its kinds, or is being trained itself, or the tasks that share a head
             differ in their labels.
     """

@@ -24,7 +24,7 @@ class PatchError(ModelPatchError):
 
 
 class TrainingError(ModelPatchError):
-    """Training cannot go on, for example because the loss became NaN."""
+    """Training cannot continue, for example because the loss became NaN."""
 
 
 def unknown(noun: str, given: str, known) -> ModelPatchError:

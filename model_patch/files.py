@@ -12,7 +12,7 @@ from pathlib import Path
 from model_patch.errors import ModelPatchError
 
 TEMPORARY = ".tmp"
-"""Ending of a file that is being written. One that is left over was cut off by the end of its process."""
+"""Ending of a file that is being written. One that is left over belongs to a process that ended while writing."""
 
 _locks: dict[tuple[int, int], int] = {}
 """Descriptors of the locks that this process holds, by device and inode; the operating system lets them go at its end."""
@@ -158,7 +158,7 @@ def lock(path: str | Path) -> bool:
     """Locks a file, made if it is missing, until this process ends, however it ends.
 
     Returns:
-        Whether this process holds the lock; False where another does. It may ask again for one that it holds.
+        Whether this process holds the lock; False where another does. It may take a lock that it already holds.
 
     Raises:
         ModelPatchError: the file cannot be made.
@@ -182,12 +182,12 @@ def lock(path: str | Path) -> bool:
         os.close(file)
         return False
     except OSError:
-        pass  # A file system without locks, as some network ones are: the run goes on unprotected.
+        pass  # A file system without locks, as some network ones are: the run continues unprotected.
     _locks[identity] = file
     return True
 
 
 def remove_leftovers(folder: str | Path):
-    """Removes what processes that were killed while they wrote left below a folder that nobody else writes to."""
+    """Removes what killed processes left half written below a folder that no other process writes to."""
     for file in Path(folder).rglob(f".*{TEMPORARY}"):
         file.unlink(missing_ok=True)

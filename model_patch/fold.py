@@ -65,12 +65,12 @@ def fold(bound: BoundTask, images: np.ndarray | None = None, tolerance: float = 
     3. Else it becomes one `Affine` layer, as in nets that normalise before they activate (ResNetV2, half of DenseNet).
 
     Norms that depend on their input (layer and group normalisation, batch norms that are called with `training=True`), those
-    inside other layers, and subclasses of Keras' batch norm, which may compute otherwise, stay as they are. Nested models
+    inside other layers, and subclasses of Keras' batch norm, which may compute otherwise, are not folded. Nested models
     are folded each for itself. Scales and biases that a task has given to convolutions (`layers.scaled`) go into their
     kernels. All products are taken in float64 and stored in the layer's own dtype.
 
     Args:
-        bound: stays as it is, and so does its trunk.
+        bound: unchanged, and so is its trunk.
         images: more images to compare on besides random ones, preprocessed, `(batch, height, width, 3)`.
         tolerance: how far outputs may differ, in parts of the largest output where that is above 1.
 
@@ -78,7 +78,7 @@ def fold(bound: BoundTask, images: np.ndarray | None = None, tolerance: float = 
         A `Folded`.
 
     Raises:
-        ModelPatchError: the trunk runs as it is, a norm holds values that are no numbers, or the folded net's outputs
+        ModelPatchError: the trunk runs as a single layer, a norm holds NaN or infinite values, or the folded net's outputs
             differ by more than `tolerance`: then the layer is named that differs most.
     """
     model, plan = fold_graph(bound)
@@ -191,18 +191,18 @@ def _plan(model: keras.Model, prefix: str, unfolded: Collection[str], plan: Plan
 
 
 def _kept(layer: keras.Layer, graph: Graph) -> str:
-    """Says why a norm, or a layer with norms inside, stays as it is; empty for all others."""
+    """Returns why a norm, or a layer with norms inside, is not folded; empty for all others."""
     inner = [each.name for each in layers_within(layer) if isinstance(each, NORMS)]
     if inner:
-        return f"as it is: {', '.join(inner)} stand inside the layer"
+        return f"not folded: {', '.join(inner)} are inside the layer"
     if not isinstance(layer, NORMS):
         return ""
     if not isinstance(layer, _LAYERS.BatchNormalization):
-        return f"as it is: {plain_class(layer).__name__} depends on its input"
+        return f"not folded: {plain_class(layer).__name__} depends on its input"
     if plain_class(layer) is not _LAYERS.BatchNormalization:
-        return f"as it is: {plain_class(layer).__name__} may compute otherwise than BatchNormalization"
+        return f"not folded: {plain_class(layer).__name__} may compute otherwise than BatchNormalization"
     if any(node.arguments.kwargs.get("training") for node in graph.nodes[id(layer)]):
-        return "as it is: it is called with training=True"
+        return "not folded: it is called with training=True"
     return ""
 
 
@@ -353,5 +353,5 @@ def _local_difference(fold: Fold) -> float:
     first, second = (fold.norm, fold.layer) if fold.before else (fold.layer, fold.norm)
     expected = keras.ops.convert_to_numpy(second(first(inputs)))
     given = keras.ops.convert_to_numpy(_folded(fold.layer, [fold])(inputs))
-    # What is no number differs more than anything else.
+    # NaN differs more than anything else.
     return float(np.nan_to_num(np.abs(given - expected).max() / max(np.abs(expected).max(), 1e-30), nan=np.inf))

@@ -86,7 +86,7 @@ def join(
 ) -> JoinedTasks:
     """Joins K tasks in one model, with one pass through the layers that they share.
 
-    The K image batches are put behind one another and run as one batch, which parts at patch layers and heads only. Tasks
+    The K image batches are concatenated and run as one batch, which is split at patch layers and heads only. Tasks
     whose image sizes differ have a pass per size, through the same layers.
 
     Args:
@@ -97,10 +97,10 @@ def join(
             own (`batch`) where the trunk is trained, and else as `TrainSpec` chooses.
         share: one of `SHARE`; `nothing` means full nets, whatever `train` says.
         share_head: one last layer for all tasks, which then need the same labels.
-        head_of: a bound task whose last layer they all use; with `train` without `last` it stays as it is. So an image
+        head_of: a bound task whose last layer they all use; with `train` without `last` it is frozen. So an image
             size is added to tasks that were learnt before.
-        train_trunk: learn the trunk's weights as well, from the gradients of all tasks. Batch norms that belong to no
-            patch then keep statistics of the merged batches. Otherwise the trunk stays as it is, to the last bit.
+        train_trunk: train the trunk's weights too, from the gradients of all tasks. Batch norms that belong to no
+            patch then keep statistics of the merged batches. Otherwise the trunk is unchanged, to the last bit.
         seed: of the last layers' initial values.
         momentum: as for `bind`; also of the trunk's own batch norms where it is trained.
 

@@ -84,7 +84,7 @@ def full(layer):
 
     from model_patch.layers import variables
 
-    # A Normalization layer holds constants of the data it was adapted to: nobody learns them.
+    # A Normalization layer holds constants of the data it was adapted to, which are not trained.
     if isinstance(layer, Normalization):
         return set()
     return {key.removeprefix("/") for key in variables("", layer)}
@@ -93,7 +93,7 @@ def full(layer):
 def owned(kind: str, layer: keras.Layer) -> set[str]:
     """Returns the names of the layer's variables that a kind owns.
 
-    A layer that is a whole net, because nobody knows the net's graph, says so itself: it has an attribute `_mp_slots`, names
+    A layer that contains a whole net of unknown graph says so itself: it has an attribute `_mp_slots`, names
     by kind.
 
     Raises:
@@ -104,7 +104,7 @@ def owned(kind: str, layer: keras.Layer) -> set[str]:
         return KINDS[kind](layer)
     if kind not in slots:
         raise ModelPatchError(
-            f"{kind} cannot be learnt on a trunk that runs as it is, nor norm_statistics=batch: expected "
+            f"{kind} cannot be trained on a trunk that runs as a single layer, nor norm_statistics=batch: expected "
             f"{', '.join(slots)}, with norm_statistics=frozen"
         )
     return slots[kind]

@@ -26,7 +26,7 @@ DTYPES = ("float32", "float16")
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16"}
 
 MAX_IMAGE_SIZE = 2**14
-"""Pixels. A file that asks for more would only fill the memory of who believes it."""
+"""Pixels. A file that claims a larger image would only fill the reader's memory."""
 
 MAX_HEADER = 2**22
 """Bytes of a file's header: the manifest, and where each tensor lies. A hundred thousand labels take less."""
@@ -170,7 +170,7 @@ class Patch:
         if text is None:
             raise PatchError(f"{path} is a safetensors file but not a patch: it has no {METADATA_KEY} manifest")
         if not _is_plain(text):
-            raise _not_ours(path, ValueError("its text is not as it is written here"))
+            raise _not_ours(path, ValueError("its text is not what this package writes"))
         try:
             manifest = json.loads(text)
             version = manifest["format_version"]

@@ -272,7 +272,7 @@ def convert(path: str | Path, output: str | Path, dtype: str) -> tuple[PatchFile
     """Writes a patch again, with its values in another dtype.
 
     Args:
-        path: the patch file; stays as it is.
+        path: the patch file; unchanged.
         output: the file to write; it must not exist.
         dtype: see `Patch.to_bytes`.
 

@@ -97,14 +97,14 @@ class Trunk:
         return {key: hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest() for key, value in values}
 
     def require_graph(self, what: str):
-        """Checks that the net's own layers are known, not one layer that runs it as it is, see `trunks.hub`.
+        """Checks that the net's own layers are known, not one layer that runs it as a whole, see `trunks.hub`.
 
         Raises:
             ModelPatchError: they are not; `what`, such as `a join`, says what needs them.
         """
         if any(hasattr(layer, "_mp_slots") for layer in self.layers().values()):
             raise ModelPatchError(
-                f"{what} needs the layers of the trunk {self.name}, which runs as it is: open another one"
+                f"{what} needs the layers of the trunk {self.name}, which runs as a single layer: open another one"
             )
 
     def layers(self) -> dict[str, keras.Layer]:

@@ -1,4 +1,4 @@
-"""Writes tasks, each a patch on a trunk, as files that run without this package, and asks them in a process of their own.
+"""Exports tasks as files that run without this package, and verifies them in a clean process.
 
     python scripts/export.py --trunk=bundled --patches=runs/digits/patches/scale_bias+last-seed0.safetensors \
         --output=runs/digits/saved_model

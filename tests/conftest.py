@@ -88,7 +88,7 @@ def train_steps(bound, images, labels, steps: int = 2, learning_rate: float = 0.
 
 @contextlib.contextmanager
 def full_disk(room: int = 8):
-    """Within it no file that this process writes can become longer than so many bytes, as on a full disk."""
+    """Within it no file that this process writes can become longer than this many bytes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:

@@ -104,7 +104,7 @@ def test_a_bound_model_is_an_ordinary_keras_model(trunk, task, images, tmp_path)
     assert len(loaded.trainable_variables) == len(bound.model.trainable_variables)
 
 
-def test_a_variable_that_nobody_owns_is_named(trunk, task):
+def test_a_variable_without_an_owner_is_named(trunk, task):
     from model_patch.bind import _check_covered
 
     bound = bind(trunk, task, "scale_bias+last")

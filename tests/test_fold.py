@@ -94,7 +94,7 @@ def test_a_detector_is_folded_but_for_the_norms_inside_its_head(trunk):
     random_norms(bound.model)
     folded = fold(bound)
     assert norms(folded.model) == [] and folded.left.keys() == {"head"} and folded.difference < 1e-5
-    assert "stand inside the layer" in folded.left["head"]
+    assert "inside the layer" in folded.left["head"]
 
 
 layers = keras.layers

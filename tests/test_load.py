@@ -89,7 +89,7 @@ class Load:
         return self._wrong(names, np.array(self.bank(self.images, list(names))))
 
     def exported_bank(self, folder):
-        """Returns what asks the bank's export, as it is now."""
+        """Returns a function that calls the bank's current export."""
         export_bank(self.bank, folder)
         serve = tf.saved_model.load(folder).signatures["serving_default"]
 

@@ -27,11 +27,11 @@ PART = 16
 class Bank:
     """Many tasks on one trunk, each example of a batch answered by its own task, in inference.
 
-    Tasks are added and removed while other threads ask: an answer comes from a patch as a whole, the old or the new one. As
+    Tasks can be added and removed while other threads predict: a prediction uses one whole patch, the old or the new one. As
     long as a row of `capacity` is free nothing is compiled again. Where none is, it is doubled, with a new model.
 
     Attributes:
-        trunk: shared by all tasks, as it is.
+        trunk: shared by all tasks, unchanged.
         kinds: the patch kinds that tasks may have; with `depthwise`, every task holds depthwise kernels of its own.
         classes: the widest head that it takes.
         model: Keras model, images `(batch, height, width, 3)` and rows int32 `(batch,)` to logits `(batch, classes)`.
@@ -94,7 +94,7 @@ class Bank:
 
         Args:
             patch: a patch of this trunk, or a bound task with the values it has now.
-            replace: whether a task of the same name is replaced; whoever asks meanwhile is answered by the old one, which
+            replace: whether a task of the same name is replaced; predictions meanwhile use the old one, which
                 is why this takes a free row, too.
 
         Raises:
@@ -115,12 +115,12 @@ class Bank:
                 self._grow()
             row = self._rows.take()
             self._compiled.write(row, vectors, patch.values[f"{HEAD}.kernel"], patch.values[f"{HEAD}.bias"])
-            # From here on it can be asked for: its row is written as a whole.
+            # From here on it can be predicted with: its row is completely written.
             self._tasks[name] = patch.task
             self._rows.publish(name, row)
 
     def remove(self, name: str):
-        """Removes a task. Who asked before is still answered.
+        """Removes a task. Predictions that have started still use it.
 
         Raises:
             ModelPatchError: there is no such task.
@@ -193,7 +193,7 @@ class Bank:
 
 
 class _Rows:
-    """Which row each task has. A row is given anew only when no one who is being answered reads it any more."""
+    """Which row each task has. A row is reused only when no running prediction reads it any more."""
 
     def __init__(self, capacity: int):
         self._lock = threading.Lock()
@@ -307,7 +307,7 @@ def _compiled(model: keras.Model) -> Callable:
     def in_parts(count: int) -> Callable:
         @tf.function(input_signature=specs)
         def run(images, rows):
-            # Side by side, what waits for memory (scales and biases) in one part goes on while another one multiplies.
+            # Side by side, what waits for memory (scales and biases) in one part overlaps with multiplication in another.
             bounds = [tf.shape(rows)[0] * i // count for i in range(count + 1)]
             parts = [(images[a:b], rows[a:b]) for a, b in itertools.pairwise(bounds)]
             return tf.concat([model(list(part), training=False) for part in parts], axis=0)

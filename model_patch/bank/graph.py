@@ -43,7 +43,7 @@ class BankSlot:
     Attributes:
         layer: reads vectors of the widths `layer.widths`.
         vectors: returns them for one task, arrays in that order.
-        paths: of the trunk's layers whose variables they stand for.
+        paths: of the trunk's layers whose variables they represent.
     """
 
     layer: Banked
@@ -55,7 +55,7 @@ class BankGraph:
     """A trunk with banked layers in place of those that hold slots.
 
     Batch norms always are; other layers if one of the kinds owns something of them. A batch norm behind a depthwise
-    convolution is one banked layer with it. The trunk stays as it is, and lends all other layers.
+    convolution is one banked layer with it. The trunk is unchanged, and lends all other layers.
 
     Attributes:
         slots: in graph order.
@@ -63,7 +63,7 @@ class BankGraph:
             that could mix up the axes.
 
     Raises:
-        ModelPatchError: the trunk runs as it is, or one of its layers cannot be banked.
+        ModelPatchError: the trunk runs as a single layer, or one of its layers cannot be banked.
     """
 
     def __init__(self, trunk: Trunk, kinds: Sequence[str]):
@@ -203,7 +203,7 @@ class BankGraph:
         return layer
 
     def _same_padding(self, path: str, layer) -> str:
-        """Returns the convolution's padding; takes out zeros padded before it where `same` stands for them."""
+        """Returns the convolution's padding; removes zeros padded before it where `same` replaces them."""
         before = next((p for p, after in self._next.items() if after == path), "")
         pad = self._layers.get(before)
         if (
@@ -229,7 +229,7 @@ class BankGraph:
         """Returns what computes a layer that has no slots, in the layout of the graph.
 
         Args:
-            layer: of the trunk, or one that stands for `like` of the trunk.
+            layer: of the trunk, or one that replaces the trunk's `like`.
         """
         uses = self._uses[id(like or layer)]
         if not self.hwbc or computes_in_hwbc(layer, uses):

@@ -52,7 +52,7 @@ class Banked(keras.layers.Layer):
 class PatchTable(keras.layers.Layer):
     """The vectors of all patches of a bank, and the only place where they are read.
 
-    Vectors of one width stand in one table `(vectors * capacity, width)`, so that a batch needs one gather per width.
+    Vectors of one width are in one table `(vectors * capacity, width)`, so that a batch needs one gather per width.
 
     Args:
         layers: those that read, in any order.
@@ -80,7 +80,7 @@ class PatchTable(keras.layers.Layer):
                 free[width] += 1
 
     def _positions(self, width: int, rows):
-        """Returns where the vectors of rows stand in the table of a width, `(vectors, rows)`."""
+        """Returns the indices of rows' vectors in the table of a width, `(vectors, rows)`."""
         return np.arange(self.counts[width], dtype="int32")[:, None] * self.capacity + rows
 
     def call(self, rows):

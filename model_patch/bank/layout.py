@@ -71,7 +71,7 @@ def is_elementwise(activation: Callable | None) -> bool:
 
 
 def computes_in_hwbc(layer: keras.Layer, uses: Sequence[Sequence[tuple]]) -> bool:
-    """Whether a layer is right in HWBC as it is.
+    """Whether a layer is right in HWBC without change.
 
     Args:
         layer: of a graph.

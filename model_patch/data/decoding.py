@@ -17,7 +17,7 @@ PALETTE_BYTES = 4 * 256
 """Palette size of an 8-bit BMP, in bytes."""
 
 FORMATS = "JPEG, PNG, BMP, GIF or WebP"
-"""What `decode` reads, in words."""
+"""Names of the formats that `decode` reads."""
 
 
 def decode(contents):

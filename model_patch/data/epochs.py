@@ -1,7 +1,7 @@
 """Epochs whose order and augmentation are functions of a seed and of the epoch's number.
 
 TensorFlow's own `reshuffle_each_iteration` counts how often a data set was gone through in this process. A training that
-goes on in another process has to see the batches that would have come, so the number of the epoch is given instead.
+resumes in another process has to see the batches that would have come, so the number of the epoch is given instead.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def batch_sizes(number: int, batch_size: int) -> np.ndarray:
 
     A left-over batch of a few images would take as large a step as the others, on the gradient and the batch statistics of
     those few alone; docs/choices.md has what that costs. All sizes but the first are multiples of 8, or of 4 or 2 for small
-    batches, where the batch size is one: so many devices share them evenly. They do not depend on the number of devices,
+    batches, where the batch size is one: the devices share them evenly. They do not depend on the number of devices,
     as the steps should not.
 
     Args:

@@ -85,7 +85,7 @@ def _read(path: Path, num_axes: int) -> np.ndarray:
     """Returns the uint8 array of a file.
 
     Raises:
-        ModelPatchError: the file is not such an array of so many axes, or is longer or shorter than its header says.
+        ModelPatchError: the file is not such an array with `num_axes` axes, or is longer or shorter than its header says.
     """
     try:
         contents = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

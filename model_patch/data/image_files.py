@@ -38,7 +38,7 @@ INNER = "folders inside a class: left out"
 ASTRAY = "links that lead nowhere, or back: left out"
 UNREADABLE = "cannot be read: left out"
 TURNED = "turned as their EXIF orientation says"
-NOT_TURNED = "with an EXIF orientation that is not followed, as they are no JPEG"
+NOT_TURNED = "with an EXIF orientation that is not followed, because they are not JPEG"
 CMYK = "CMYK: made RGB"
 PALETTE = "with a palette: made RGB"
 ALPHA = "with alpha, which is left out"
@@ -183,7 +183,7 @@ def read_header(path: Path, num_bytes: int) -> Header | None:
 
 
 def summary(root: Path, num_images: int, found: Mapping[str, Iterable[str]]) -> str:
-    """Says in one text what was found that is not used as it is stored; empty where there is nothing.
+    """Summarises which files are skipped or converted; empty if none are.
 
     Args:
         root: the folder that was opened.
@@ -195,5 +195,5 @@ def summary(root: Path, num_images: int, found: Mapping[str, Iterable[str]]) -> 
 
 
 def named(paths: list[str], most: int) -> str:
-    """Returns the first so many paths, and dots where there are more."""
+    """Returns the first few paths, and dots if there are more."""
     return ", ".join(paths[:most]) + (", ..." if len(paths) > most else "")

@@ -34,7 +34,7 @@ class Split:
         """Returns the images in their order.
 
         Args:
-            max_images: the first so many; None for all.
+            max_images: use at most this many, the first ones; None for all.
 
         Returns:
             `tf.data.Dataset` of `(image, label)`, uint8 `(height, width, 3)` in 0..255 and int64 scalar.
@@ -45,7 +45,7 @@ class Split:
         return stored.map(lambda form, label: (self.load(form), label), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
     def take(self, max_images: int | None) -> int:
-        """Returns how many images there are when at most so many are used; None for all."""
+        """Returns the number of images if at most `max_images` are used; None for all."""
         return self.num_images if max_images is None else min(max_images, self.num_images)
 
 

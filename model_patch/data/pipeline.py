@@ -34,13 +34,13 @@ def batches(
         split: where the images come from.
         preprocessing: image size and scaling.
         batch_size: the most images per batch, at least 1; see `model_patch.data.epochs.batch_sizes`.
-        max_images: the first so many images of the split; None for all.
-        augmentation: names joined by `+`, see `model_patch.data.augment`; anew in every epoch.
-        shuffle_seed: shuffles anew in every epoch; None keeps the split's order. The batches of an epoch are a function
+        max_images: use at most this many images, the first of the split; None for all.
+        augmentation: names joined by `+`, see `model_patch.data.augment`; differs in every epoch.
+        shuffle_seed: reshuffles in every epoch; None keeps the split's order. The batches of an epoch are a function
             of this seed and of the epoch's number, whichever epochs come before it.
         epochs: numbers of the epochs, whose batches follow one another.
-        cache: whether anything is kept in memory. Without, no image is decoded that is not asked for.
-        shuffle_bytes: images that are not kept are shuffled in their stored form, so many bytes of them at a time.
+        cache: whether images are cached. Otherwise only requested images are decoded.
+        shuffle_bytes: images that are not cached are shuffled in their stored form, in a buffer of this many bytes.
 
     Returns:
         `tf.data.Dataset` of `(images, labels)`, float32 `(batch, image_size, image_size, 3)` and int64 `(batch,)`.
@@ -74,7 +74,7 @@ def batches(
 
     def one_epoch(epoch):
         if cache:
-            # A buffer of all images reads the cache to its end at once: nobody who stops early leaves it half filled.
+            # A buffer of all images reads the cache to its end at once: stopping early never leaves it half filled.
             chosen = shuffle(images, number, epoch)
         else:
             at_once = split.num_images * shuffle_bytes // max(1, split.stored_bytes)

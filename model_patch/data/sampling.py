@@ -100,11 +100,11 @@ def hold_out(split: Split, number: int, max_images: int | None = None) -> tuple[
 
     Args:
         split: its order mixes the classes, so both parts are fair samples.
-        number: how many are held out; fewer than there are.
-        max_images: look at the first so many only; None for all.
+        number: size of the second split; smaller than all.
+        max_images: use at most this many, the first ones; None for all.
 
     Returns:
-        The others, and those held out.
+        The first split, and the second.
     """
     total = split.take(max_images)
 

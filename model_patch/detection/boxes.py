@@ -17,7 +17,7 @@ CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 """What box codes are divided by, so that all four have about the same spread: "variance" in the released code of SSD."""
 
 MAX_SIZE_CODE = math.log(1000 / 16) / SIZE_VARIANCE
-"""Size codes are cut off here when they are decoded: a wild net must not make infinite boxes."""
+"""Size codes are clipped here when they are decoded: a diverging net must not make infinite boxes."""
 
 BACKGROUND = -1
 """Index of the true box of a default box that is matched to none."""
@@ -147,7 +147,7 @@ def encode(boxes, default_boxes):
 
 
 def decode(codes, default_boxes):
-    """Inverse of `encode`, with sizes cut off at 62.5 times the default box."""
+    """Inverse of `encode`, with sizes clipped at 62.5 times the default box."""
     default_centre, default_size = _centre_and_size(default_boxes)
     centre = codes[..., :2] * CENTRE_VARIANCE * default_size + default_centre
     size = ops.exp(ops.minimum(codes[..., 2:], MAX_SIZE_CODE) * SIZE_VARIANCE) * default_size

@@ -74,13 +74,13 @@ def evaluate_detector(
     """Measures a detector.
 
     Boxes are compared as fractions of their images: to stretch an image changes no IoU. Boxes to be ignored, crowds and
-    difficult objects, are neither asked for nor counted against a detector that finds them (as COCO does for crowds).
+    difficult objects, are ignored (as COCO does for crowds).
 
     Args:
         bound: a detection task.
         split: the images.
         batch_size: images at once.
-        max_images: the first so many; None for all.
+        max_images: use at most this many, the first ones; None for all.
 
     Returns:
         `METRICS` by name, in 0..1.

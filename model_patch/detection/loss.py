@@ -16,7 +16,7 @@ CONFIDENCES = {
 
 NEGATIVES_PER_POSITIVE = 3
 MIN_NEGATIVES = 3
-"""Background boxes that count: at most three per matched box, those with the largest loss, and at least so many in an
+"""Background boxes that count: at most three per matched box, those with the largest loss, and at least this many in an
 image, so that images without boxes teach something, too."""
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0

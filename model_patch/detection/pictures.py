@@ -16,7 +16,7 @@ COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#ff9f0a", "#bf5af2", "#6
 
 TRUTH = "#ffffff"
 SMALLEST = 384
-"""Images are enlarged, by a whole number, until their shorter side has at least so many pixels: text stays readable."""
+"""Images are enlarged, by a whole number, until their shorter side has at least this many pixels, so that text is readable."""
 
 
 def draw(image: np.ndarray, found: Detections, labels: Sequence[str], truth: np.ndarray | None = None) -> Image.Image:

@@ -155,7 +155,7 @@ def feature_layers(trunk: Trunk, number: int = 2) -> tuple[str, ...]:
         number: how many resolutions.
 
     Raises:
-        ModelPatchError: the trunk has no so many resolutions.
+        ModelPatchError: the trunk has too few resolutions.
     """
     last: dict[int, str] = {}
     for layer in trunk.model.layers:

@@ -132,7 +132,7 @@ def reproduce(
         smoke: run all of them as short as can be, to see that they do.
 
     Returns:
-        The verdicts on the paper's claims, which are printed as well.
+        The verdicts on the paper's claims, which are also printed.
 
     Raises:
         ModelPatchError: the suite or an experiment is unknown; another process is running in the workdir; or an experiment
@@ -190,7 +190,7 @@ def _path() -> str:
 
 
 def _hardware() -> str:
-    """Returns what computes, in words, and how busy it is."""
+    """Describes the machine, and how busy it is."""
     of = machine()
     memory = f", {of['memory_gib']} GiB memory" if "memory_gib" in of else ""
     accelerators = "no accelerator" if of["accelerators"] == "none" else of["accelerators"]

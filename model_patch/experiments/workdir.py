@@ -91,7 +91,7 @@ class Workdir:
         return read_json(path) if path.exists() else {}
 
     def write_results(self, results: dict):
-        """Replaces the results file, whole or not at all; the checkpoints of what stands in it now are deleted."""
+        """Replaces the results file, whole or not at all; the checkpoints of the rows now in it are deleted."""
         write_json(self.path / self.RESULTS, results)
         shutil.rmtree(self.path / self.CHECKPOINTS, ignore_errors=True)
 

@@ -25,7 +25,7 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
     """Writes `folder/net.tflite`, the net of all tasks, and `folder/NAME.safetensors`, the values of each.
 
     The signature `serving_default` takes `images`, as a task's own file does (see `model_patch.export.litert_file`), and `vector`,
-    float32 `(values,)`, of the task that is asked. It returns `logits` and `probabilities`, float32 `(batch, classes)`,
+    float32 `(values,)`, of the task. It returns `logits` and `probabilities`, float32 `(batch, classes)`,
     as wide as the largest head: where a task has fewer classes, the further logits are minus infinity and their
     probabilities 0. Nothing is kept between calls: an answer depends on what is handed in alone.
 
@@ -33,7 +33,7 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
     where in it. A task's file holds the one tensor `vector`, and in its metadata, under `model_patch`, the task with its
     labels, and the SHA-256 of the `net.tflite` that it belongs to.
 
-    Arguments as `model_patch.export.litert_file.export`. With `dynamic`, what stands in the vector stays float32.
+    Arguments as `model_patch.export.litert_file.export`. With `dynamic`, the vector remains float32.
 
     Raises:
         ModelPatchError: as `vector_net`, or Keras runs on another backend than TensorFlow.

@@ -96,7 +96,7 @@ def _save(bound: BoundTask, folder: Path):
     module = tf.Module()
     # As a tf.Module that holds the variables themselves, each is tracked, and so stored, once.
     module.weights = [variable.value for variable in model.variables]
-    # What a layer computes with besides: the variables of a SavedModel that runs as it is.
+    # What a layer computes with besides: the variables of a SavedModel that runs as a single layer.
     module.resources = [v for _, layer in walk(model) for v in getattr(layer, "_mp_resources", ())]
     serve, encoded = serving(
         task.preprocessing, lambda resized: task.answers(model(task.preprocessing.scale(resized), training=False))
@@ -117,7 +117,7 @@ def labels_asset(bound: BoundTask, name: str = LABELS):
 
 
 def serving(prepare: Preprocessing, answer: Callable):
-    """Returns the two functions that a task is asked with, see `export_saved_model`.
+    """Returns the two functions that call a task, see `export_saved_model`.
 
     Args:
         prepare: the task's.

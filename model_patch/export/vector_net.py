@@ -113,7 +113,7 @@ def _with_slots(bound: BoundTask, train_spec: TrainSpec) -> BoundTask:
 
 
 def _slots(wide: BoundTask, folded: keras.Model, width: int) -> tuple[VectorSlot, ...]:
-    """Lays the variables of the slots out behind one another, in the order of the graph, the head last."""
+    """Concatenates the variables of the slots, in the order of the graph, the head last."""
     owned: dict[str, set[str]] = {}
     for key in wide.patch_variables:
         path, _, name = key.rpartition("/")

@@ -22,7 +22,7 @@ def run_in_clean_process(script: str, model: str | Path, images: np.ndarray, *ar
 
     Args:
         script: path of the script.
-        model: what it asks.
+        model: what it calls.
         images: float32 `(batch, height, width, 3)` in 0..255.
         *arguments: further ones of the script.
 

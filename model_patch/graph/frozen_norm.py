@@ -1,6 +1,6 @@
 """Frozen norms (tune mode): a bound model whose training steps compute with frozen statistics folded into the convolutions.
 
-Batch norm with frozen statistics is an affine map of each channel, and the kernels before it stay as they are. So a training step
+Batch norm with frozen statistics is an affine map of each channel, and the kernels before it are frozen. So a training step
 can do what `fold` does for good: a third of the time and half of the memory go (docs/speed.md).
 """
 
@@ -52,7 +52,7 @@ def fold_frozen_norms(model: keras.Model) -> keras.Model:
     """Returns a functional model that computes as `model` does in training, over the same variables.
 
     Args:
-        model: functional; stays as it is. Models inside it are folded, too, and so are joined tasks where each has a
+        model: functional; unchanged. Models inside it are folded, too, and so are joined tasks where each has a
             convolution's output for itself.
     """
     fused: dict[str, keras.Layer] = {}

@@ -2,7 +2,7 @@
 
 Patches are bound to the layers of a graph. A net whose layers stand inside other layers, as in the blocks of KerasHub's
 nets and in most subclassed models, is followed as it calls them, and its layers are copied into such a graph, with their
-values. The net itself stays as it is.
+values. The net itself is unchanged.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def inline_layers(model: keras.Model, image_size: int) -> keras.Model:
         except ModelPatchError:
             if _is_closed(layer):
                 raise
-            sealed.add(id(layer))  # No slot is inside: it may stay as it is.
+            sealed.add(id(layer))  # No slot is inside: it may remain.
             return layer(*args, **kwargs)
 
     with _named_by_place(model) as used:
@@ -65,7 +65,7 @@ def inline_layers(model: keras.Model, image_size: int) -> keras.Model:
 
 
 def _holds_layers(layer) -> bool:
-    """Whether a layer is made of layers, and is no graph. Keras' own layers are left as they are."""
+    """Whether a layer is made of layers, and is no graph. Keras' own layers are not opened."""
     if not isinstance(layer, keras.Layer) or isinstance(layer, GRAPHS) or type(layer).__module__.startswith("keras."):
         return False
     return bool(layers_within(layer))

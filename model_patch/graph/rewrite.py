@@ -185,7 +185,7 @@ def rewrite(
     A nested model in which nothing changes is shared whole.
 
     Args:
-        model: a functional or sequential model; left as it is.
+        model: a functional or sequential model; unchanged.
         replace: called once per layer with its path and the layer.
         call: `call(layer, *args, **kwargs)`, how a layer is applied to its inputs; plain application by default. With
             `extra`, it gets the tensors of the graph it is in as `extra`, too.
@@ -269,6 +269,6 @@ def resized(model: keras.Model, shape: tuple, text: str) -> keras.Model:
 
 
 def _input_like(tensor: keras.KerasTensor, name: str, reshape: Callable | None = None) -> keras.KerasTensor:
-    # Names that Keras counts by itself may repeat: it counts anew for each net of keras.applications, see trunks.
+    # Names that Keras counts by itself may repeat: it counts again for each net of keras.applications, see trunks.
     shape = reshape(tensor.shape) if reshape else tensor.shape
     return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=name)

@@ -22,7 +22,7 @@ class PatchedBatchNormalization(Patched, keras.layers.BatchNormalization):
 
         y = gamma * (x - moving_mean) / sqrt(moving_variance + epsilon) + beta,
 
-    an affine map per channel whose gamma and beta can be learnt while the statistics stay as they are. Statistics that
+    an affine map per channel whose gamma and beta can be trained while the statistics are frozen. Statistics that
     the task does not own are the trunk's, and are never moved, whatever the mode. `trainable=False` means inference
     mode, as in Keras.
 

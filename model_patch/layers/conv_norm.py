@@ -26,11 +26,11 @@ class ConvNorm(keras.layers.Layer):
         y = activation(conv(x, kernel * s) + beta - mean * s),   s = gamma / sqrt(variance + epsilon)
 
     which is one operation of oneDNN's. Nothing is learnt of the kernel, so the gradient needs no input, and the norm's
-    input can be told from its output: where the activation passes a gradient dz, it passed z itself,
+    input can be computed from its output: where the activation passes a gradient dz, it passed z itself,
 
         d beta = sum(dz),   d gamma = sum(dz * (z - beta)) / gamma,   dx = conv_transposed(dz, kernel * s),
 
-    sums over batch and pixels. So of three layers one output is kept instead of two to three, and nobody passes over
+    sums over batch and pixels. So of three layers one output is kept instead of two to three, and no operation passes over
     it to scale. Where a gamma is too small beside the shift to tell (`PRECISE`), the norm's input is computed again.
 
     Owns nothing: all variables are those of the layers that it is made of.

@@ -13,7 +13,7 @@ from model_patch.layers.replicas import mean_over_replicas
 
 @keras.saving.register_keras_serializable(package="model_patch")
 class Merge(keras.layers.Layer):
-    """Puts the batches of K tasks behind one another, in the order of the tasks.
+    """Concatenates the batches of K tasks, in the order of the tasks.
 
     Input shape: a list of K tensors `(batch of the task, ...)`, equal but for the batch; batches may differ and change.
 
@@ -62,7 +62,7 @@ class Part(Split):
 
 @keras.saving.register_keras_serializable(package="model_patch")
 class MergeParts(keras.layers.Layer):
-    """Puts K tensors `(batch of the task, ...)` behind one another, to `(sum of the batches, ...)`.
+    """Concatenates K tensors `(batch of the task, ...)` to `(sum of the batches, ...)`.
 
     Keras names layers after their class, and nets have layers named `concatenate` themselves.
     """
@@ -210,7 +210,7 @@ class JoinedBatchNormalization(Joined):
             return mean_over_replicas(means) if self.layers[0].synchronized else means
 
         mean = by_task(ops.mean(x, axis=inner))
-        # The derivative of a variance by its mean is 0.
+        # The derivative of a variance with respect to its mean is 0.
         centre = ops.reshape(ops.take(ops.stop_gradient(mean), task, axis=0), _per_example(x, axis))
         variance = by_task(ops.mean(ops.square(x - centre), axis=inner))
         for k, layer in enumerate(self.layers):
@@ -220,7 +220,7 @@ class JoinedBatchNormalization(Joined):
 
 
 def _per_example(x, axis: int) -> list[int]:
-    """Returns the shape in which `(batch, channels)` goes with x, whose channels are on `axis`."""
+    """Returns the shape that broadcasts `(batch, channels)` to x, whose channels are on `axis`."""
     return [-1 if i == 0 else x.shape[i] if i == axis else 1 for i in range(len(x.shape))]
 
 

@@ -10,7 +10,7 @@ from keras import ops
 
 @dataclasses.dataclass(frozen=True)
 class VectorSlot:
-    """Where the values of one variable stand in the vector of a task's values.
+    """Position of one variable's values in a task's vector.
 
     Attributes:
         key: of the variable, `<layer path>/<variable name>`; the head's are `head/<variable name>`.
@@ -32,7 +32,7 @@ class Slotted(keras.layers.Layer):
     """Computes what a layer does, some of its variables taken out of a vector that is handed in.
 
     Args:
-        layer: a built layer; its other variables are used as they are.
+        layer: a built layer; its other variables are used unchanged.
         slots: which of its variables are taken, by the variable, and from where.
         **kwargs: of `keras.layers.Layer`.
 

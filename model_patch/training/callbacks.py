@@ -57,7 +57,7 @@ class InputWait(keras.callbacks.Callback):
         """Returns a `tf.data.Dataset` of the same batches, whose reader's waiting is added up.
 
         Of a Python iterable, and where several replicas compute, whose steps are called from Python, it is an iterator.
-        Else, when the reader asks is noted before the batches are asked, and looked at when they answer: all in the reader's
+        Else, the time of the request is recorded before the batches are requested, and compared when they arrive: all in the reader's
         own thread, 0.05 ms for each.
         """
         import tensorflow as tf
@@ -80,7 +80,7 @@ class InputWait(keras.callbacks.Callback):
 
         asked = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
         options = tf.data.Options()
-        options.experimental_optimization.inject_prefetch = False  # It would ask in the reader's place.
+        options.experimental_optimization.inject_prefetch = False  # It would request in the reader's place.
         return tf.data.Dataset.zip(asked, batches).map(add).with_options(options)
 
     def _measured_in_python(self, batches):
@@ -103,7 +103,7 @@ class InputWait(keras.callbacks.Callback):
 
 
 class StopAtNaN(keras.callbacks.Callback):
-    """Raises a `TrainingError` as soon as the loss is no number.
+    """Raises a `TrainingError` as soon as the loss is NaN or infinite.
 
     Args:
         what: names what is trained, for the error.

@@ -22,7 +22,7 @@ from model_patch.training.resume import Checkpoint
 from model_patch.training.statistics import estimate_statistics
 
 VALIDATION = "val_accuracy"
-"""Name in the logs of the mean of the tasks' accuracies on the images that were held out."""
+"""Name in the logs of the mean of the tasks' accuracies on the validation split."""
 
 
 def fit_joined(
@@ -41,7 +41,7 @@ def fit_joined(
 ) -> Fitted:
     """Trains what joined tasks learn, keeps the best epoch, and re-estimates the statistics that training moved.
 
-    After each epoch every task is tested on training images that were held out. The values of the epoch with the best
+    After each epoch every task is evaluated on a validation split of its training images. The values of the epoch with the best
     mean of the tasks' accuracies are the ones that stay.
 
     Args:
@@ -53,10 +53,10 @@ def fit_joined(
         sampler: by default `Sampler()`.
         augmentation: by task name.
         weights: what a task's mean loss counts in the sum, by task name; 1 each by default.
-        validation_fraction: share of the training images held out, in 0..1; with 0 the last epoch stays.
+        validation_fraction: share of the training images in the validation split, in 0..1; with 0 the last epoch is kept.
         seed: of the order of the images and of augmentation.
         log_dir: folder for TensorBoard's files; none are written without.
-        checkpoint: file to go on from and to write after each epoch, as for `fit`.
+        checkpoint: file to resume from and to write after each epoch, as for `fit`.
 
     Returns:
         What it took, testing on held-out images included.
@@ -98,7 +98,7 @@ def fit_joined(
 
 
 def held_out_parts(name: str, data: ImageData, recipe: Recipe, fraction: float) -> tuple[Split, Split]:
-    """Returns a task's training images without those held out, and those.
+    """Splits a task's training images into a training and a validation split.
 
     Args:
         name: of the task.
@@ -125,7 +125,7 @@ class CountImages(keras.callbacks.Callback):
     Args:
         names: of the tasks.
         sizes: images of each task in each step, int `(steps, tasks)`.
-        steps_per_epoch: after how many steps Keras begins to count anew.
+        steps_per_epoch: after how many steps Keras counts from 0 again.
     """
 
     def __init__(self, names: list[str], sizes: np.ndarray, steps_per_epoch: int):

@@ -54,10 +54,10 @@ def run_epochs(
         num_images: how many come in an epoch.
         recipe: how.
         log_dir: folder for TensorBoard's files; none are written without.
-        checkpoint: file to go on from and to write, as for `fit`.
+        checkpoint: file to resume from and to write, as for `fit`.
         wait: what measures the waiting for `train`; a new one by default.
         one_call_per_epoch: all steps of an epoch are one call of TensorFlow's, for steps so short that Keras' own work around
-            each would be most of it. The same is computed; the bar moves, and a loss that is no number is seen, once per epoch.
+            each would be most of it. The same is computed; the bar moves, and a NaN loss is seen, once per epoch.
         callbacks: further ones.
 
     Returns:
@@ -156,7 +156,7 @@ def compile_for(
 ):
     """Compiles a model with the loss and the metrics of a task.
 
-    Without an optimizer, for testing, a model that was compiled here before stays as it is: Keras traces its test graph once,
+    Without an optimizer, for testing, a model that was compiled here before is not compiled again: Keras traces its test graph once,
     and every further test takes the same.
 
     Args:

@@ -51,7 +51,7 @@ class Recipe:
         learning_rate: highest rate; 0 takes the default for the optimizer and for what is trained.
         schedule: a name in `SCHEDULES`.
         augmentation: names joined by `+`, see `model_patch.data.augment`.
-        max_train_images, max_test_images: use the first so many; 0 for all.
+        max_train_images, max_test_images: use at most this many, the first ones; 0 for all.
 
     Raises:
         ModelPatchError: a name is unknown or a number out of range.

@@ -70,7 +70,7 @@ def fit(
 
 
 def filled_up(batches, devices: int):
-    """Returns batches that so many devices can share evenly, with weights: `(x, y, weights)` instead of `(x, y)`.
+    """Returns batches that the devices can share evenly, with weights: `(x, y, weights)` instead of `(x, y)`.
 
     JAX parts no others. Losses stay those of the batches without the copies.
 

@@ -1,4 +1,4 @@
-"""Going on with a training that was cut off, with the same values to the last bit.
+"""Resuming a training that was interrupted, with the same values to the last bit.
 
 Keras' `BackupAndRestore` writes weights and the epoch's number as two files, which a kill can leave apart, and knows neither
 the best epoch so far nor where the data are. Here all of it is one file, written whole or not at all.
@@ -61,7 +61,7 @@ class Checkpoint(keras.callbacks.Callback):
                 raise ValueError("its variables are others")
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ModelPatchError(
-                f"the checkpoint {self.path} cannot be used ({error}): delete it, and its row begins anew"
+                f"the checkpoint {self.path} cannot be used ({error}): delete it, and its row restarts"
             ) from None
         for key, variable in variables.items():
             variable.assign(values[key])

@@ -1,7 +1,7 @@
 """Re-estimating a patch's batch-norm statistics on its task's images.
 
 A moving average forgets slowly or jitters, depending on its momentum and on how many steps there were; after a short
-training it decides more about test accuracy than what was learnt (docs/choices.md). So the statistics are measured anew
+training it decides more about test accuracy than the trained values (docs/choices.md). So the statistics are re-estimated
 at the end, as averages over batches that the finished patch processes in training mode.
 """
 

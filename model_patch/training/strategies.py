@@ -26,7 +26,7 @@ def devices(strategy: str = "default", *, mixed_precision: bool = False, synchro
     Args:
         strategy: one of `STRATEGIES`.
         mixed_precision: compute in bfloat16; variables, statistics, logits and losses stay float32.
-        synchronise: batch norms that train with statistics of the batch take those of the whole one, as on one device;
+        synchronise: batch norms that train with statistics of the batch take those of the global batch, as on one device;
             without, each replica those of its part, which is faster.
 
     Raises:

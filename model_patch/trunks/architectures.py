@@ -201,7 +201,7 @@ INCEPTION_V3 = _inception_v3_convolutions()
 
 
 def _efficientnet_scopes(net: keras.Model) -> dict[str, str]:
-    """The published names count convolutions and norms anew in each block, and call them by their classes."""
+    """The published names restart the count of convolutions and norms in each block, and call them by their classes."""
     scopes = {"stem_conv": "stem/conv2d", "stem_bn": "stem/tpu_batch_normalization"}
     scopes |= {"top_conv": "head/conv2d", "top_bn": "head/tpu_batch_normalization"}
     counts: dict[str, int] = {}

@@ -17,7 +17,7 @@ from model_patch.trunks.reusable import FILES, features_of, load_module, own_siz
 from model_patch.trunks.source import Source, recognise
 
 TOLERANCE = 1e-4
-"""Largest difference between a module's features and those of the Keras net that stands for it, for features of size 1."""
+"""Largest difference between a module's features and those of the Keras net that replaces it, for features of size 1."""
 
 
 def open_hub(spec: Spec, image_size: int | None = None) -> Trunk:
@@ -27,7 +27,7 @@ def open_hub(spec: Spec, image_size: int | None = None) -> Trunk:
     of them must fit, and the net must give the module's own features for the same images; which scaling of pixels the
     module expects shows then, too. The trunk is an ordinary Keras net.
 
-    Any other module runs as it is, as one layer, see `SavedModelLayer`. Tasks learn scales and biases of its batch norms
+    Any other module runs as a single layer, see `SavedModelLayer`. Tasks learn scales and biases of its batch norms
     and depthwise kernels, which are found by their names. It takes images of one size, scaled to [0, 1] unless the option
     says otherwise. `as_is=true` opens a module so whose architecture is known.
 
@@ -59,7 +59,9 @@ def open_hub(spec: Spec, image_size: int | None = None) -> Trunk:
         return _mapped(spec, module, source, wanted, options["preprocessing"])
     size = own_size(module) or wanted or 224
     if wanted and wanted != size:
-        raise ModelPatchError(f"the module {spec.rest} runs as it is and takes images of {size} px: {wanted} are given")
+        raise ModelPatchError(
+            f"the module {spec.rest} runs as a single layer and takes images of {size} px: {wanted} are given"
+        )
     return _as_is(spec, folder, size, options["preprocessing"] or "unit")
 
 

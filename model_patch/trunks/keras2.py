@@ -54,7 +54,7 @@ def translated(config):
 
 
 def _modernise_calls(graph: dict):
-    """Rewrites how one graph's configuration says what calls what, in place. Leaves one of Keras 3 as it is."""
+    """Rewrites how one graph's configuration says what calls what, in place. Does not change one of Keras 3."""
     nested = [layer for layer in graph["layers"] if "layers" in layer["config"]]
     graphs = {layer["name"]: layer["class_name"] for layer in nested}
 

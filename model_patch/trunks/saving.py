@@ -32,7 +32,7 @@ def saved_spec(text: str, stem: str | Path) -> str:
         path = f"{stem}.keras"
         saved = f"file:{path}"
     if any(character in path for character in "#?&"):
-        raise ModelPatchError(f"the path {path} cannot stand in a spec: choose a --workdir without '#', '?' and '&'")
+        raise ModelPatchError(f"the path {path} cannot be part of a spec: choose a --workdir without '#', '?' and '&'")
     return saved
 
 
@@ -47,7 +47,7 @@ def save_trunk(trunk: Trunk, stem: str | Path) -> str:
         The spec that opens it.
 
     Raises:
-        ModelPatchError: the file cannot be written, or the path cannot stand in a spec.
+        ModelPatchError: the file cannot be written, or the path cannot be part of a spec.
     """
     saved = saved_spec(trunk.name, stem)
     if saved.startswith("keras:"):

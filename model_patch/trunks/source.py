@@ -59,7 +59,7 @@ class Source:
 
         Args:
             image_size: height and width in pixels.
-            scales: whether a net of Keras that scales pixels by itself goes on to do so.
+            scales: whether a net of Keras that scales pixels by itself still does so.
 
         Raises:
             ModelPatchError: a variable is missing, not known, or of another shape than the net's; all are named.

@@ -311,7 +311,7 @@ def test_images_of_real_life_become_what_the_rules_say(tmp_path):
     assert shapes.count((20, 10, 3)) == 1 and {(2, 20_000, 3), (1, 1, 3), (10, 20, 3)} <= set(shapes)
     assert set(data.notes[0].splitlines()[1:]) == {
         "  1 turned as their EXIF orientation says: red/über 日本 🐈.jpg",
-        "  1 with an EXIF orientation that is not followed, as they are no JPEG: red/not-turned.png",
+        "  1 with an EXIF orientation that is not followed, because they are not JPEG: red/not-turned.png",
         "  1 more than 10,000 pixels high or wide: red/wide.png",
         "  1 one pixel high or wide: red/one.png",
         "  1 CMYK: made RGB: red/cmyk.jpg",

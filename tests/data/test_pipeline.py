@@ -73,7 +73,7 @@ def test_the_batches_of_an_epoch_do_not_depend_on_the_epochs_before(faces, augme
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_augmentation_is_anew_each_epoch_and_repeatable(faces, cache):
+def test_augmentation_differs_each_epoch_and_is_repeatable(faces, cache):
     preprocessing = Preprocessing(25, "tf")
     kwargs = {"augmentation": "crop+flip", "shuffle_seed": 3, "cache": cache}
 

@@ -66,7 +66,7 @@ def test_a_patch_trains_in_its_slots_and_the_head_and_nowhere_else(trunk, task, 
     assert all(not np.array_equal(owned[key], after[key]) for key in learnt)
 
 
-def test_the_heads_statistics_are_measured_anew_where_the_trunks_are_not(trunk, task, images, boxes):
+def test_the_heads_statistics_are_re_estimated_where_the_trunks_are_not(trunk, task, images, boxes):
     bound = bind(trunk, task, "scale_bias+last")
     before, owned = snapshot(trunk.variables()), snapshot(bound.head_variables)
     estimate_statistics(bound, [(images, boxes)])
@@ -114,7 +114,7 @@ def test_a_detector_and_a_classifier_are_two_patches_on_one_frozen_trunk_and_bot
     train_classifier(classifier, images, np.arange(6) % 2)
     assert same(before, snapshot(trunk.variables()))
     for bound in (detector, classifier):
-        # Out of its file, on the trunk opened anew.
+        # Out of its file, on the trunk opened again.
         bound.patch().save(tmp_path / "patch.safetensors")
         again = Trunk(small_net(size=SIZE), "again", Preprocessing(SIZE, "tf"))
         loaded = bind_patch(again, Patch.load(tmp_path / "patch.safetensors"))

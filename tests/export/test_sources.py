@@ -71,7 +71,7 @@ def subclassed(folder):
 
 @pytest.mark.parametrize(
     ("make", "kept"),
-    # Norms that stay as they are, or become affine layers: the layer norms of the shortcuts, and those before a convolution.
+    # Norms that are not folded, or become affine layers: the layer norms of the shortcuts, and those before a convolution.
     [
         pytest.param(bundled, 0, id="bundled", marks=pytest.mark.slow),
         pytest.param(file_of_keras_2, 0, id="file"),
@@ -126,6 +126,8 @@ def test_a_trunk_that_runs_as_it_is_is_refused_by_what_needs_its_layers(tmp_path
     trunk = open_trunk(f"hub:{module}")
     bound = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing))
     for format, what in {"signatures": "one net", "litert": "a fold", "litert_set": "one net"}.items():
-        with pytest.raises(ModelPatchError, match=f"{what}.* needs the layers of the trunk hub:.*runs as it is"):
+        with pytest.raises(
+            ModelPatchError, match=f"{what}.* needs the layers of the trunk hub:.*runs as a single layer"
+        ):
             export(format, [bound], tmp_path / format)
         assert not (tmp_path / format).exists()

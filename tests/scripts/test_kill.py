@@ -1,4 +1,4 @@
-"""Scripts that are killed go on with the same command and end with the same files as ones that nobody disturbed."""
+"""Killed scripts resume with the same command, and end with the same files as uninterrupted ones."""
 
 import contextlib
 import dataclasses
@@ -102,7 +102,7 @@ class Job:
         return time.monotonic() - start
 
     def kill(self, workdir: Path, seconds: float, number: signal.Signals):
-        """Starts, waits for the run's first file and so many seconds more, and sends the signal.
+        """Starts, waits for the run's first file and some seconds more, and sends the signal.
 
         Ctrl-C must end in one sentence, wherever it comes.
         """
@@ -169,7 +169,7 @@ def whole_or_absent(workdir: Path):
 
 
 def kill_at_random(job: Job, whole: dict, seconds: float, number: int, seed: int, folder: Path):
-    """Kills so many runs once each, at random moments of their `seconds`; each goes on and must end as `whole`."""
+    """Kills a number of runs once each, at random moments of their `seconds`; each resumes and must end as `whole`."""
     draw = random.Random(seed)
     for k in range(1, number + 1):
         workdir = folder / f"run{k:02}"
@@ -180,7 +180,7 @@ def kill_at_random(job: Job, whole: dict, seconds: float, number: int, seed: int
 
 
 def check_goes_on(job: Job, workdir: Path, whole: dict, what: str):
-    """The same command ends as the run that nobody disturbed, and leaves nothing behind."""
+    """The same command ends like the uninterrupted run, and leaves nothing behind."""
     ran = job.run(workdir)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert ends(workdir) == whole, what
@@ -196,7 +196,7 @@ def trunk(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def detector(trunk, tmp_path_factory) -> tuple[Path, float]:
-    """The folder of a training of detectors that nobody disturbed, and how long it took."""
+    """The folder of an uninterrupted training of detectors, and how long it took."""
     folder = tmp_path_factory.mktemp("detector") / "run00"
     return folder, Job("detect", {"trunk": trunk}).run_timed(folder)
 
@@ -222,7 +222,7 @@ KILLS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", JOBS)
-def test_a_killed_run_ends_as_one_that_nobody_disturbed(trunk, detector, tmp_path, script):
+def test_a_killed_run_ends_like_an_uninterrupted_one(trunk, detector, tmp_path, script):
     job, whole, seconds = undisturbed(script, trunk, detector, tmp_path)
     for number, part in KILLS[script]:
         job.kill(tmp_path / "run01", part * seconds, number)

@@ -1,4 +1,4 @@
-"""What makes training faster or smaller leaves accuracy as it is: digits on the bundled trunk, with each and without, three seeds.
+"""Optimisations of speed and memory do not change accuracy: digits on the bundled trunk, with each and without, three seeds.
 
 python -m tests.soak.soak_accuracy        # prints the table of docs/speed.md
 python -m tests.soak.soak_accuracy 3 500  # epochs, and images to train on at most; further arguments: names in PAIRS

@@ -20,11 +20,11 @@ mount -o remount,size=1g "$disk"
 cp -r "$disk/run00" "$disk-after"
 exit $status
 """
-"""Runs a command on a disk of so many KiB, then again with room, and copies what it wrote to another place."""
+"""Runs a command on a disk of `kib` KiB, then again with room, and copies what it wrote to another place."""
 
 
 @pytest.mark.parametrize("script", JOBS)
-def test_every_killed_run_ends_as_one_that_nobody_disturbed(trunk, detector, tmp_path, script):  # noqa: F811
+def test_every_killed_run_ends_like_an_uninterrupted_one(trunk, detector, tmp_path, script):  # noqa: F811
     job, whole, seconds = undisturbed(script, trunk, detector, tmp_path)
     kill_at_random(job, whole, seconds, POINTS, seed=0, folder=tmp_path)
 

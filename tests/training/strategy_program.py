@@ -49,7 +49,7 @@ class Cut(Exception):
 
 
 class CutAt(keras.callbacks.Callback):
-    """Ends a training with so many of its steps."""
+    """Ends a training after `steps` steps."""
 
     def __init__(self, steps):
         super().__init__()
@@ -62,7 +62,7 @@ class CutAt(keras.callbacks.Callback):
 
 
 def one_task(train, statistics, checkpoint=None, steps=None):
-    """Trains; after so many steps, if any are given, the training is cut off."""
+    """Trains; the training is interrupted after a number of steps, if one is given."""
     images, labels = random_images(), np.arange(NUMBER) % 3
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(BATCH)
     opened = trunk()

@@ -125,7 +125,7 @@ def test_nothing_is_traced_after_the_first_epoch_nor_for_a_second_test(digits, d
     fit(bound, data, recipe)
     again = layers[0].calls
     evaluate(bound, data, dataclasses.replace(recipe, max_test_images=70))
-    assert layers[0].calls == again + (train != "last")  # Training compiled the model anew, or another one.
+    assert layers[0].calls == again + (train != "last")  # Training compiled the model again, or another one.
     bound.model.compile(loss="mse", metrics=["mae"])
     assert evaluate(bound, data, recipe).keys() == first.keys(), "what others compiled is not taken for ours"
 

@@ -136,7 +136,7 @@ FOLDED = {
     "VGG19": (0, 0, 0),
     "Xception": (40, 0, 0),
 }
-"""How many norms go into convolutions, become affine layers, and stay as they are."""
+"""How many norms go into convolutions, become affine layers, and are not folded."""
 
 IN_LITERT = ("EfficientNetB0", "MobileNetV3Small", "ResNet50V2")
 

@@ -310,7 +310,7 @@ def test_a_layer_of_somebodys_own_is_refused_by_name(tmp_path):
     keras.Model(image, _Own()(image)).save(tmp_path / "own.keras")
     registered = keras.saving.get_custom_objects()
     known = dict(registered)
-    registered.clear()  # As in a process in which nobody defined the layer.
+    registered.clear()  # As in a process in which the layer is not defined.
     try:
         with pytest.raises(ModelPatchError, match=r"own.keras cannot be loaded as a Keras model: .*'_Own'"):
             open_trunk(f"file:{tmp_path}/own.keras")

@@ -204,16 +204,14 @@ def test_a_patch_of_a_module_that_runs_as_it_is_comes_back(unknown_module, task,
 @pytest.mark.parametrize("train", ["full", "statistics"])
 def test_what_cannot_be_learnt_on_a_module_that_runs_as_it_is_is_refused(unknown_module, task, train):
     trunk = open_trunk(f"hub:{unknown_module}")
-    message = (
-        f"{train} cannot be learnt on a trunk that runs as it is, nor norm_statistics=batch: expected scale_bias, "
-    )
+    message = f"{train} cannot be trained on a trunk that runs as a single layer, nor norm_statistics=batch: expected scale_bias, "
     with pytest.raises(ModelPatchError, match=message):
         bind(trunk, task, train)
 
 
 def test_a_join_needs_layers(unknown_module, task):
     with pytest.raises(
-        ModelPatchError, match=r"a join needs the layers of the trunk hub:.*unknown, which runs as it is"
+        ModelPatchError, match=r"a join needs the layers of the trunk hub:.*unknown, which runs as a single layer"
     ):
         join(open_trunk(f"hub:{unknown_module}"), [task])
 
@@ -287,7 +285,7 @@ def test_what_cannot_be_opened_is_refused_in_one_sentence(small_module, unknown_
         (f"hub:{unknown_module}?preprocessing=rgb", "unknown preprocessing 'rgb'"),
         (
             f"hub:{unknown_module}?image_size=64",
-            "the module .*unknown runs as it is and takes images of 32 px: 64 are given",
+            "the module .*unknown runs as a single layer and takes images of 32 px: 64 are given",
         ),
         (f"hub:{small_module}?as_is=yes", "as_is=yes in .* is neither true nor false"),
         (f"hub:{small_module}#Conv", "has a part behind '#'"),

@@ -42,5 +42,5 @@ def test_a_net_that_weights_alone_do_not_make_again_is_saved_whole(spec, saved):
 
 
 def test_a_path_that_cannot_stand_in_a_spec_is_refused():
-    with pytest.raises(ModelPatchError, match=r"runs/a&b/trunk.safetensors cannot stand in a spec"):
+    with pytest.raises(ModelPatchError, match=r"runs/a&b/trunk.safetensors cannot be part of a spec"):
         saved_spec("bundled", "runs/a&b/trunk")

@@ -97,7 +97,7 @@ def annotated(file: CocoFile, folder: Path, notes: list[str]) -> list[Annotated]
     number = len(boxes)
     if over.any():
         notes.append(
-            f"{over.sum()} of {number} boxes in {file.path} stick out of their images and were cut off there, first that of "
+            f"{over.sum()} of {number} boxes in {file.path} extend beyond their images and were clipped, first that of "
             f"{file.where(int(over.argmax()))}"
         )
     if not has_area.all():

@@ -1,7 +1,7 @@
 """The images of one detection task: what every source of them opens.
 
 Images are upright wherever they are used. Boxes that were drawn on the pixels as stored are turned with their image.
-Rules for boxes, in every source: what sticks out of the image is cut off; boxes without area, before or after that, are left
+Rules for boxes, in every source: boxes are clipped to the image; boxes without area, before or after that, are left
 out; images without boxes stay, and teach what background is. Sources that see all their boxes when they are opened say in a
 note how many there were, and refuse boxes that lie wholly outside, as these are mostly in other coordinates.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from model_patch.data.decoding import is_turned
 
 MAX_BOXES = 100
-"""An image has at most so many boxes in training; the first ones. COCO's have up to 93."""
+"""Training uses at most this many boxes of an image, the first ones. COCO's have up to 93."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DetectionSplit:
         """Returns the images in their order, `(image, boxes, classes, ignored)`, the boxes by the rules above.
 
         Args:
-            max_images: the first so many; None for all.
+            max_images: use at most this many, the first ones; None for all.
         """
         import tensorflow as tf
 
@@ -49,7 +49,7 @@ class DetectionSplit:
         return self.stored(self.take(max_images)).map(load, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
     def take(self, max_images: int | None) -> int:
-        """Returns how many images there are when at most so many are used; None for all."""
+        """Returns the number of images if at most `max_images` are used; None for all."""
         return self.num_images if max_images is None else min(max_images, self.num_images)
 
 

@@ -79,9 +79,9 @@ def batches(
         split: where the images come from.
         preprocessing: image size and scaling.
         batch_size: the most images per batch, at least 1; see `model_patch.data.epochs.batch_sizes`.
-        max_images: the first so many images of the split; None for all.
-        augmentation: names in `AUGMENTATIONS` joined by `+`; anew in every epoch.
-        shuffle_seed: shuffles anew in every epoch; None keeps the split's order.
+        max_images: use at most this many images, the first of the split; None for all.
+        augmentation: names in `AUGMENTATIONS` joined by `+`; differs in every epoch.
+        shuffle_seed: reshuffles in every epoch; None keeps the split's order.
         epochs: numbers of the epochs, whose batches follow one another, as in `model_patch.data.pipeline`.
         cache: whether images are kept in memory in their stored form, where that takes little.
 

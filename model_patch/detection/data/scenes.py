@@ -18,7 +18,7 @@ SIDES = (0.2, 0.5)
 
 MAX_OVERLAP = 0.1
 TRIES = 20
-"""An image covers at most so much of another's box; where it finds no place in so many tries, it is left out."""
+"""An image covers at most this share of another's box; if no place is found in this many tries, it is skipped."""
 
 BATCH = 1000
 """Images that are read at once."""

@@ -7,10 +7,10 @@ from model_patch.errors import ModelPatchError
 from model_patch.spec import Spec
 
 NUM_PROBED = 50
-"""Where none of so many test images has a box, the boxes are not public: those of COCO and of VOC 2012 are kept by servers."""
+"""If none of this many test images has a box, the boxes are not public: those of COCO and of VOC 2012 are kept by servers."""
 
 IGNORED = ("is_crowd", "is_difficult")
-"""Names of the flags of an object that is neither learnt nor asked for."""
+"""Names of the flags of an object that training and evaluation ignore."""
 
 
 def open_tfds(spec: Spec) -> DetectionData:

@@ -75,7 +75,7 @@ def test_boxes_that_stick_out_are_cut_off_and_boxes_without_area_left_out_with_n
         "1 of 2 images",
     ]
     assert (
-        "were cut off" in data.notes[0] and "have no area" in data.notes[1] and "learnt as background" in data.notes[2]
+        "were clipped" in data.notes[0] and "have no area" in data.notes[1] and "learnt as background" in data.notes[2]
     )
 
 
