@@ -10,6 +10,7 @@ from model_patch.errors import ModelPatchError, PatchError, require_number, requ
 from model_patch.graph.calls import agree, calls, is_custom, takes_training, written
 from model_patch.graph.frozen_norm import FrozenNormModel
 from model_patch.graph.rewrite import Names, rewrite, walk
+from model_patch.graph.settings import dtype_policy
 from model_patch.kinds import TrainSpec, owned
 from model_patch.layers import Patched, patch_layer, variables
 from model_patch.layers.wrapped import Frozen
@@ -116,6 +117,15 @@ class BoundTask:
         for key, variable in owned.items():
             variable.assign(patch.values[key])
 
+    def in_float32(self) -> "BoundTask":
+        """Returns this task computing in float32, on `Trunk.in_float32`; itself where no layer computes in half precision."""
+        if not {"float16", "bfloat16"} & {layer.compute_dtype for _, layer in walk(self.model)}:
+            return self
+        with dtype_policy("float32"):
+            bound = bind(self.trunk.in_float32, self.task, self.train_spec)
+        bound.load(self.patch())
+        return bound
+
     def _frozen_keys(self) -> set[str]:
         return self.trunk.variables().keys() - self.patch_variables.keys()
 
@@ -175,8 +185,7 @@ def bind(
         own_layers[path] = layers_of.get(path) or patch_layer(layer, own, **options)
         return own_layers[path]
 
-    rewritten = rewrite(trunk.model, replace)
-    features = keras.Model(rewritten.input, task.features(rewritten), name=rewritten.name)
+    features = task.features(rewrite(trunk.model, replace))
     head = head_of.head if head_of else task.head(seed)
     if not head_of:
         head.name = Names(features).new(HEAD)

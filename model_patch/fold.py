@@ -67,7 +67,8 @@ def fold(bound: BoundTask, images: np.ndarray | None = None, tolerance: float = 
     Norms that depend on their input (layer and group normalisation, batch norms that are called with `training=True`), those
     inside other layers, and subclasses of Keras' batch norm, which may compute otherwise, are not folded. Nested models
     are folded each for itself. Scales and biases that a task has given to convolutions (`layers.scaled`) go into their
-    kernels. All products are taken in float64 and stored in the layer's own dtype.
+    kernels. All products are taken in float64 and stored in the layer's own dtype. A task of half precision is folded as in
+    float32, see `BoundTask.in_float32`.
 
     Args:
         bound: unchanged, and so is its trunk.
@@ -81,6 +82,7 @@ def fold(bound: BoundTask, images: np.ndarray | None = None, tolerance: float = 
         ModelPatchError: the trunk runs as a single layer, a norm holds NaN or infinite values, or the folded net's outputs
             differ by more than `tolerance`: then the layer is named that differs most.
     """
+    bound = bound.in_float32()
     model, plan = fold_graph(bound)
     probes = _probes(bound, images)
     expected = keras.ops.convert_to_numpy(bound.model(probes, training=False))

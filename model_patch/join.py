@@ -281,7 +281,8 @@ def _joined_features(
     few = len(tasks) <= MOST_SEPARATE and _is_large(trunk.model.input.shape) and not _ends_large(trunk.model)
     call = _SeparateWhileLarge(len(tasks), Names(trunk.model)) if few else None
     model = rewrite(trunk.model, replace, call, extra=merge)
-    return keras.Model(model.input, tasks[0].task.features(model), name=name)
+    features = tasks[0].task.features(model)
+    return keras.Model(features.input, features.output, name=name)
 
 
 SEPARATE_SIZE = 12

@@ -60,16 +60,16 @@ class Task:
             twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
             raise ModelPatchError(f"the task {self.name!r} has the label {twice[0]!r} more than once")
 
-    def features(self, model: keras.Model):
-        """Returns what the head takes out of a trunk's graph: its output `(batch, channels)`, pooled where it is a map."""
+    def features(self, model: keras.Model) -> keras.Model:
+        """Returns the part of a trunk's graph before the head: images to its output, average-pooled where it is a map."""
         import keras
 
         from model_patch.graph.rewrite import Names
 
         output = model.output
-        if len(output.shape) != 4:
-            return output
-        return keras.layers.GlobalAveragePooling2D(name=Names(model).new("pool"))(output)
+        if len(output.shape) == 4:
+            output = keras.layers.GlobalAveragePooling2D(name=Names(model).new("pool"))(output)
+        return keras.Model(model.input, output, name=model.name)
 
     def head(self, seed: int) -> keras.Layer:
         """Returns a new last layer, random by `seed`: features `(batch, channels)` to float32 logits `(batch, classes)`."""

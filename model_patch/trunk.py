@@ -12,6 +12,7 @@ from model_patch.errors import ModelPatchError, TrainingError
 from model_patch.graph.calls import Call, calls, may_write, mixes_images, written
 from model_patch.graph.inline import inline_layers
 from model_patch.graph.rewrite import functional, resized, walk
+from model_patch.graph.settings import check_settings, dtype_policy, with_policy
 from model_patch.kinds import offer_scale_bias
 from model_patch.layers import variables
 from model_patch.preprocessing import Preprocessing
@@ -21,8 +22,9 @@ class Trunk:
     """A net that tasks share, frozen from the moment it becomes a trunk.
 
     Attributes:
-        model: functional Keras model, images `(batch, height, width, 3)` to features `(batch, channels)`, or to a
-            feature map that tasks pool. `trainable` is off: its batch norms run in inference mode and keep their statistics.
+        model: functional Keras model, float32 images `(batch, image_size, image_size, 3)` to features `(batch, channels)`,
+            or to a feature map `(batch, rows, columns, channels)` that tasks pool. `trainable` is off: its batch norms run
+            in inference mode and keep their statistics.
         name: where it came from, the spec it was opened with; recorded in patches, not compared.
         preprocessing: the image size and scaling it takes.
     """
@@ -30,23 +32,28 @@ class Trunk:
     def __init__(self, model: keras.Model, name: str, preprocessing: Preprocessing):
         """Makes a trunk of a model and freezes it.
 
-        Layers inside other layers, and those of a subclassed model, are copied into a graph, see `inline_layers`; a model
-        that is a graph of plain layers is used itself. One for images of any size is made one for those of `preprocessing`.
+        The model is used itself where it is a graph of plain layers. Its layers are copied where they are inside other
+        layers or a subclassed model (see `inline_layers`), and where they were made under another dtype policy than
+        `keras.config.dtype_policy()`: whatever precision a net was saved in, it computes in that of this process.
 
         Raises:
-            ModelPatchError: the model cannot be followed as a graph, has more than one input or output, or has a layer
-                that writes to its variables in inference, or one that mixes up the images of a batch.
+            ModelPatchError: Keras is set to another layout or float type (see `check_settings`); the model cannot be
+                followed as a graph, does not map one image of three channels to features, is for images of another size
+                than that of `preprocessing`, has a layer that cannot compute under the dtype policy, that writes to its
+                variables in inference, or that mixes up the images of a batch.
         """
-        model = functional(inline_layers(model, preprocessing.image_size))
-        if len(model.inputs) != 1 or len(model.outputs) != 1:
+        check_settings()
+        is_graph = isinstance(model, keras.Sequential | keras.Function)
+        model = inline_layers(image_graph(model, name) if is_graph else model, preprocessing.image_size)
+        model, size = image_graph(model, name), preprocessing.image_size
+        height, width = model.input.shape[1:3]
+        if {height, width} - {None, size}:
             raise ModelPatchError(
-                f"the trunk {name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs: expected one image "
-                "input and one feature output"
+                f"the trunk {name!r} takes images of {height} x {width} px and its preprocessing makes them {size} x "
+                f"{size}: build the net for that size, or give the net's own to Preprocessing"
             )
-        if model.input.shape[1:3] == (None, None):
-            # Sizes must be known where zeros are padded, and where images of several tasks are one batch.
-            size = preprocessing.image_size
-            model = resized(model, (size, size, *model.input.shape[3:]), name)
+        # Sizes must be known where zeros are padded, and where images of several tasks are one batch.
+        model = with_policy(resized(model, (size, size, 3), name), keras.config.dtype_policy())
         model.trainable = False
         offer_scale_bias(layer for _, layer in walk(model))
         self.model = model
@@ -96,6 +103,13 @@ class Trunk:
         values = ((key, keras.ops.convert_to_numpy(v)) for key, v in self.variables().items())
         return {key: hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest() for key, value in values}
 
+    @functools.cached_property
+    def in_float32(self) -> "Trunk":
+        """This trunk computing in float32, with copies of the layers that compute in another type; itself where none do."""
+        with dtype_policy("float32"):
+            is_float32 = with_policy(self.model, keras.config.dtype_policy()) is self.model
+            return self if is_float32 else Trunk(self.model, self.name, self.preprocessing)
+
     def require_graph(self, what: str):
         """Checks that the net's own layers are known, not one layer that runs it as a whole, see `trunks.hub`.
 
@@ -132,3 +146,33 @@ class Trunk:
             digest.update(f"{key} {value.shape}\n".encode())
             digest.update(value.tobytes())
         return digest.hexdigest()
+
+
+def image_graph(model: keras.Model, name: str) -> keras.Model:
+    """Returns a graph over the same layers that takes one tensor of images and gives one tensor of features.
+
+    Lists and dicts of one tensor, which Keras models may take and give, become the tensor.
+
+    Args:
+        model: functional or sequential.
+        name: what the trunk is called in errors.
+
+    Raises:
+        ModelPatchError: the model was never built, takes anything else than images of three channels, or gives anything
+            else than features.
+    """
+    model = functional(model)
+    inputs, outputs = model.inputs, model.outputs
+    if len(inputs) != 1 or inputs[0].ndim != 4 or inputs[0].shape[-1] not in (3, None):
+        found = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise ModelPatchError(f"the trunk {name!r} takes {found}: expected one image (batch, height, width, 3)")
+    is_features = len(outputs) == 1 and outputs[0].ndim in (2, 4) and outputs[0].shape[-1]
+    if not is_features or "float" not in outputs[0].dtype:
+        found = ", ".join(f"{x.dtype} {tuple(x.shape)}" for x in outputs)
+        raise ModelPatchError(
+            f"the trunk {name!r} gives {found}: expected features (batch, channels) or a feature map (batch, rows, columns, "
+            "channels)"
+        )
+    if model.input is inputs[0] and model.output is outputs[0]:
+        return model
+    return keras.Model(inputs[0], outputs[0], name=model.name)

@@ -148,3 +148,11 @@ def test_dropout_in_the_trunk_is_on_for_patches_and_off_for_the_last_layer_alone
         return not np.array_equal(model(images, training=True), model(images, training=False))
 
     assert is_random("scale_bias+last") and not is_random("last")
+
+
+@pytest.mark.parametrize("train", ["last", "scale_bias+last", "depthwise+last"])
+def test_a_bound_model_saved_to_hdf5_is_loaded_with_the_same_outputs(trunk, task, images, tmp_path, train):
+    model = bind(trunk, task, train).model
+    model.save(tmp_path / "bound.h5")
+    loaded = keras.models.load_model(tmp_path / "bound.h5")
+    assert np.array_equal(loaded(images), model(images))

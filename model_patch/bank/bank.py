@@ -274,7 +274,7 @@ class _Compiled:
         model = graph.model(patches)
         # Every classification task takes the same features of a trunk.
         pooled = Task("any", ("a", "b"), trunk.preprocessing).features(model)
-        features = keras.Model(model.inputs, pooled, name="trunk")([images, *patches])
+        features = keras.Model(pooled.input, pooled.output, name="trunk")([images, *patches])
         self.channels = features.shape[-1]
         self._head = BankedHead(capacity, self.channels, classes, name=HEAD)
         self.model = keras.Model([images, rows], self._head(features, rows), name="bank")

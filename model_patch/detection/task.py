@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -11,7 +11,7 @@ from model_patch.detection.boxes import DefaultBoxes
 from model_patch.detection.head import SSDLiteHead
 from model_patch.detection.loss import CONFIDENCES, FOCAL_PRIOR, MultiboxLoss
 from model_patch.errors import ModelPatchError, unknown
-from model_patch.graph.rewrite import output_of
+from model_patch.graph.rewrite import Graph, functional, nodes, output_of, outputs_at
 from model_patch.preprocessing import Preprocessing
 from model_patch.tasks import HEAD, Task
 from model_patch.trunk import Trunk
@@ -29,7 +29,7 @@ class DetectionTask(Task):
     The model bound to it answers an image with codes and logits of all default boxes, see `SSDLiteHead`.
 
     Attributes:
-        layers: names of the trunk's layers whose outputs the head takes, finest map first.
+        layers: paths of the trunk's layers whose outputs the head takes, finest map first.
         default_boxes: one grid per feature map.
         extra_channels: of the maps that the head makes behind the trunk's last one.
         confidence: one of `model_patch.detection.loss.CONFIDENCES`.
@@ -70,7 +70,7 @@ class DetectionTask(Task):
             trunk: at the image size of the task.
             name: see `Task`.
             labels: class names.
-            layers: names of layers of the trunk, finest map first; by default those that `feature_layers` finds.
+            layers: paths of layers of the trunk, finest map first; by default those that `feature_layers` finds.
             num_maps: how many maps there are at most, the trunk's and those behind them; they end at one cell.
             width: what the channels of the further maps are multiplied by, such as MobileNet's alpha.
             confidence: see the class.
@@ -93,9 +93,9 @@ class DetectionTask(Task):
         boxes = DefaultBoxes(tuple(grids), **default_boxes)
         return cls(name, tuple(labels), trunk.preprocessing, layers, boxes, tuple(extra_channels), confidence)
 
-    def features(self, model: keras.Model) -> list[keras.KerasTensor]:
-        """Returns the feature maps that the head takes out of a trunk's graph, finest first."""
-        return [output_of(model, layer) for layer in self.layers]
+    def features(self, model: keras.Model) -> keras.Model:
+        """Returns the part of a trunk's graph before the head: images to the list of feature maps, finest first."""
+        return outputs_at(model, self.layers)
 
     def head(self, seed: int) -> keras.Layer:
         """Returns a new SSDLite head, random by `seed`."""
@@ -148,28 +148,50 @@ def feature_layers(trunk: Trunk, number: int = 2) -> tuple[str, ...]:
     """Returns the layers whose outputs are a trunk's last map of each of its coarsest resolutions, finest first.
 
     For MobileNetV2 they are `block_13_expand_relu`, at stride 16, and `out_relu`, at stride 32 (Sandler et al. 2018,
-    section 6.2). Padding layers do not count, nor do maps of one cell where there are larger ones.
+    section 6.2). Maps of one cell do not count where there are larger ones.
 
     Args:
-        trunk: its outermost graph is looked at.
+        trunk: its nested graphs are searched, too.
         number: how many resolutions.
 
     Raises:
         ModelPatchError: the trunk has too few resolutions.
     """
-    last: dict[int, str] = {}
-    for layer in trunk.model.layers:
-        if isinstance(layer, keras.layers.InputLayer | keras.layers.ZeroPadding2D):
-            continue
-        shape = output_of(trunk.model, layer.name).shape
-        if len(shape) == 4 and shape[1] == shape[2]:
-            last[shape[1]] = layer.name
+    last = {grid: path for path, grid in _maps(trunk.model)}
     grids = sorted((grid for grid in last if grid > 1 or len(last) == 1), reverse=True)
     if len(grids) < number:
         raise ModelPatchError(
             f"the trunk {trunk.name} has feature maps of {len(grids)} sizes: name the layers to detect on"
         )
     return tuple(last[grid] for grid in grids[-number:])
+
+
+def _maps(model: keras.Model, prefix: str = "", is_computed: bool = False) -> Iterator[tuple[str, int]]:
+    """Yields path and side of every square map that one layer gives once, computed with weights; padded maps left out.
+
+    Args:
+        model: a graph.
+        prefix: the path of the model inside an outer one, ending in `/`.
+        is_computed: whether what it takes was computed with weights. An image that was only scaled is no feature map.
+    """
+    graph = Graph(functional(model))
+    computed = {id(x) for x in functional(model).inputs if is_computed}
+    for node in nodes(functional(model)):
+        if getattr(node.operation, "weights", None) or any(id(x) in computed for x in node.input_tensors):
+            computed |= {id(x) for x in node.output_tensors}
+    for layer in functional(model).layers:
+        uses = graph.nodes[id(layer)]
+        if len(uses) > 1 or isinstance(layer, keras.layers.InputLayer | keras.layers.ZeroPadding2D):
+            continue
+        path, outputs = prefix + layer.name, uses[0].output_tensors
+        if isinstance(layer, keras.Model):
+            yield from _maps(layer, f"{path}/", any(id(x) in computed for x in uses[0].input_tensors))
+        elif len(outputs) == 1 and id(outputs[0]) in computed and _is_square_map(outputs[0]):
+            yield path, outputs[0].shape[1]
+
+
+def _is_square_map(output: keras.KerasTensor) -> bool:
+    return len(output.shape) == 4 and output.shape[1] == output.shape[2]
 
 
 def _grid(trunk: Trunk, layer: str) -> int:

@@ -76,6 +76,8 @@ def export(
 ) -> Verified:
     """Writes tasks in a format, into a new folder: complete and verified, or not at all.
 
+    Files compute in float32, tasks of half precision too (see `BoundTask.in_float32`).
+
     Args:
         format: one of `FORMATS`.
         tasks: at least one.
@@ -98,6 +100,7 @@ def export(
         raise ModelPatchError(f"--format={format} is not quantized: leave --quantize={quantize} out, or take {can}")
     if not tasks:
         raise ModelPatchError("there is no task to export: give at least one patch")
+    tasks = [bound.in_float32() for bound in tasks]
     options = {"quantize": quantize} if FORMATS[format].quantizes else {}
     if "SavedModel" in FORMATS[format].summary:
         require_no_pattern(output)
@@ -111,7 +114,7 @@ def export(
 
 
 def check(format: str, tasks: Sequence[BoundTask], output: str | Path, quantize: str = "none") -> dict[str, float]:
-    """Asks what `export` wrote in processes without this package, and compares with the models in memory.
+    """Asks what `export` wrote in processes without this package, and compares with the models in memory, in float32.
 
     Arguments as `export`. Returns the largest difference of any number in the answers, by task name.
 
@@ -119,6 +122,7 @@ def check(format: str, tasks: Sequence[BoundTask], output: str | Path, quantize:
         ModelPatchError: `ai-edge-litert`, which runs LiteRT files, is not installed.
         RuntimeError: the files do not run, or answer otherwise.
     """
+    tasks = [bound.in_float32() for bound in tasks]
     return differences(FORMATS[format].load().answers, Path(output), tasks, exact=quantize == "none")
 
 

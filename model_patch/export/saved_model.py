@@ -44,7 +44,7 @@ def export_saved_model(bound: BoundTask, path: str | Path):
     """
     require_no_pattern(path)
     with new_folder(path) as folder:
-        _save(bound, folder)
+        _save(bound.in_float32(), folder)
 
 
 def export(tasks: Sequence[BoundTask], folder: Path):

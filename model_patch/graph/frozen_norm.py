@@ -35,6 +35,12 @@ class FrozenNormModel(keras.Model):
             return super().call(inputs, training=training, mask=mask)
         return self._training_graph()(inputs, training=True)
 
+    def save(self, filepath, *args, **kwargs):
+        """Saves as Keras does; to HDF5 as a plain functional model, without the optimizer, as only such files can be loaded."""
+        if str(filepath).endswith((".h5", ".hdf5")):
+            return functional(self).save(filepath, *args, **kwargs)
+        return super().save(filepath, *args, **kwargs)
+
     def _training_graph(self) -> Callable:
         graph = getattr(self, "_folded_graph", None)
         if graph is None:

@@ -75,22 +75,81 @@ class Names:
         return name
 
 
-def output_of(model: keras.Model, name: str) -> keras.KerasTensor:
-    """Returns the output of a layer in the outermost graph of a model.
+def layer_at(model: keras.Model, path: str) -> tuple[keras.Model, keras.Layer]:
+    """Returns the layer of a path, and before it the graph that it is in: the model itself, or one nested in it.
 
     Raises:
-        ModelPatchError: there is no such layer, or it is used more than once, so that it has more than one output.
+        ModelPatchError: there is no such layer; close names are given.
     """
-    layers = {layer.name: layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
+    graph = functional(model)
+    *outer, last = path.split("/")
+    for name in outer:
+        layer = _named(graph, name)
+        if not isinstance(layer, keras.Model):
+            raise ModelPatchError(f"the layer {name!r} of {graph.name!r} is no nested model: end the path with it")
+        graph = functional(layer)
+    return graph, _named(graph, last)
+
+
+def _named(graph: keras.Model, name: str) -> keras.Layer:
+    layers = {layer.name: layer for layer in graph.layers if not isinstance(layer, keras.layers.InputLayer)}
     if name not in layers:
         close = difflib.get_close_matches(name, layers, 3)
         hint = f"did you mean {' or '.join(close)}?" if close else f"its last ones are {', '.join([*layers][-5:])}"
-        raise ModelPatchError(f"{model.name!r} has no layer {name!r}: {hint}")
+        raise ModelPatchError(f"{graph.name!r} has no layer {name!r}: {hint}")
+    return layers[name]
+
+
+def output_of(model: keras.Model, path: str) -> keras.KerasTensor:
+    """Returns the output of the layer of a path, in the graph that the layer is in.
+
+    Raises:
+        ModelPatchError: there is no such layer, or it has more than one output, as where it is used more than once.
+    """
+    graph, layer = layer_at(model, path)
     # Shared layers have outputs in other graphs, too.
-    uses = [node for node in nodes(model) if node.operation is layers[name]]
-    if len(uses) > 1:
-        raise ModelPatchError(f"{model.name!r} uses the layer {name!r} {len(uses)} times: take one that is used once")
-    return uses[0].output_tensors[0]
+    outputs = [tensor for node in nodes(graph) if node.operation is layer for tensor in node.output_tensors]
+    if len(outputs) > 1:
+        raise ModelPatchError(
+            f"the layer {layer.name!r} of {graph.name!r} has {len(outputs)} outputs: take one that is used once and has one"
+        )
+    return outputs[0]
+
+
+def outputs_at(model: keras.Model, paths: Sequence[str]) -> keras.Model:
+    """Returns a graph over the same layers that gives the outputs of the layers of these paths, as a list.
+
+    Nested graphs stay nested, so that layers keep their paths.
+
+    Raises:
+        ModelPatchError: as `output_of`, or a layer is in a nested graph that is used more than once.
+    """
+    graph, outputs = _with_taps(model, paths)
+    return keras.Model(graph.input, outputs, name=model.name)
+
+
+def _with_taps(model: keras.Model, paths: Sequence[str]) -> tuple[keras.Model, list[keras.KerasTensor]]:
+    """Returns a graph that computes what the model does, and in it the outputs of the layers of these paths."""
+    graph = functional(model)
+    nested = collections.defaultdict(list)
+    for path in paths:
+        name, slash, inner_path = path.partition("/")
+        if slash:
+            output_of(graph, name)  # It is used once.
+            nested[name].append(inner_path)
+    found: dict[str, keras.KerasTensor] = {}
+
+    def call(layer, *args, **kwargs):
+        if layer.name not in nested:
+            return layer(*args, **kwargs)
+        inner, taps = _with_taps(layer, nested[layer.name])
+        output, *taps = keras.Model(inner.input, [inner.output, *taps], name=layer.name)(*args, **kwargs)
+        found.update(zip((f"{layer.name}/{path}" for path in nested[layer.name]), taps, strict=True))
+        return output
+
+    if nested:
+        graph = keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
+    return graph, [found[path] if path in found else output_of(graph, path) for path in paths]
 
 
 def nodes(model: keras.Model) -> list:
@@ -222,8 +281,8 @@ def rewrite(
         return inner
 
     def apply(layer: keras.Operation, *args, **kwargs):
-        if extra and id(layer) in rebuilt:
-            args = ([*args, *extra],)
+        if id(layer) in rebuilt:
+            args = ([*keras.tree.flatten(args), *extra],)
         elif extra and getattr(layer, "_mp_takes_extra", False):
             args = (*args, extra)
         if call is None:
@@ -233,39 +292,45 @@ def rewrite(
     inputs = None
     if extra or reshape:
         # A graph may have inputs that it does not use: cloned with these, its layers can be handed them.
-        inputs = [_input_like(model.input, model.input.name, reshape), *extra]
-        model = keras.Model([model.input, *extra], model.output, name=model.name)
+        inputs = [*(_input_like(tensor, tensor.name, reshape) for tensor in model.inputs), *extra]
+        model = keras.Model([*model.inputs, *extra], model.output, name=model.name)
     return keras.models.clone_model(model, inputs, clone_function=replace_layer, call_function=apply)
 
 
 def resized(model: keras.Model, shape: tuple, text: str) -> keras.Model:
-    """Returns the same layers as a graph for images of another shape, nested graphs too; the model itself where it is of that shape.
+    """Returns the same layers as a graph for batches of any number of float32 images of a shape, nested graphs too.
 
     Args:
-        model: a functional model of one image.
+        model: a functional model of one image; returned itself where it takes such images.
         shape: height, width, channels.
         text: what the model is called in errors.
 
     Raises:
         ModelPatchError: it cannot be used at that shape.
     """
-    if tuple(model.inputs[0].shape[1:]) == shape:
+    before = model.inputs[0]
+    if tuple(before.shape) == (None, *shape) and before.dtype == "float32" and _is_of_one_size(model):
         return model
 
     def call(layer, *args, **kwargs):
         # A nested graph refuses another size than its own: it is rebuilt for what arrives there.
-        if isinstance(layer, keras.Model) and len(layer.inputs) == 1 and args[0].ndim == 4:
-            layer = resized(functional(layer), tuple(args[0].shape[1:]), text)
+        images = keras.tree.flatten(args)
+        if isinstance(layer, keras.Model) and len(layer.inputs) == len(images) == 1 and images[0].ndim == 4:
+            layer = resized(functional(layer), tuple(images[0].shape[1:]), text)
         return layer(*args, **kwargs)
 
     try:
-        image = keras.Input(shape, name=model.inputs[0].name)
-        return keras.models.clone_model(
-            model, input_tensors=image, clone_function=lambda layer: layer, call_function=call
-        )
-    except ValueError as error:
-        sizes = f"for {model.inputs[0].shape[1]} px and cannot be used at {shape[0]}"
+        image = keras.tree.pack_sequence_as(model.input, [keras.Input(shape, name=before.name)])
+        return keras.models.clone_model(model, image, clone_function=lambda layer: layer, call_function=call)
+    except (ValueError, TypeError) as error:
+        sizes = f"for {before.shape[1]} px and cannot be used at {shape[0]}"
         raise ModelPatchError(f"{text!r} was saved {sizes}: {reason(error)}") from None
+
+
+def _is_of_one_size(model: keras.Model) -> bool:
+    inputs = [x for x in model.inputs if x.ndim == 4]
+    nested = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    return all(None not in x.shape[1:] for x in inputs) and all(_is_of_one_size(functional(each)) for each in nested)
 
 
 def _input_like(tensor: keras.KerasTensor, name: str, reshape: Callable | None = None) -> keras.KerasTensor:

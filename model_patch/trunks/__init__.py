@@ -11,6 +11,7 @@ Spec                                | Trunk
 """
 
 from model_patch.errors import require_number, unknown
+from model_patch.graph.settings import check_settings
 from model_patch.spec import parse
 from model_patch.trunk import Trunk
 from model_patch.trunks import applications, bundled, file, hub, kerashub, slim
@@ -35,8 +36,10 @@ def open_trunk(text: str, image_size: int | None = None) -> Trunk:
         image_size: height and width in pixels that the net is built for; None for its own.
 
     Raises:
-        ModelPatchError: the spec names no source, or the source cannot be opened as its module describes.
+        ModelPatchError: the spec names no source, the source cannot be opened as its module describes, or Keras is set to
+            another layout or float type, see `check_settings`.
     """
+    check_settings()
     spec = parse(text)
     if spec.scheme not in _SOURCES:
         raise unknown("trunk", spec.scheme, _SOURCES)

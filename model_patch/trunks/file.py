@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import difflib
 import json
 import logging
 import tempfile
@@ -14,11 +13,11 @@ import h5py
 import keras
 
 from model_patch.errors import ModelPatchError, reason
-from model_patch.graph.keras_private import maker, nodes
-from model_patch.graph.rewrite import functional, resized
+from model_patch.graph.keras_private import maker
+from model_patch.graph.rewrite import functional, layer_at, output_of, resized
 from model_patch.preprocessing import Preprocessing
 from model_patch.spec import Spec
-from model_patch.trunk import Trunk
+from model_patch.trunk import Trunk, image_graph
 from model_patch.trunks import keras2
 
 _logger = logging.getLogger(__name__)
@@ -77,16 +76,11 @@ def open_file(spec: Spec, image_size: int | None = None) -> Trunk:
     path = Path(spec.rest)
     model = functional(load_model(path))
     if spec.fragment:
-        model = _at(model, spec.fragment, path)
+        model = _at(model, spec.fragment)
     else:
         _warn_if_classifier(model, spec.text)
-    if len(model.inputs) != 1 or model.inputs[0].ndim != 4 or model.inputs[0].shape[-1] != 3:
-        found = ", ".join(str(tuple(x.shape)) for x in model.inputs)
-        raise ModelPatchError(f"{spec.text!r} takes {found}: a trunk takes one image (batch, height, width, 3)")
-    if len(model.outputs) == 1:
-        # The same graph, which takes a tensor where it took a list of one: Keras warns when it is given a tensor.
-        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    height, width = model.inputs[0].shape[1:3]
+    model = image_graph(model, spec.text)
+    height, width = model.input.shape[1:3]
     size = image_size or int(options["image_size"] or 0)
     if not size and height != width:
         raise ModelPatchError(
@@ -153,30 +147,12 @@ def _layer_classes(config) -> set[str]:
     return set().union(*map(_layer_classes, config)) if isinstance(config, list) else set()
 
 
-def _at(model: keras.Model, layer_path: str, file: Path) -> keras.Model:
+def _at(model: keras.Model, path: str) -> keras.Model:
     """Returns the nested model of that path, or the graph up to the layer of that path."""
-    *outer, last = layer_path.split("/")
-    for name in outer:
-        layer = _layer(model, name, file)
-        if not isinstance(layer, keras.Model):
-            raise ModelPatchError(f"{file} has the layer {name!r}, but it is not a nested model: end the path with it")
-        model = functional(layer)
-    layer = _layer(model, last, file)
+    graph, layer = layer_at(model, path)
     if isinstance(layer, keras.Model):
         return functional(layer)
-    uses = [node for node in nodes(model) if node.operation is layer]
-    if len(uses) > 1:
-        raise ModelPatchError(f"{file} uses the layer {last!r} {len(uses)} times: cut at a layer that is used once")
-    return keras.Model(model.input, uses[0].output_tensors, name=model.name)
-
-
-def _layer(model: keras.Model, name: str, file: Path) -> keras.Layer:
-    layers = {layer.name: layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
-    if name not in layers:
-        close = difflib.get_close_matches(name, layers, 3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"its last ones are {', '.join([*layers][-5:])}"
-        raise ModelPatchError(f"{file} has no layer {name!r} in {model.name!r}: {hint}")
-    return layers[name]
+    return keras.Model(graph.input, output_of(graph, layer.name), name=graph.name)
 
 
 def _warn_if_classifier(model: keras.Model, text: str):

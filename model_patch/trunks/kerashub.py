@@ -8,7 +8,7 @@ from model_patch.graph.inline import inline_layers
 from model_patch.graph.rewrite import resized
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
-from model_patch.trunk import Trunk
+from model_patch.trunk import Trunk, image_graph
 
 
 def open_kerashub(spec: Spec, image_size: int | None = None) -> Trunk:
@@ -55,15 +55,9 @@ def trunk_of(backbone: keras.Model, name: str, preprocessing: Preprocessing) -> 
     Raises:
         ModelPatchError: the backbone is none from one image to features, or cannot be followed.
     """
-    if isinstance(backbone.input, dict | list) or len(backbone.input.shape) != 4 or backbone.input.shape[-1] != 3:
-        raise ModelPatchError(f"{name} does not take one image (batch, height, width, 3): expected an image backbone")
-    opened = inline_layers(backbone, preprocessing.image_size)
-    model = resized(opened, (preprocessing.image_size, preprocessing.image_size, 3), name)
-    if len(model.outputs) != 1 or len(model.outputs[0].shape) not in (2, 4):
-        raise ModelPatchError(
-            f"{name} gives {[x.shape for x in model.outputs]}: expected one map or vector of features"
-        )
-    return Trunk(model, name, preprocessing)
+    size = preprocessing.image_size
+    opened = inline_layers(image_graph(backbone, name), size)
+    return Trunk(resized(opened, (size, size, 3), name), name, preprocessing)
 
 
 def _converter(keras_hub, preset: str):

@@ -132,3 +132,53 @@ def test_a_bound_detector_is_a_plain_keras_model(trunk, task, images, boxes, tmp
     bound.model.save(tmp_path / "detector.keras")
     loaded = keras.models.load_model(tmp_path / "detector.keras")
     np.testing.assert_allclose(loaded(images), bound.model(images, training=False), atol=1e-5)
+
+
+def nested_net(number: int) -> keras.Model:
+    """A scaled image, then a backbone nested so deep, with a shared ReLU."""
+    image = x = keras.Input((SIZE, SIZE, 3))
+    relu = keras.layers.ReLU(name="relu")
+    for filters in (8, 12, 16):
+        x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", name=f"conv{filters}")(x)
+        x = relu(keras.layers.BatchNormalization(name=f"bn{filters}")(x))
+    net = keras.Model(image, x, name="inner")
+    for depth in range(number):
+        image = keras.Input((SIZE, SIZE, 3))
+        net = keras.Model(image, net(keras.layers.Rescaling(1 / 255, name="scale")(image)), name=f"outer{depth}")
+    return net
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_maps_are_found_inside_nested_graphs_and_shared_layers_passed_over(number, images, boxes, tmp_path):
+    trunk = Trunk(nested_net(number), "nested", Preprocessing(SIZE, "none"))
+    prefix = ["", "inner/", "outer0/inner/"][number]
+    task = DetectionTask.on(trunk, "d", ("x", "y", "z"))
+    assert task.layers == (f"{prefix}bn12", f"{prefix}bn16") and task.default_boxes.grids[:2] == (16, 8)
+    bound = bind(trunk, task)
+    plain = nested_net(0)
+    plain.set_weights(trunk.model.get_weights())
+    expected = keras.Model(plain.input, [plain.get_layer(name).output for name in ("bn12", "bn16")])
+    for given, one in zip(bound.features(images), expected(images / 255**number), strict=True):
+        np.testing.assert_allclose(given, one, atol=1e-5)
+    losses = train_steps(bound, images, boxes)
+    assert losses[-1] < losses[0] and {key.rpartition("/")[0] for key in bound.patch_variables} == {
+        f"{prefix}bn{filters}" for filters in (8, 12, 16)
+    }
+    bound.patch().save(tmp_path / "d.safetensors")
+    again = bind_patch(trunk, Patch.load(tmp_path / "d.safetensors"))
+    np.testing.assert_allclose(again.model(images), bound.model(images), atol=1e-6)
+
+
+def test_an_image_that_was_only_scaled_is_no_map_and_a_graph_used_twice_has_none(images):
+    image = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Rescaling(1 / 255)(keras.layers.AveragePooling2D()(image))
+    one = keras.Model(image, keras.layers.Conv2D(8, 16, strides=16)(x))
+    with pytest.raises(ModelPatchError, match="'one' has feature maps of 1 sizes"):
+        feature_layers(Trunk(one, "one", Preprocessing(SIZE, "none")))
+    inner = nested_net(0)
+    twice = keras.Model(image, keras.layers.Conv2D(4, 1)(keras.layers.Add()([inner(image), inner(-image)])))
+    trunk = Trunk(twice, "twice", Preprocessing(SIZE, "none"))
+    with pytest.raises(ModelPatchError, match="'twice' has feature maps of 1 sizes"):
+        feature_layers(trunk)
+    with pytest.raises(ModelPatchError, match="the layer 'inner' of .* has 2 outputs: take one that is used once"):
+        bind(trunk, DetectionTask.on(trunk, "d", ("x",), layers=("inner/bn12",)))

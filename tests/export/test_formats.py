@@ -16,10 +16,11 @@ from ai_edge_litert.interpreter import Interpreter
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
+from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind, fold
 from model_patch.detection.task import DetectionTask
 from model_patch.export import FORMATS, check, export
 from model_patch.export.litert_file import read_manifest
+from model_patch.graph.settings import dtype_policy
 from model_patch.preprocessing import MODES
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, random_norms, small_net
@@ -283,3 +284,18 @@ def test_a_litert_set_of_three_mobilenets_is_hardly_larger_than_one_of_them(mobi
     assert nets[1] < 0.35 * nets[0]
     vectors = [load_file(path)["vector"] for path in sorted(tmp_path.glob("litert_set_*/digits.safetensors"))]
     assert np.array_equal(*vectors)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
+def test_tasks_of_half_precision_are_exported_and_folded_in_float32(policy, tmp_path):
+    with dtype_policy(policy):
+        trunk = Trunk(small_net(), "half", Preprocessing(SIZE, "tf"))
+        tasks = [bind(trunk, Task(name, ("x", "y"), trunk.preprocessing)) for name in "ab"]
+    assert {layer.compute_dtype for layer in trunk.layers().values()} == {policy.removeprefix("mixed_")}
+    assert (
+        tasks[0].in_float32().trunk is tasks[1].in_float32().trunk and tasks[0].in_float32().model is not tasks[0].model
+    )
+    assert fold(tasks[0]).difference < 1e-4
+    for form in ("signatures", "litert", "litert_set") if policy == "mixed_float16" else ("bank",):
+        export(form, tasks, tmp_path / form)
+        assert max(check(form, tasks, tmp_path / form).values()) < 1e-4
