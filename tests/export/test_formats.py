@@ -1,6 +1,7 @@
 """Every format: what is written answers as the models in memory, in a process that has nothing of this package."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -25,7 +26,8 @@ from model_patch.preprocessing import MODES
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, random_norms, small_net
 
-LABELS = {"digits": tuple("0123456789"), "two words": ("a", "b"), "shapes": ("circle", "square", "star")}
+LABELS = {"encoded": tuple("0123456789"), "serving_default": ("a", "b"), "-two words ☂": ("circle", "square", "star")}
+"""By task; the names are those of signatures, or look like a flag."""
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,19 @@ def tasks():
         for variable in bounds[-1].patch_variables.values():
             variable.assign(variable * np.random.default_rng(seed).uniform(0.7, 1.3, variable.shape))
     return bounds
+
+
+@pytest.fixture(scope="module")
+def written(tasks, tmp_path_factory):
+    """A function from a format to the folder that holds the tasks in it, which is written once."""
+
+    @functools.cache
+    def folder(format):
+        path = tmp_path_factory.mktemp(format) / "out"
+        export(format, tasks, path)
+        return path
+
+    return folder
 
 
 @pytest.fixture
@@ -55,10 +70,9 @@ def size(folder) -> int:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_written_answers_as_the_models_in_memory(tasks, format, tmp_path):
-    chosen = tasks[:2] if format == "saved_model" else tasks  # Each is asked in a process of its own there.
-    export(format, chosen, tmp_path / "out")
-    differences = check(format, chosen, tmp_path / "out")
+def test_what_is_written_answers_as_the_models_in_memory(tasks, written, format):
+    chosen = tasks[:2] if format == "saved_model" else tasks  # Each is called in a process of its own there.
+    differences = check(format, chosen, written(format))
     assert differences.keys() == {bound.task.name for bound in chosen} and max(differences.values()) <= 1e-5
 
 
@@ -109,19 +123,6 @@ def test_an_export_that_does_not_run_leaves_nothing(trunk, task, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-NAMES = ("serving_default", "encoded", "net", "-x", "naïve ☂ 1")
-"""Names of tasks that files, signatures, inputs and outputs of an export have, too, or that look like flags."""
-
-
-@pytest.mark.parametrize("format", ["signatures", "bank", "litert_set"])
-def test_tasks_may_be_named_like_parts_of_an_export(trunk, format, tmp_path):
-    chosen = [bind(trunk, Task(name, ("a", "b"), trunk.preprocessing), seed=i) for i, name in enumerate(NAMES)]
-    if format == "litert_set":  # Each of its tasks is asked in a process of its own.
-        chosen = [bound for bound in chosen if bound.task.name in ("net", "serving_default")]
-    found = export(format, chosen, tmp_path / "out", verify=True).differences
-    assert found.keys() == {bound.task.name for bound in chosen} and max(found.values()) <= 1e-5
-
-
 def test_the_saved_model_of_one_task_is_the_folder_itself_which_is_not_overwritten(trunk, task, tmp_path):
     bound = bind(trunk, task)
     export("saved_model", [bound], tmp_path / "out")
@@ -164,9 +165,8 @@ def test_what_cannot_be_asked_for_is_refused(trunk, task, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_signatures_take_images_and_files_and_give_labels(tasks, pixels, tmp_path):
-    export("signatures", tasks, tmp_path / "out")
-    signatures = tf.saved_model.load(tmp_path / "out").signatures
+def test_signatures_take_images_and_files_and_give_labels(tasks, pixels, written):
+    signatures = tf.saved_model.load(written("signatures")).signatures
     assert set(signatures) == {*LABELS, *(f"{name}.encoded" for name in LABELS)}
     files = [tf.io.encode_png(image.astype("uint8")).numpy() for image in pixels]
     for bound in tasks:
@@ -176,13 +176,12 @@ def test_signatures_take_images_and_files_and_give_labels(tasks, pixels, tmp_pat
         assert [x.decode() for x in answers["label"].numpy()] == [bound.task.labels[i] for i in expected.argmax(-1)]
         encoded = signatures[f"{bound.task.name}.encoded"](contents=tf.constant(files))
         np.testing.assert_allclose(encoded["logits"], expected, atol=1e-5)
-        labels = (tmp_path / "out" / "assets" / f"{bound.task.name}.labels.txt").read_text()
+        labels = (written("signatures") / "assets" / f"{bound.task.name}.labels.txt").read_text()
         assert tuple(labels.split()) == bound.task.labels
 
 
-def test_an_exported_bank_takes_mixed_batches_and_refuses_names_it_does_not_know(tasks, pixels, tmp_path):
-    export("bank", tasks, tmp_path / "out")
-    signatures = tf.saved_model.load(tmp_path / "out").signatures
+def test_an_exported_bank_takes_mixed_batches_and_refuses_names_it_does_not_know(tasks, pixels, written):
+    signatures = tf.saved_model.load(written("bank")).signatures
     whole = pixels.astype("uint8").astype("float32")
     names = [bound.task.name for bound in tasks]
     by_images = signatures["serving_default"](images=whole, tasks=tf.constant(names))
@@ -211,11 +210,10 @@ def test_scaling_and_labels_are_in_a_litert_file(images, mode, tmp_path, pixels)
         np.testing.assert_allclose(runner(images=batch)["logits"], in_memory(bound, batch), atol=1e-4)
 
 
-def test_one_litert_file_answers_for_every_task_in_turn(tasks, pixels, tmp_path):
-    export("litert_set", tasks, tmp_path / "out")
-    runner = Interpreter(str(tmp_path / "out" / "net.tflite")).get_signature_runner("serving_default")
+def test_one_litert_file_answers_for_every_task_in_turn(tasks, pixels, written):
+    runner = Interpreter(str(written("litert_set") / "net.tflite")).get_signature_runner("serving_default")
     for bound in [*tasks, *tasks[::-1]]:
-        answers = runner(images=pixels, **load_file(tmp_path / "out" / f"{bound.task.name}.safetensors"))
+        answers = runner(images=pixels, **load_file(written("litert_set") / f"{bound.task.name}.safetensors"))
         expected, classes = in_memory(bound, pixels), len(bound.task.labels)
         np.testing.assert_allclose(answers["logits"][:, :classes], expected, atol=1e-5)
         np.testing.assert_allclose(answers["probabilities"][:, :classes], tf.nn.softmax(expected), atol=1e-5)
@@ -224,14 +222,13 @@ def test_one_litert_file_answers_for_every_task_in_turn(tasks, pixels, tmp_path)
         runner(images=pixels)
 
 
-def test_a_litert_set_says_what_stands_where_and_which_net_a_vector_belongs_to(tasks, tmp_path):
-    export("litert_set", tasks, tmp_path / "out")
-    net = tmp_path / "out" / "net.tflite"
+def test_a_litert_set_says_what_stands_where_and_which_net_a_vector_belongs_to(tasks, written):
+    net = written("litert_set") / "net.tflite"
     manifest = read_manifest(net)
     slots = {slot["key"]: slot for slot in manifest["slots"]}
     assert manifest["num_classes"] == 10 and manifest["input"]["shape"] == ["batch", SIZE, SIZE, 3]
     assert {"stem_bn/scale", "stem_bn/bias", "depthwise/depthwise_kernel", "head/kernel"} <= slots.keys()
-    with safe_open(tmp_path / "out" / "two words.safetensors", "numpy") as file:
+    with safe_open(net.with_name(f"{tasks[1].task.name}.safetensors"), "numpy") as file:
         metadata, vector = json.loads(file.metadata()["model_patch"]), file.get_tensor("vector")
     assert vector.shape == (manifest["num_values"],)
     assert metadata["net"] == hashlib.sha256(net.read_bytes()).hexdigest()
@@ -241,12 +238,11 @@ def test_a_litert_set_says_what_stands_where_and_which_net_a_vector_belongs_to(t
     np.testing.assert_array_equal(kernel, tasks[1].patch_variables["depthwise/depthwise_kernel"])
 
 
-def test_a_task_that_fits_the_slots_of_a_litert_set_is_added_without_a_new_net(tasks, tmp_path):
+def test_a_task_that_fits_the_slots_of_a_litert_set_is_added_without_a_new_net(tasks, written, tmp_path):
     export("litert_set", tasks[:2], tmp_path / "first")
-    export("litert_set", tasks, tmp_path / "second")
-    for file in ("net.tflite", "digits.safetensors", "two words.safetensors"):
-        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
-    export("litert_set", tasks[1:], tmp_path / "narrower")  # Without digits, whose head was the widest.
+    for file in ("net.tflite", *(f"{bound.task.name}.safetensors" for bound in tasks[:2])):
+        assert (tmp_path / "first" / file).read_bytes() == (written("litert_set") / file).read_bytes()
+    export("litert_set", tasks[1:], tmp_path / "narrower")  # Without the task whose head was the widest.
     assert (tmp_path / "narrower" / "net.tflite").read_bytes() != (tmp_path / "first" / "net.tflite").read_bytes()
 
 
@@ -279,7 +275,7 @@ def test_a_litert_set_of_three_mobilenets_is_hardly_larger_than_one_of_them(mobi
         # Not only the net: the vectors of all three tasks, too, which stay float32.
         assert size(all_three) <= most * size(one)
         assert max(check("litert_set", mobilenets, all_three, quantize).values()) <= difference
-        assert check("litert", mobilenets[:1], one, quantize)["digits"] <= difference
+        assert check("litert", mobilenets[:1], one, quantize)["encoded"] <= difference
     nets = [(tmp_path / f"litert_set_{quantize}" / "net.tflite").stat().st_size for quantize in ("none", "dynamic")]
     assert nets[1] < 0.35 * nets[0]
     vectors = [load_file(path)["vector"] for path in sorted(tmp_path.glob("litert_set_*/digits.safetensors"))]
