@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.max_train_images = 0  # Train on the first N images; 0: all.
     config.max_test_images = 0  # Test on the first N images; 0: all.
     config.skip_bad_images = False  # Leave out image files that cannot be read.
+    config.verify_images = False  # Decode every image of a folder before training, unless an earlier run did.
     config.remat = False  # Train with less memory and more time: most feature maps are recomputed for their gradients.
     config.patch_dtype = "float32"  # Type of the values in patch files.
     config.seeds = (0,)  # Seeds, a row of results each, for example 0,1,2.

@@ -21,8 +21,8 @@ import numpy as np
 
 from model_patch.data import image_files, split_names
 from model_patch.data.decoding import FORMATS, decode
-from model_patch.data.folder_index import READABLE, UNREADABLE, FolderIndex
-from model_patch.data.images import ImageData, Split
+from model_patch.data.folder_index import READABLE, UNKNOWN, UNREADABLE, FolderIndex
+from model_patch.data.images import NUM_NAMED, ImageData, Split
 from model_patch.errors import ModelPatchError
 from model_patch.progress import progress
 from model_patch.spec import Spec
@@ -31,9 +31,6 @@ _logger = logging.getLogger(__name__)
 
 TEST_FRACTION = 0.2
 """Share of the images kept for testing where there is no folder for that."""
-
-NUM_NAMED = 10
-"""How many bad files an error names."""
 
 CHUNK = 64
 """Files that a thread takes at a time."""
@@ -110,7 +107,7 @@ def open_folder(spec: Spec, skip_bad_images: bool = False, verify_images: bool =
     note = image_files.summary(root, len(train) + len(test), found)
     if not test_folder:
         train, test = _hold_out(train_folder, train, labels)
-    train_split, test_split = (_split(root, files, pixels) for files in (train, test))
+    train_split, test_split = (_split(root, files, index, skip_bad_images) for files in (train, test))
     return ImageData(root.resolve().name, labels, train_split, test_split, "crop+flip", (note,) if note else ())
 
 
@@ -305,10 +302,12 @@ def _draw(purpose: str, path: str) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:6], "big") / 2**48
 
 
-def _split(root: Path, files: Sequence[File], pixels: dict[str, int]) -> Split:
+def _split(root: Path, files: Sequence[File], index: FolderIndex, skips: bool) -> Split:
     files = sorted(files, key=lambda file: _draw("order", file.path))
     paths = [os.fsencode(f"{root}/{file.path}") for file in files]
     labels = np.array([file.label for file in files], "int64")
+    position = {path: i for i, path in enumerate(index.paths)}
+    at = [position[file.path] for file in files]
 
     def stored(number: int):
         import tensorflow as tf
@@ -320,4 +319,35 @@ def _split(root: Path, files: Sequence[File], pixels: dict[str, int]) -> Split:
 
         return decode(tf.io.read_file(path))
 
-    return Split(len(files), stored, load, sum(map(len, paths)), 3 * sum(pixels[file.path] for file in files))
+    def load_or_say(path):
+        import tensorflow as tf
+
+        return tf.ensure_shape(tf.numpy_function(decoded_or_said, [path], tf.uint8), (None, None, 3))
+
+    def decoded_or_said(path: bytes):
+        import tensorflow as tf
+
+        try:
+            return load(path).numpy()
+        except tf.errors.OpError:
+            i = position[os.fsdecode(path)[len(f"{root}/") :]]
+            if index.verdict[i] != UNREADABLE:
+                index.verdict[i] = UNREADABLE
+                index.save()
+                _logger.warning("%s cannot be read and is left out", os.fsdecode(path))
+            raise
+
+    def find_bad() -> list[str]:
+        _each([i for i in at if index.verdict[i] == UNKNOWN], lambda i: _decode(root, index, i), "decoding images")
+        index.save()
+        return [index.paths[i] for i in at if index.verdict[i] == UNREADABLE]
+
+    return Split(
+        len(files),
+        stored,
+        load_or_say if skips else load,
+        sum(map(len, paths)),
+        3 * int(index.pixels[at].sum()),
+        skips,
+        find_bad,
+    )

@@ -3,10 +3,16 @@
 TensorFlow is imported when a function runs, here and in the modules beside this one.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+
+from model_patch.errors import ModelPatchError
+
+NUM_NAMED = 10
+"""How many bad files an error names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +28,8 @@ class Split:
         load: from one stored form, a tensor, to the image, uint8 `(height, width, 3)`; runs inside `tf.data`.
         stored_bytes: size of all images in their stored form.
         image_bytes: size of all images once decoded; None where it is not known.
+        skips: whether an image that turns out to be unreadable is left out instead of being an error.
+        find_bad: decodes the images and returns the paths of those that cannot be read; None where all were decoded.
     """
 
     num_images: int
@@ -29,6 +37,15 @@ class Split:
     load: Callable
     stored_bytes: int
     image_bytes: int | None
+    skips: bool = False
+    find_bad: Callable[[], list[str]] | None = None
+
+    def loaded(self, stored, then: Callable = lambda image: image):
+        """Returns a `tf.data.Dataset` of `(then(image), label)` of one of `(stored form, label)`, in its order."""
+        import tensorflow as tf
+
+        images = stored.map(lambda form, label: (then(self.load(form)), label), tf.data.AUTOTUNE)
+        return images.ignore_errors() if self.skips else images
 
     def dataset(self, max_images: int | None = None):
         """Returns the images in their order.
@@ -41,8 +58,7 @@ class Split:
         """
         import tensorflow as tf
 
-        stored = self.stored(self.take(max_images))
-        return stored.map(lambda form, label: (self.load(form), label), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        return self.loaded(self.stored(self.take(max_images))).prefetch(tf.data.AUTOTUNE)
 
     def take(self, max_images: int | None) -> int:
         """Returns the number of images if at most `max_images` are used; None for all."""
@@ -68,6 +84,27 @@ class ImageData:
     test: Split
     augmentation: str
     notes: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def bad_images_named(*splits: Split) -> Iterator[None]:
+    """Within it, TensorFlow's error about an image that cannot be read becomes one that names the image.
+
+    Raises:
+        ModelPatchError: an image cannot be read.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError:
+        bad = [path for split in splits if split.find_bad for path in split.find_bad()]
+        if not bad:
+            raise
+        raise ModelPatchError(
+            f"{len(bad)} images cannot be read: {', '.join(bad[:NUM_NAMED])}{', ...' if len(bad) > NUM_NAMED else ''}; mend or "
+            "remove them, or leave them out with --skip_bad_images"
+        ) from None
 
 
 def array_split(images: np.ndarray, labels: np.ndarray) -> Split:

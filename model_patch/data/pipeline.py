@@ -57,9 +57,8 @@ def batches(
     kept_bytes = _kept_bytes(split, preprocessing, plain, number)
     cache = cache and kept_bytes is not None and kept_bytes <= CACHE_BYTES
 
-    def load(stored, label):
-        image = split.load(stored)
-        return (preprocessing.resize(image) if plain else image), label
+    def load(stored):
+        return split.loaded(stored, preprocessing.resize) if plain else split.loaded(stored)
 
     def augment_and_resize(loaded, seed):
         image, label = loaded
@@ -70,7 +69,7 @@ def batches(
 
     images = split.stored(number)
     if cache:
-        images = images.map(load, tf.data.AUTOTUNE).cache()
+        images = load(images).cache()
 
     def one_epoch(epoch):
         if cache:
@@ -78,12 +77,16 @@ def batches(
             chosen = shuffle(images, number, epoch)
         else:
             at_once = split.num_images * shuffle_bytes // max(1, split.stored_bytes)
-            chosen = shuffle(images, max(1, min(number, at_once)), epoch).map(load, tf.data.AUTOTUNE)
+            chosen = load(shuffle(images, max(1, min(number, at_once)), epoch))
         if not plain:
             chosen = numbered(chosen, shuffle_seed or 0, epoch).map(augment_and_resize, tf.data.AUTOTUNE)
-        return chosen
+        # Others come a second time in the place of images that are left out, so that an epoch keeps its length.
+        return chosen.repeat().take(number) if split.skips else chosen
 
-    chosen = in_epochs(one_epoch, epochs, number, batch_size)
+    if split.skips and shuffle_seed is None and plain:
+        chosen = load(split.stored(number)).batch(batch_size)  # Each once, as many as there are.
+    else:
+        chosen = in_epochs(one_epoch, epochs, number, batch_size)
     return chosen.map(lambda x, y: (preprocessing.scale(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 

@@ -113,7 +113,10 @@ def hold_out(split: Split, number: int, max_images: int | None = None) -> tuple[
             return split.stored(first + n).skip(first)
 
         image_bytes = split.image_bytes and split.image_bytes * length // split.num_images
-        return Split(length, stored, split.load, split.stored_bytes * length // split.num_images, image_bytes)
+        stored_bytes = split.stored_bytes * length // split.num_images
+        return dataclasses.replace(
+            split, num_images=length, stored=stored, stored_bytes=stored_bytes, image_bytes=image_bytes
+        )
 
     return part(0, total - number), part(total - number, number)
 

@@ -90,7 +90,7 @@ def dry_run_transfer(config: ConfigDict, *, step: bool = True) -> list[Row]:
 def dry_run_pretrain(config: ConfigDict, *, step: bool = True) -> list[Row]:
     """Counts what `pretrain` would train. Arguments, result and errors as `dry_run_transfer`."""
     fixed = {"train": ("full",), "norm_statistics": "auto", "task_name": "", "remat": False, "seeds": (config.seed,)}
-    fixed |= {"skip_bad_images": False, "patch_dtype": "float32"}
+    fixed |= {"skip_bad_images": False, "verify_images": False, "patch_dtype": "float32"}
     return dry_run_transfer(ConfigDict(config.to_dict() | fixed), step=step)
 
 

@@ -196,7 +196,10 @@ def open_run(config: ConfigDict) -> Run:
 
 def _sources(config: ConfigDict) -> tuple[list[str], list[mp.ImageData], list[int]]:
     """Returns the tasks' names, images and image sizes; 0 is the trunk's own size."""
-    data = [mp.open_data(text, skip_bad_images=config.skip_bad_images) for text in config.data]
+    data = [
+        mp.open_data(text, skip_bad_images=config.skip_bad_images, verify_images=config.verify_images)
+        for text in config.data
+    ]
     if config.resolutions:
         if len(data) > 1:
             raise mp.ModelPatchError(

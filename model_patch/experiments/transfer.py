@@ -98,7 +98,7 @@ def open_run(config: ConfigDict) -> tuple[mp.Trunk, mp.Task, dict[str, mp.TrainS
     train_specs = [mp.TrainSpec.parse(text, config.norm_statistics) for text in config.train]
     require_each_once("train", train_specs)
     trunk = mp.open_trunk(config.trunk, config.image_size or None)
-    data = mp.open_data(config.data, skip_bad_images=config.skip_bad_images)
+    data = mp.open_data(config.data, skip_bad_images=config.skip_bad_images, verify_images=config.verify_images)
     recipe = make_recipe(config, data.augmentation)
     task = mp.Task(config.task_name or data.name, data.labels, trunk.preprocessing)
     for each in train_specs:

@@ -12,7 +12,7 @@ import numpy as np
 from model_patch.bind import BoundTask
 from model_patch.data import pipeline
 from model_patch.data.epochs import in_epochs, shuffled
-from model_patch.data.images import ImageData
+from model_patch.data.images import ImageData, bad_images_named
 from model_patch.detection.data import DetectionData
 from model_patch.detection.data import pipeline as detection_pipeline
 from model_patch.detection.evaluation import evaluate_detector
@@ -61,13 +61,14 @@ def fit(
         What it took.
 
     Raises:
-        ModelPatchError: the checkpoint, a name in the recipe, or the seed cannot be used.
+        ModelPatchError: the checkpoint, a name in the recipe, or the seed cannot be used, or an image cannot be read.
         TrainingError: the loss became NaN.
     """
     require_seed(seed)
     fit_one = fit_joined if isinstance(trained, JoinedTasks) else fit_task
     options = {"seed": seed, "log_dir": log_dir, "checkpoint": checkpoint, **joint}
-    return fit_one(trained, data, recipe or Recipe(), **options)  # type: ignore[arg-type]
+    with bad_images_named(*(each.train for each in _image_data(data))):
+        return fit_one(trained, data, recipe or Recipe(), **options)  # type: ignore[arg-type]
 
 
 def fit_task(
@@ -119,7 +120,13 @@ def evaluate(
         return evaluate_detector(trained, data.test, batch_size=recipe.batch_size, max_images=most)
     images = pipeline.batches(data.test, trained.task.preprocessing, recipe.batch_size, max_images=most, cache=False)
     num_steps = math.ceil(data.test.take(most) / recipe.batch_size)
-    return tester(trained)(images, [Progress(num_steps, f"testing {trained.train_spec}")])
+    with bad_images_named(data.test):
+        return tester(trained)(images, [Progress(num_steps, f"testing {trained.train_spec}")])
+
+
+def _image_data(data: ImageData | DetectionData | Mapping[str, ImageData]) -> list[ImageData]:
+    of_tasks = data.values() if isinstance(data, Mapping) else [data]
+    return [each for each in of_tasks if isinstance(each, ImageData)]
 
 
 def _batches(

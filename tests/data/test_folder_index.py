@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from model_patch import ModelPatchError
-from model_patch.data import open_data
+from model_patch import ModelPatchError, Preprocessing, Recipe, Task, Trunk, bind, fit, open_data
+from model_patch.data import pipeline
 from model_patch.data.folder_index import cache_folder
+from tests.conftest import SIZE, small_net
 from tests.data.test_folder import make_classes, save
 
 HOUR = 3600 * 10**9
@@ -91,11 +92,7 @@ def test_a_file_that_has_just_been_written_is_not_kept(folder):
 
 
 def test_damage_that_a_header_does_not_show_is_found_by_verifying_and_is_remembered(folder):
-    path = folder / "red" / "1.png"
-    contents = bytearray(path.read_bytes())
-    middle = contents.index(b"IDAT") + 6
-    contents[middle : middle + 4] = b"\xff\xff\xff\xff"
-    path.write_bytes(bytes(contents))
+    damage(folder / "red" / "1.png")
     settle(folder)
     assert num_images(folder) == 12
     with pytest.raises(ModelPatchError, match=r"1 of 12 .*: red/1\.png"):
@@ -103,6 +100,62 @@ def test_damage_that_a_header_does_not_show_is_found_by_verifying_and_is_remembe
     with pytest.raises(ModelPatchError, match=r"1 of 12 .*: red/1\.png"):
         open_data(f"folder:{folder}")
     assert num_images(folder, skip_bad_images=True) == 11
+
+
+def damage(path: Path):
+    """Changes a PNG between its header and its end: only decoding shows it."""
+    status = path.stat()
+    contents = bytearray(path.read_bytes())
+    middle = contents.index(b"IDAT") + 6
+    contents[middle : middle + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(bytes(contents))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def bound_to(data):
+    trunk = Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
+    return bind(trunk, Task("paints", data.labels, trunk.preprocessing))
+
+
+def train_path(folder: Path) -> Path:
+    """The first image to train on."""
+    path = next(iter(open_data(f"folder:{folder}").train.stored(1)))[0].numpy()
+    return Path(os.fsdecode(path))
+
+
+@pytest.mark.parametrize("train", ["scale_bias+last", "last"])
+def test_an_image_that_turns_out_unreadable_in_training_is_an_error_that_names_it(folder, train):
+    path = train_path(folder)
+    damage(path)
+    data = open_data(f"folder:{folder}")
+    bound = bound_to(data)
+    bound = bind(bound.trunk, bound.task, train)
+    with pytest.raises(
+        ModelPatchError, match=rf"1 images cannot be read: {path.parent.name}/{path.name}; .*--skip_bad"
+    ):
+        fit(bound, data, Recipe(epochs=1, batch_size=4))
+
+
+@pytest.mark.parametrize("augmentation", ["none", "shift"])
+def test_or_it_is_left_out_with_a_warning_and_not_opened_again(folder, augmentation, caplog):
+    path = train_path(folder)
+    damage(path)
+    data = open_data(f"folder:{folder}", skip_bad_images=True)
+    number = data.train.num_images
+    images = pipeline.batches(
+        data.train, Preprocessing(SIZE, "tf"), 4, augmentation=augmentation, shuffle_seed=0, epochs=range(2)
+    )
+    assert sum(len(labels) for _, labels in images) == 2 * number  # An epoch keeps its length.
+    assert f"{path} cannot be read and is left out" in caplog.text
+    assert len(list(data.train.dataset())) == number - 1
+    assert num_images(folder, skip_bad_images=True) == 11
+
+
+def test_tests_count_each_image_once_where_one_is_left_out(folder):
+    data = open_data(f"folder:{folder}", skip_bad_images=True)
+    damage(Path(os.fsdecode(next(iter(data.test.stored(1)))[0].numpy())))
+    images = pipeline.batches(data.test, Preprocessing(SIZE, "tf"), 2, cache=False)
+    assert sum(len(labels) for _, labels in images) == data.test.num_images - 1
 
 
 def test_the_summary_is_the_same_when_the_index_is_used(folder):
