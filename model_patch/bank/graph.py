@@ -130,12 +130,12 @@ class BankGraph:
             return None
         if isinstance(layer, NORMS):
             _require_channels_last(path, layer.axis in (-1, [-1], len(layer.input.shape) - 1))
-            core = patch_layer(layer, set(), scale=False, center=False)
+            core = self._core(layer, scale=False, center=False)
             new = BankedAffine(layer.input.shape[-1], self._lent(core, layer), hwbc=self.hwbc, name=layer.name)
             return self._note(new, lambda value_of: _scale_and_bias(path, value_of), path)
         if isinstance(layer, keras.layers.Dense | keras.layers.Conv2D | keras.layers.Conv1D):
             _require_channels_last(path, getattr(layer, "data_format", "channels_last") == "channels_last")
-            core = patch_layer(layer, set(), use_bias=False, activation=None)
+            core = self._core(layer, use_bias=False, activation=None)
             lent = self._lent(core, layer)
             new = BankedAffine(layer.output.shape[-1], lent, layer.activation, hwbc=self.hwbc, name=layer.name)
             return self._note(new, lambda value_of: _scale_and_bias(path, value_of), path)
@@ -143,6 +143,13 @@ class BankGraph:
             f"the layer {path!r} ({type(layer).__name__}), of which tasks own {', '.join(sorted(own))}, cannot be banked: "
             "leave its kind out, or bind its tasks one by one"
         )
+
+    def _core(self, layer: keras.Layer, **changes) -> keras.Layer:
+        """Returns a layer that computes with the trunk's variables, without what tasks add to it."""
+        core = patch_layer(layer, set(), **changes)
+        # Built inside another layer's call, Keras would not count the borrowed kernel among the model's variables.
+        core.build_from_config(layer.get_build_config())
+        return core
 
     def _depthwise(self, path: str, layer) -> Banked:
         """Returns a depthwise or separable convolution with a kernel per example, and with it the batch norm behind it."""

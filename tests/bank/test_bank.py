@@ -115,6 +115,13 @@ def test_other_nets(net, images, random):
     assert_answers(bank, tasks, images, random)
 
 
+@pytest.mark.parametrize("kinds", ["bias", "scale_bias", "scale_bias+depthwise"])
+def test_the_model_of_a_bank_has_every_shared_kernel_so_that_it_can_be_exported(trunk, kinds):
+    held = {id(variable) for variable in Bank(trunk, kinds, capacity=2).model.variables}
+    shared = {key for key in trunk.variables() if "kernel" in key and not ("depthwise" in key and "depthwise" in kinds)}
+    assert shared == {key for key in shared if id(trunk.variables()[key]) in held}
+
+
 @pytest.mark.parametrize("op_threads", [0, 1])
 def test_large_batches_and_patches_out_of_files(trunk, random, tmp_path, monkeypatch, op_threads):
     from model_patch import Patch
