@@ -348,7 +348,9 @@ def test_what_cannot_be_joined_is_refused(trunk, arguments, message):
 
 def test_another_net_is_not_the_same_at_another_size(trunk, task):
     other = Trunk(
-        keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="stem")]), "o", task.preprocessing
+        keras.Sequential([keras.Input((SIZE, SIZE, 3)), keras.layers.Conv2D(4, 3, name="stem")]),
+        "o",
+        task.preprocessing,
     )
     with pytest.raises(
         ModelPatchError, match="o is another net than test, not one at another size: missing: add|missing"
