@@ -1,12 +1,66 @@
-"""Adam for many small variables: one operation each."""
+"""Adam for patches: rates relative to each variable's size, and one operation for each of many small variables."""
+
+from collections.abc import Sequence
 
 import keras
+import numpy as np
 from keras import ops
+
+LEAST_SIZE = 1e-3
+"""Of a variable that starts at or near 0 and has no sibling to be measured by."""
+
+SIBLINGS = {"beta": "gamma", "bias": "kernel"}
+"""An offset is measured by the scale beside it: what it is added to varies by about that much."""
+
+
+def sizes(variables: Sequence[keras.Variable]) -> list[float]:
+    """Returns the root mean square of each variable's values; of an offset that of its sibling, if that is among them."""
+    by_path = {v.path: float(np.sqrt(np.mean(np.square(ops.convert_to_numpy(v))))) for v in variables}
+
+    def size(path: str) -> float:
+        layer, _, name = path.rpartition("/")
+        return max(LEAST_SIZE, by_path.get(f"{layer}/{SIBLINGS.get(name, name)}", by_path[path]))
+
+    return [size(v.path) for v in variables]
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
-class FusedAdam(keras.optimizers.Adam):
-    """`keras.optimizers.Adam` that updates each variable by TensorFlow's own kernel.
+class RelativeAdam(keras.optimizers.Adam):
+    """`keras.optimizers.Adam` whose learning rate may be relative to each variable's size when training starts.
+
+    A step of Adam moves every value by about the learning rate, whatever its gradient. A relative rate of 0.01 moves it by
+    one hundredth of its variable's root mean square, so that one rate fits kernels, scales and last layers of any net.
+
+    Args:
+        learning_rate: a number or a schedule.
+        relative: whether it is relative.
+        **kwargs: of `keras.optimizers.Adam`.
+    """
+
+    def __init__(self, learning_rate=0.001, relative: bool = False, **kwargs):
+        super().__init__(learning_rate, **kwargs)
+        self.relative = relative
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        if self.relative:
+            self.sizes = self.add_variable((len(variables),), dtype="float32", name="sizes")
+            self.sizes.assign(sizes(variables))
+
+    def update_step(self, gradient, variable, learning_rate):
+        if self.relative:
+            learning_rate = learning_rate * self.sizes[self._get_variable_index(variable)]
+        super().update_step(gradient, variable, learning_rate)
+
+    def get_config(self):
+        return {**super().get_config(), "relative": self.relative}
+
+
+@keras.saving.register_keras_serializable(package="model_patch")
+class FusedAdam(RelativeAdam):
+    """`RelativeAdam` that updates each variable by TensorFlow's own kernel.
 
     Keras writes out some 40 operations for each variable. A patch has hundreds of variables of a few hundred values:
     tracing and running those operations is a good part of a short training (docs/speed.md).
@@ -15,6 +69,7 @@ class FusedAdam(keras.optimizers.Adam):
 
     Args:
         learning_rate: a number or a schedule.
+        relative: whether it is relative to each variable's size.
         **kwargs: `beta_1`, `beta_2`, `epsilon` and `name` of `keras.optimizers.Adam`.
     """
 
@@ -27,34 +82,36 @@ class FusedAdam(keras.optimizers.Adam):
         self.build(trainable_variables)
         step = ops.cast(self.iterations + 1, "float32")
         scalars = {
-            "lr": ops.cast(self.learning_rate, "float32"),
             "beta1": self.beta_1,
             "beta2": self.beta_2,
             "beta1_power": ops.power(self.beta_1, step),
             "beta2_power": ops.power(self.beta_2, step),
             "epsilon": self.epsilon,
         }
-        for gradient, variable, *moments in zip(
-            grads, trainable_variables, self._momentums, self._velocities, strict=True
+        rate = ops.cast(self.learning_rate, "float32")
+        rates = ops.unstack(rate * self.sizes, len(trainable_variables)) if self.relative else [rate] * len(grads)
+        for gradient, lr, variable, *moments in zip(
+            grads, rates, trainable_variables, self._momentums, self._velocities, strict=True
         ):
             if gradient is None:
                 continue
             var, m, v = (each.value.handle for each in (variable, *moments))
-            tf.raw_ops.ResourceApplyAdam(var=var, m=m, v=v, grad=ops.cast(gradient, "float32"), **scalars)
+            tf.raw_ops.ResourceApplyAdam(var=var, m=m, v=v, lr=lr, grad=ops.cast(gradient, "float32"), **scalars)
             if variable.constraint is not None:
                 variable.assign(variable.constraint(variable))
         self.iterations.assign_add(1)
 
 
-def adam(learning_rate) -> keras.optimizers.Adam:
-    """Returns Adam: `FusedAdam` where it works, and else Keras' own, which sums gradients over replicas and runs on JAX.
+def adam(learning_rate, relative: bool = False) -> keras.optimizers.Adam:
+    """Returns Adam: `FusedAdam` where it works, and else what sums gradients over replicas and runs on JAX.
 
     Args:
         learning_rate: a number or a schedule.
+        relative: whether it is relative to each variable's size, see `RelativeAdam`.
     """
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         if not tf.distribute.has_strategy():
-            return FusedAdam(learning_rate)
-    return keras.optimizers.Adam(learning_rate)
+            return FusedAdam(learning_rate, relative)
+    return RelativeAdam(learning_rate, relative) if relative else keras.optimizers.Adam(learning_rate)

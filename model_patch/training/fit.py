@@ -23,6 +23,7 @@ from model_patch.tasks import CLASSIFICATION
 from model_patch.training import replicated
 from model_patch.training.callbacks import InputWait, Progress
 from model_patch.training.joint import fit_joined
+from model_patch.training.last_layer import learn_last_layer
 from model_patch.training.loop import Fitted, run_epochs, tester
 from model_patch.training.recipe import Recipe
 from model_patch.training.statistics import estimate_statistics
@@ -43,8 +44,9 @@ def fit(
     Keras' own `model.fit` trains the same values. It does not re-estimate statistics, for which there is the callback
     `EstimateStatistics`, nor does it choose a learning rate, cache features, stop at NaN or write a checkpoint.
 
-    Where the last layer alone is trained, the trunk runs over each image once and its features are cached; augmentation
-    does not apply then.
+    The last layer of a classification task is learnt first, on features of the unaugmented images: it is the convex
+    problem of `training.last_layer`, and alone needs no epochs, rate or seed. Patches start from it. Only where
+    the recipe says otherwise (`Recipe.learns_last_layer_first`) do they start from a random one.
 
     Args:
         trained: changes in its patches, and in its heads where they are learnt; joined tasks also in a trunk that they
@@ -84,13 +86,24 @@ def fit_task(
     start, wait = time.perf_counter(), InputWait()
     num_images = data.train.take(recipe.max_train_images or None)
     batches = functools.partial(_batches, bound, data, recipe, seed)
-    if bound.task.type == CLASSIFICATION and not bound.train_spec.kinds:
+    spec, classifies = bound.train_spec, bound.task.type == CLASSIFICATION
+    resumes = bool(spec.kinds) and checkpoint is not None and checkpoint.exists()
+    if classifies and recipe.learns_last_layer_first(spec) and not resumes:
+        if spec.kinds:
+            # Features are those of the statistics that training begins with.
+            estimate_statistics(bound, wait.measured(batches("none", cache=False)))
+        images = wait.measured(batches("none", shuffle=False, cache=False))
+        learn_last_layer(bound, *features_and_labels(bound, images, num_images, recipe.batch_size))
+        if not spec.kinds:
+            seconds = time.perf_counter() - start
+            return Fitted(seconds, {}, min(1.0, wait.seconds / seconds))
+    if classifies and not spec.kinds:
         images = wait.measured(batches("none", shuffle=False, cache=False))
         train, head = features_and_head(bound, images, recipe.batch_size, num_images, seed)
         learnt = run_epochs(bound, head, train, num_images, recipe, log_dir, checkpoint, wait, one_call_per_epoch=True)
     else:
-        train = functools.partial(batches, recipe.augmentation)
-        learnt = run_epochs(bound, bound.model, train, num_images, recipe, log_dir, checkpoint, wait)
+        train, relative = functools.partial(batches, recipe.augmentation), classifies and recipe.is_relative(spec)
+        learnt = run_epochs(bound, bound.model, train, num_images, recipe, log_dir, checkpoint, wait, relative=relative)
         estimate_statistics(bound, wait.measured(batches("none", cache=False)))
     seconds = time.perf_counter() - start
     return Fitted(learnt.earlier_seconds + seconds, learnt.history, min(1.0, wait.seconds / seconds))
@@ -153,8 +166,20 @@ def _batches(
     )
 
 
+def features_and_labels(bound: BoundTask, images, num_images: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Runs the trunk once over batches of images: returns float32 `(images, channels)` and int64 `(images,)`."""
+    forward = replicated.predictor(bound.features)
+    # As arrays: under another backend than TensorFlow, Keras takes none of its tensors.
+    outputs = [
+        (np.asarray(forward(x.numpy())), y)
+        for x, y in progress(images, "features", math.ceil(num_images / batch_size), "batch")
+    ]
+    features, labels = (np.concatenate(part) for part in zip(*outputs, strict=True))
+    return features.astype("float32"), labels
+
+
 def features_and_head(bound: BoundTask, images, batch_size: int, num_images: int, seed: int):
-    """Runs the trunk once over the images.
+    """Caches the features of the images.
 
     Args:
         bound: the task whose last layer alone is learnt.
@@ -168,13 +193,7 @@ def features_and_head(bound: BoundTask, images, batch_size: int, num_images: int
     """
     import tensorflow as tf
 
-    forward = replicated.predictor(bound.features)
-    # As arrays: under another backend than TensorFlow, Keras takes none of its tensors.
-    outputs = [
-        (np.asarray(forward(x.numpy())), y)
-        for x, y in progress(images, "features", math.ceil(num_images / batch_size), "batch")
-    ]
-    features, labels = (np.concatenate(part) for part in zip(*outputs, strict=True))
+    features, labels = features_and_labels(bound, images, num_images, batch_size)
     cached = tf.data.Dataset.from_tensor_slices((features, labels))
 
     def train(epochs: range):

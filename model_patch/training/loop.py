@@ -42,6 +42,7 @@ def run_epochs(
     wait: InputWait | None = None,
     *,
     one_call_per_epoch: bool = False,
+    relative: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Checkpoint:
     """Trains the model of a bound task, or the part of it that learns, with its task's loss.
@@ -58,6 +59,7 @@ def run_epochs(
         wait: what measures the waiting for `train`; a new one by default.
         one_call_per_epoch: all steps of an epoch are one call of TensorFlow's, for steps so short that Keras' own work around
             each would be most of it. The same is computed; the bar moves, and a NaN loss is seen, once per epoch.
+        relative: as for `Recipe.make_optimizer`.
         callbacks: further ones.
 
     Returns:
@@ -72,7 +74,7 @@ def run_epochs(
         return kept
     steps_per_epoch = math.ceil(num_images / recipe.batch_size)
     in_one_call = one_call_per_epoch and keras.backend.backend() == "tensorflow"
-    optimizer = recipe.make_optimizer(bound.train_spec, steps_per_epoch)
+    optimizer = recipe.make_optimizer(bound.train_spec, steps_per_epoch, relative)
     compile_for(model, bound.task, optimizer, steps_per_execution=steps_per_epoch if in_one_call else 1)
     finished = kept.restore()
     if finished == recipe.epochs:

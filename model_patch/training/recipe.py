@@ -30,6 +30,13 @@ SCHEDULES = {
 PAPER_LEARNING_RATE = 0.045
 """The paper's, for RMSProp."""
 
+RELATIVE_LEARNING_RATE = 0.01
+"""Adam's for a patch, in each variable's own size, see `training.adam`. See docs/choices.md."""
+
+WARM_UP = 0.1
+"""Share of the steps in which a relative rate rises to its highest: Adam's first steps are as long as any, in directions
+that one batch gave."""
+
 ADAM_LEARNING_RATES = {
     # TrainSpec by name: with batch statistics, with frozen ones.
     "full": (0.003, 0.001),
@@ -37,7 +44,7 @@ ADAM_LEARNING_RATES = {
     "depthwise": (0.003, 0.003),
     "patch": (0.03, 0.01),
 }
-"""Adam's rates by what is trained: where depthwise kernels are, theirs; `patch`: any other. See docs/choices.md."""
+"""Adam's absolute rates by what is trained, where rates are not relative: where depthwise kernels are, theirs; `patch`: any other. See docs/choices.md."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +55,8 @@ class Recipe:
         epochs: passes over the training images, at least 1.
         batch_size: images per step, at least 1.
         optimizer: a name in `OPTIMIZERS`.
-        learning_rate: highest rate; 0 takes the default for the optimizer and for what is trained.
+        learning_rate: highest rate; 0 takes the default for the optimizer and for what is trained. For a patch of a
+            classification task Adam's is relative to each variable's size, see `is_relative`.
         schedule: a name in `SCHEDULES`.
         augmentation: names joined by `+`, see `model_patch.data.augment`.
         max_train_images, max_test_images: use at most this many, the first ones; 0 for all.
@@ -81,11 +89,42 @@ class Recipe:
         ):
             require_number(field, getattr(self, field), least, whole=field != "learning_rate")
 
-    def make_optimizer(self, train_spec: TrainSpec, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-        """Returns a new optimizer with its schedule for `epochs * steps_per_epoch` steps."""
-        rate = self.learning_rate or default_learning_rate(self.optimizer, train_spec)
-        schedule = SCHEDULES[self.schedule](rate, self.epochs * steps_per_epoch, steps_per_epoch)
-        return OPTIMIZERS[self.optimizer](schedule)
+    def learns_last_layer_first(self, train_spec: TrainSpec) -> bool:
+        """Whether the last layer of a classification task is learnt by itself, see `training.last_layer`.
+
+        With another optimizer than Adam or the paper's schedule nothing is; and the last layer alone takes steps of
+        gradient descent where a rate is given for them.
+        """
+        default = self.optimizer == "adam" and self.schedule != "paper"
+        return train_spec.last and default and bool(train_spec.kinds or not self.learning_rate)
+
+    def is_relative(self, train_spec: TrainSpec) -> bool:
+        """Whether the rate for a classification task is relative to each variable's size: Adam's for a patch."""
+        patch = bool(train_spec.kinds) and "full" not in train_spec.kinds
+        return patch and self.optimizer == "adam" and self.schedule != "paper"
+
+    def make_optimizer(
+        self, train_spec: TrainSpec, steps_per_epoch: int, relative: bool = False
+    ) -> keras.optimizers.Optimizer:
+        """Returns a new optimizer with its schedule for `epochs * steps_per_epoch` steps.
+
+        Args:
+            train_spec: what is trained.
+            steps_per_epoch: at least 1.
+            relative: whether Adam's rate is relative to each variable's size; a cosine then has a warm-up.
+        """
+        steps = self.epochs * steps_per_epoch
+        if not relative:
+            rate = self.learning_rate or default_learning_rate(self.optimizer, train_spec)
+            return OPTIMIZERS[self.optimizer](SCHEDULES[self.schedule](rate, steps, steps_per_epoch))
+        rate = self.learning_rate or RELATIVE_LEARNING_RATE
+        if self.schedule != "cosine":
+            return adam(SCHEDULES[self.schedule](rate, steps, steps_per_epoch), relative=True)
+        warm_up = max(1, round(WARM_UP * steps))
+        cosine = keras.optimizers.schedules.CosineDecay(
+            0.0, max(1, steps - warm_up), warmup_target=rate, warmup_steps=warm_up
+        )
+        return adam(cosine, relative=True)
 
 
 def default_learning_rate(optimizer: str, train_spec: TrainSpec) -> float:

