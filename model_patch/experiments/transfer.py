@@ -99,11 +99,15 @@ def open_run(config: ConfigDict) -> tuple[mp.Trunk, mp.Task, dict[str, mp.TrainS
     require_each_once("train", train_specs)
     trunk = mp.open_trunk(config.trunk, config.image_size or None)
     data = mp.open_data(config.data, skip_bad_images=config.skip_bad_images, verify_images=config.verify_images)
-    recipe = make_recipe(config, data.augmentation)
+    recipe = make_recipe(config, data.augmentation if config.epochs >= LONG else "none")
     task = mp.Task(config.task_name or data.name, data.labels, trunk.preprocessing)
     for each in train_specs:
         check_bind(trunk, task, each, remat=config.remat)
     return trunk, task, {str(each): each for each in train_specs}, data, recipe
+
+
+LONG = 30
+"""Epochs from which augmentation pays for what it costs in accuracy before, see docs/choices.md."""
 
 
 def make_recipe(config: ConfigDict, recommended_augmentation: str) -> mp.Recipe:

@@ -35,7 +35,7 @@ def test_every_row_is_trained_saved_and_reported(config, tmp_path):
         path = patch_path(tmp_path / "run", row["train"], row["seed"])
         assert path.stat().st_size == row["patch_bytes"]
         assert Patch.load(path).metrics["accuracy"] == row["test_accuracy"]
-    for name in ("results.md", "accuracy_vs_parameters.png", "tensorboard/last-seed0"):
+    for name in ("results.md", "accuracy_vs_parameters.png", "tensorboard/scale_bias+last-seed0"):
         assert (tmp_path / "run" / name).exists()
 
 
