@@ -213,8 +213,8 @@ def _reader(preprocessings: Sequence[Preprocessing]):
     import tensorflow as tf
 
     def one(contents):
-        image = decode(contents)
-        return tf.shape(image)[:2], [each.resize(image) for each in preprocessings]
+        images = {alpha: decode(contents, alpha) for alpha in dict.fromkeys(each.alpha for each in preprocessings)}
+        return tf.shape(next(iter(images.values())))[:2], [each.resize(images[each.alpha]) for each in preprocessings]
 
     sizes = [tf.TensorSpec((each.image_size, each.image_size, None)) for each in preprocessings]
 

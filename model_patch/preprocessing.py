@@ -18,6 +18,9 @@ MODES = {
 }
 """How pixel values are scaled. The first three names are those of `keras.applications`, and so are the numbers."""
 
+ALPHA = ("white", "drop")
+"""Transparent images are laid on white, or shown in the colours that were transparent."""
+
 CAFFE_MEAN = np.array([103.939, 116.779, 123.68], "float32")
 """ImageNet's mean, blue, green, red, in 0..255."""
 
@@ -33,15 +36,24 @@ class Preprocessing:
     Attributes:
         image_size: height and width in pixels that the images are brought to, without keeping the aspect ratio.
         mode: how values are scaled, one of `MODES`.
+        alpha: what becomes of an image file's transparency, one of `ALPHA`, see `data.decoding.decode`.
 
     Raises:
-        ModelPatchError: the mode is unknown, or the size is not a whole number above 0.
+        ModelPatchError: the mode or alpha is unknown, or the size is not a whole number above 0.
     """
 
     image_size: int
     mode: str
+    alpha: str = "white"
+
+    @classmethod
+    def from_json(cls, fields: dict) -> "Preprocessing":
+        """Returns what a patch file holds; one that says nothing of alpha was trained without it."""
+        return cls(**{"alpha": "drop", **fields})
 
     def __post_init__(self):
+        if self.alpha not in ALPHA:
+            raise unknown("alpha", self.alpha, ALPHA)
         require_number("image_size", self.image_size, 1, whole=True)
         if self.mode not in MODES:
             raise unknown("preprocessing", self.mode, MODES)

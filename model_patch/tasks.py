@@ -113,7 +113,7 @@ class Task:
         """
         name = fields.get("type", CLASSIFICATION)
         if name == CLASSIFICATION:
-            return cls(fields["name"], tuple(fields["labels"]), Preprocessing(**fields["preprocessing"]))
+            return cls(fields["name"], tuple(fields["labels"]), Preprocessing.from_json(fields["preprocessing"]))
         if name in _MODULES:
             importlib.import_module(_MODULES[name])
         if name not in _TYPES:

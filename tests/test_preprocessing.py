@@ -1,8 +1,10 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 
-from model_patch import Preprocessing
+from model_patch import ModelPatchError, Preprocessing
 
 
 @pytest.mark.parametrize("mode", ["tf", "torch", "caffe"])
@@ -23,3 +25,10 @@ def test_shrinking_averages_instead_of_skipping_pixels():
     stripes = np.zeros((64, 64, 3), "uint8")
     stripes[:, ::2] = 255
     np.testing.assert_allclose(Preprocessing(8, "none").resize(stripes)[2:-2, 2:-2], 127.5, atol=4)
+
+
+def test_what_a_patch_file_says_nothing_of_keeps_its_meaning():
+    assert Preprocessing.from_json({"image_size": 8, "mode": "tf"}) == Preprocessing(8, "tf", alpha="drop")
+    assert Preprocessing.from_json(dataclasses.asdict(Preprocessing(8, "tf"))) == Preprocessing(8, "tf", alpha="white")
+    with pytest.raises(ModelPatchError, match="unknown alpha 'black': expected one of drop, white"):
+        Preprocessing(8, "tf", alpha="black")

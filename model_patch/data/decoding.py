@@ -20,11 +20,13 @@ FORMATS = "JPEG, PNG, BMP, GIF or WebP"
 """Names of the formats that `decode` reads."""
 
 
-def decode(contents):
+def decode(contents, alpha: str = "white"):
     """Decodes one encoded image and turns it upright.
 
     Args:
         contents: scalar string tensor: JPEG, PNG, BMP, GIF (its first frame) or WebP (not animated).
+        alpha: what becomes of a PNG's alpha channel: `white` lays the image on white, `drop` shows the colours that were
+            transparent, as for patches whose files say nothing of alpha.
 
     Returns:
         uint8 tensor `(height, width, 3)` in 0..255.
@@ -34,8 +36,11 @@ def decode(contents):
     """
     import tensorflow as tf
 
-    image = tf.io.decode_image(contents, channels=3, expand_animations=False)
-    image = tf.ensure_shape(image, (None, None, 3))
+    def plain():
+        return tf.ensure_shape(tf.io.decode_image(contents, channels=3, expand_animations=False), (None, None, 3))
+
+    on_white = _has_alpha(contents) if alpha == "white" else tf.constant(False)
+    image = tf.ensure_shape(tf.cond(on_white, lambda: _on_white(contents), plain), (None, None, 3))
     is_bmp = tf.equal(tf.strings.substr(contents, 0, 2), b"BM")
     image = tf.cond(is_bmp, lambda: _coloured(image, contents), lambda: image)
     image = tf.ensure_shape(image, (None, None, 3))
@@ -43,7 +48,29 @@ def decode(contents):
     return tf.ensure_shape(tf.cond(turn > 1, lambda: _turned(image, turn), lambda: image), (None, None, 3))
 
 
-def decode_file(path: str | Path):
+def _has_alpha(contents):
+    """Whether a file is a PNG with an alpha channel, a bool scalar.
+
+    Other PNGs are not asked for alpha: TensorFlow's decoder then makes some of 16 bits, and of small palettes, transparent.
+    """
+    import tensorflow as tf
+
+    head = tf.strings.substr(tf.strings.join([contents, bytes(26)]), 0, 26)
+    colour_type = tf.strings.substr(head, 25, 1)
+    is_png = tf.equal(tf.strings.substr(head, 0, 4), b"\x89PNG")
+    return is_png & (tf.equal(colour_type, b"\x04") | tf.equal(colour_type, b"\x06"))
+
+
+def _on_white(contents):
+    """Returns a PNG image laid on white, uint8 `(height, width, 3)`."""
+    import tensorflow as tf
+
+    image = tf.cast(tf.io.decode_png(contents, channels=4), tf.float32)
+    opacity = image[..., 3:] / 255.0
+    return tf.cast(tf.round(image[..., :3] * opacity + 255.0 * (1.0 - opacity)), tf.uint8)
+
+
+def decode_file(path: str | Path, alpha: str = "white"):
     """Reads one image file and decodes it as `decode` does.
 
     Raises:
@@ -52,7 +79,7 @@ def decode_file(path: str | Path):
     import tensorflow as tf
 
     try:
-        return decode(tf.constant(Path(path).read_bytes()))
+        return decode(tf.constant(Path(path).read_bytes()), alpha)
     except FileNotFoundError:
         raise ModelPatchError(f"the image {path} does not exist") from None
     except OSError as error:

@@ -83,7 +83,7 @@ def predict_files(bound: BoundTask, files: Sequence[str], folder: str | Path, sc
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice:
         raise ModelPatchError(f"two images are called {twice!r}, and so would be their pictures: give them one by one")
-    images = [decode_file(path) for path in paths]
+    images = [decode_file(path, bound.task.preprocessing.alpha) for path in paths]
     resized = (bound.task.preprocessing.resize(image)[None] for image in images)
     for path, stem, image, found in zip(paths, stems, images, detect(bound, resized, len(paths)), strict=True):
         shown = found.above(score)

@@ -136,7 +136,7 @@ class DetectionTask(Task):
         return cls(
             fields["name"],
             tuple(fields["labels"]),
-            Preprocessing(**fields["preprocessing"]),
+            Preprocessing.from_json(fields["preprocessing"]),
             tuple(fields["layers"]),
             DefaultBoxes(**boxes),
             tuple(fields["extra_channels"]),

@@ -154,6 +154,6 @@ def reader(prepare: Preprocessing):
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
     def read(contents):
-        return tf.map_fn(lambda one: prepare.resize(decode(one)), contents, fn_output_signature=resized)
+        return tf.map_fn(lambda one: prepare.resize(decode(one, prepare.alpha)), contents, fn_output_signature=resized)
 
     return read

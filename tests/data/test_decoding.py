@@ -84,3 +84,11 @@ def test_a_bmp_that_ends_in_its_header_is_refused(cut):
     contents = bmp(Image.new("RGB", (8, 8)).quantize(4))[:cut]
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode(tf.constant(contents))
+
+
+def test_transparency_is_laid_on_white_or_dropped():
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 100, 200, 51]]], "uint8")).save(buffer, "PNG")
+    white, dropped = (decode(buffer.getvalue(), alpha).numpy()[0].tolist() for alpha in ("white", "drop"))
+    assert white == [[255, 255, 255], [10, 20, 30], [204, 224, 244]]
+    assert dropped == [[10, 20, 30], [10, 20, 30], [0, 100, 200]]

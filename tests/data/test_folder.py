@@ -316,7 +316,7 @@ def test_images_of_real_life_become_what_the_rules_say(tmp_path):
         "  1 one pixel high or wide: red/one.png",
         "  1 CMYK: made RGB: red/cmyk.jpg",
         "  1 of another format than their names say: read by their contents: red/a_png.jpg",
-        "  1 with alpha, which is left out: red/alpha.png",
+        "  1 with alpha, laid on white if a PNG channel, else left out: red/alpha.png",
         "  3 with a palette: made RGB: red/palette.bmp, red/palette.gif, red/palette.png",
         "  1 animated, of which the first frame is taken: red/palette.gif",
         "  1 of 16 bits, of which the upper 8 are taken: red/deep.png",
