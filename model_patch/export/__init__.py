@@ -100,10 +100,10 @@ def export(
         raise ModelPatchError(f"--format={format} is not quantized: leave --quantize={quantize} out, or take {can}")
     if not tasks:
         raise ModelPatchError("there is no task to export: give at least one patch")
-    tasks = [bound.in_float32() for bound in tasks]
-    options = {"quantize": quantize} if FORMATS[format].quantizes else {}
     if "SavedModel" in FORMATS[format].summary:
         require_no_pattern(output)
+    tasks = [bound.in_float32() for bound in tasks]
+    options = {"quantize": quantize} if FORMATS[format].quantizes else {}
     with new_folder(output) as folder:
         FORMATS[format].load().export(tasks, folder, **options)
         # Under its own name the folder appears only when all is done: an interrupt leaves nothing in the way.
