@@ -254,6 +254,12 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
 
 
+MEASURED_WITH = """**All figures on this page were measured before the default recipe changed.** They used a random last layer, one
+absolute learning rate per kind and the data's augmentation. With the present defaults, which train the last layer first
+([design choices](choices.md)), the suite was *not run*."""
+"""Goes when the suite is run again."""
+
+
 def _head(suite: str) -> str:
     return f"""# The paper's experiments at a small scale
 
@@ -264,6 +270,8 @@ real and come with packages. The trunk is a MobileNetV2 0.35 trained on Fashion-
 steps. The paper's own experiments were *not run*; `configs/paper/` has their configurations. Figures are means over the
 seeds. The spread, in brackets or in a column, is best minus worst seed. "By more than the spread" means by more than
 the larger of the two spreads.
+
+{MEASURED_WITH}
 
 ## The paper's claims
 """
