@@ -278,7 +278,7 @@ def test_a_litert_set_of_three_mobilenets_is_hardly_larger_than_one_of_them(mobi
         assert check("litert", mobilenets[:1], one, quantize)["encoded"] <= difference
     nets = [(tmp_path / f"litert_set_{quantize}" / "net.tflite").stat().st_size for quantize in ("none", "dynamic")]
     assert nets[1] < 0.35 * nets[0]
-    vectors = [load_file(path)["vector"] for path in sorted(tmp_path.glob("litert_set_*/digits.safetensors"))]
+    vectors = [load_file(path)["vector"] for path in sorted(tmp_path.glob("litert_set_*/encoded.safetensors"))]
     assert np.array_equal(*vectors)
 
 
