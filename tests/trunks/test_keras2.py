@@ -46,7 +46,8 @@ def in_sequential(net):
 
 
 def in_functional(net):
-    return graph(lambda image: functools.reduce(lambda x, layer: layer(x), top(), net(image, training=False)))
+    size = net.input_shape[1]
+    return graph(lambda image: functools.reduce(lambda x, layer: layer(x), top(), net(image, training=False)), size)
 
 
 def frozen(net, number: int | None = None):
