@@ -30,7 +30,7 @@ JAX_TESTS ?= tests/layers tests/test_bind.py tests/test_join.py tests/test_kinds
 
 test-jax: install
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[jax]'
-	KERAS_BACKEND=jax $(PYTEST) $(JAX_TESTS)
+	KERAS_BACKEND=jax $(PYTEST) -m "not soak" $(JAX_TESTS)
 
 # The long forms of docs/reliability.md: 20 random kills of each script, full disks, 10,000 damaged patch files, ten minutes under
 # load; and every net of Keras.
