@@ -179,5 +179,7 @@ def test_a_generated_net_computes_what_plain_keras_does(name):
 @pytest.mark.parametrize("seed", range(NETS))
 def test_no_generated_net_is_silently_wrong(seed, tmp_path):
     name = NAMES[seed % len(NAMES)]
-    journey = Journey(name, seed).run(KINDS, FORMATS, tmp_path)
+    # One kind a net, in turns: all of them with every export took minutes a net.
+    kind = KINDS[(seed + seed // len(NAMES)) % len(KINDS)]
+    journey = Journey(name, seed).run([kind], FORMATS, tmp_path)
     print(name, "passed:", len(journey.passed), "refused:", journey.refused)
