@@ -202,7 +202,7 @@ class _GroupModel(keras.Model):
 
 @dataclasses.dataclass(frozen=True)
 class _Image:
-    """An image that was read: height and width as stored, and float32 pixels in 0..255 at each size that is asked for."""
+    """An image that was read: height and width as stored, and float32 pixels in 0..255 for each preprocessing."""
 
     shape: tuple[int, int]
     resized: dict[Preprocessing, np.ndarray]
