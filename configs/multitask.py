@@ -12,7 +12,11 @@ def get_config() -> ConfigDict:
     """Returns the defaults of `scripts/multitask.py`; each field is a flag, and its comment the flag's help."""
     config = ConfigDict()
     config.trunk = "bundled"  # bundled | keras:NAME[?weights=imagenet] | file:PATH | hub:URL | slim:PATH | kerashub:..
-    config.data = ("digits", "mnist", "textures")  # One per task: digits | mnist | faces | folder:PATH | tfds:NAME ..
+    config.data = (
+        "digits",
+        "mnist",
+        "textures",
+    )  # One per task: digits | mnist | faces | folder:PATH | csv:FILE | tfds:NAME ..
     config.task_names: tuple[str, ...] = ()  # Names of the tasks; by default those of the data.
     config.image_sizes: tuple[int, ...] = ()  # Pixels, one per task, 0 for the trunk's own; by default that for all.
     config.resolutions: tuple[int, ...] = ()  # Image sizes at which one data set is trained, each a task.

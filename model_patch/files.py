@@ -1,30 +1,144 @@
-"""Writing files so that nothing half-written is ever seen under its final name; finding files by names and patterns."""
+"""All files of this package, local and remote: paths, listings, patterns, locks, and writing that is never seen half done.
 
+Remote paths are URLs of fsspec, such as `s3://bucket/photos`, `gs://`, `hf://` and `memory://`; see docs/data.md.
+"""
+
+import atexit
 import contextlib
+import datetime
 import fcntl
 import glob
 import json
 import os
+import shutil
+import socket
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from model_patch.errors import ModelPatchError
 
 TEMPORARY = ".tmp"
 """Ending of a file that is being written. One that is left over belongs to a process that ended while writing."""
 
+UPLOADING = f".uploading{TEMPORARY}"
+"""File in a remote folder whose upload has not ended."""
+
+RENEWAL_SECONDS = 10.0
+"""How often the holder of a lock on a remote file renews it. One that is not renewed for three times as long is abandoned."""
+
 _locks: dict[tuple[int, int], int] = {}
 """Descriptors of the locks that this process holds, by device and inode; the operating system lets them go at its end."""
 
+_leases: set[str] = set()
+"""Remote files whose locks this process holds."""
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a path is a URL."""
+    return "://" in str(path)
+
+
+def as_path(path: str | Path) -> Path:
+    """Returns a local path, or a remote one, which has the same methods (`upath.UPath`).
+
+    Raises:
+        ModelPatchError: no file system of that name is known, or its package is not installed.
+    """
+    if not isinstance(path, str) or not is_remote(path):
+        return Path(path) if isinstance(path, str) else path
+    import fsspec
+    from upath import UPath
+
+    protocol, _, _ = path.partition("://")
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        raise ModelPatchError(f"{path} cannot be opened ({error}): install that, or use a local path") from None
+    # Others write there, too: a listing that is kept would hide it.
+    return UPath(path, use_listings_cache=False)  # type: ignore[return-value]
+
+
+def joined(folder: str | Path, path: str) -> str:
+    """Returns a path as text: that of a file relative to a folder, unless it is absolute or a URL."""
+    return path if is_remote(path) or path.startswith("/") else f"{folder}/{path}"
+
+
+class Entry(NamedTuple):
+    """What stands in a folder: its name, whether it is a folder or a link, and of a file the size and modification time.
+
+    The size is in bytes, the time in nanoseconds since 1970; both are -1 for a link that leads nowhere.
+    """
+
+    name: str
+    is_folder: bool
+    is_link: bool
+    num_bytes: int
+    modified: int
+
+
+def listing(folder: Path, stamps: bool = True) -> list[Entry]:
+    """Returns what stands in a folder, by name; without `stamps` sizes and times may be missing, which is faster."""
+    if is_remote(folder):
+        fs, path = folder.fs, folder.path  # type: ignore[attr-defined]
+        found = [each for each in fs.ls(path, detail=True) if each["name"].strip("/") != path.strip("/")]
+        entries = [
+            Entry(each["name"].rstrip("/").rpartition("/")[2], each["type"] == "directory", False, *_remote_stamp(each))
+            for each in found
+        ]
+    else:
+        with os.scandir(folder) as scanned:
+            entries = [_entry(each, stamps) for each in scanned]
+    return sorted(entries)
+
+
+def _entry(entry: os.DirEntry, stamps: bool) -> Entry:
+    try:
+        is_folder = entry.is_dir()
+    except OSError:  # A link that leads to itself.
+        is_folder = False
+    is_link = entry.is_symlink()
+    return Entry(entry.name, is_folder, is_link, *(stamp(entry) if not is_folder and (stamps or is_link) else (-1, -1)))
+
+
+def stamp(path: Path | os.DirEntry) -> tuple[int, int]:
+    """Returns a file's size in bytes and its modification time in nanoseconds; -1 where there is none."""
+    try:
+        if isinstance(path, os.DirEntry) or not is_remote(path):
+            status = path.stat()
+            return status.st_size, status.st_mtime_ns
+        return _remote_stamp(path.fs.info(path.path))  # type: ignore[attr-defined]
+    except OSError:
+        return -1, -1
+
+
+def _remote_stamp(info: dict) -> tuple[int, int]:
+    """Returns size and modification time; the present where the store tells no time, so that nothing is taken for unchanged."""
+    times = (info.get(key) for key in ("LastModified", "mtime", "updated", "last_modified", "created"))
+    modified = next((each for each in times if each), time.time())
+    if isinstance(modified, str):
+        modified = datetime.datetime.fromisoformat(modified)
+    seconds = modified.timestamp() if isinstance(modified, datetime.datetime) else float(modified)
+    return int(info.get("size") or 0), int(seconds * 1e9)
+
 
 def write_bytes(path: str | Path, contents: bytes):
-    """Writes a file whole or not at all: a temporary file beside it, flushed to the disk, then renamed.
+    """Writes a file whole or not at all.
+
+    A local file is written beside its place, flushed to the disk and renamed. A remote one is uploaded in one piece, or in
+    parts that the store joins when all are there.
 
     Raises:
         ModelPatchError: the folder cannot be made or written, or the disk is full.
     """
-    path = Path(path)
+    path = as_path(path)
+    if is_remote(path):
+        with _writing(path):
+            path.fs.pipe_file(path.path, contents)  # type: ignore[attr-defined]
+        return
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,15 +158,38 @@ def write_bytes(path: str | Path, contents: bytes):
 
 
 @contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Within it, what a store says against writing is one sentence."""
+    try:
+        yield
+    except ModelPatchError:
+        raise
+    except Exception as error:  # Each store's package has errors of its own.
+        raise ModelPatchError(f"{path} cannot be written ({error}): check the address and the credentials") from error
+
+
+@contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Makes a folder whole or not at all: what is put into the yielded one stands under `path` when all is done.
+    """Makes a folder whole or not at all: what is put into the yielded local one stands under `path` when all is done.
+
+    Files of a remote folder are uploaded one after the other, those at its top last, in the order of their names: a reader
+    sees no `saved_model.pb` without its variables. Until the last is there the folder holds a file `UPLOADING`, by which
+    `local_copy` refuses it and the next call replaces it.
 
     Raises:
         ModelPatchError: something of this name exists, or the folder cannot be written.
     """
-    path = Path(path)
-    if path.exists():
+    path = as_path(path)
+    if path.exists() and not (is_remote(path) and (path / UPLOADING).exists()):
         raise ModelPatchError(f"{path} exists: choose another --output, or delete it")
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / path.name
+            folder.mkdir()
+            yield folder
+            with _writing(path):
+                _upload(folder, path)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
@@ -64,6 +201,46 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         raise ModelPatchError(f"{path} cannot be written ({error}): choose another --output or free the disk") from None
 
 
+def _upload(folder: Path, path: Path):
+    remove_folder(path)
+    marker = path / UPLOADING
+    marker.write_bytes(b"")
+    files = [each.relative_to(folder) for each in folder.rglob("*") if each.is_file()]
+    for each in sorted(files, key=lambda each: (-len(each.parts), each)):
+        path.fs.put_file(str(folder / each), f"{path.path}/{each.as_posix()}")  # type: ignore[attr-defined]
+    marker.unlink()
+
+
+@contextlib.contextmanager
+def local_copy(path: str | Path) -> Iterator[Path]:
+    """Yields a local file or folder for libraries that read no other: the path, or a copy that is deleted afterwards.
+
+    Raises:
+        ModelPatchError: the remote file or folder is missing, cannot be read, or is not there in full.
+    """
+    path = as_path(path)
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / path.name
+        try:
+            if (path / UPLOADING).exists():
+                raise ModelPatchError(f"the upload of {path} was interrupted: write it again")
+            path.fs.get(path.path, str(copy), recursive=path.is_dir())  # type: ignore[attr-defined]
+        except FileNotFoundError:
+            raise ModelPatchError(f"{path} does not exist") from None
+        yield copy
+
+
+def remove_folder(path: Path):
+    """Removes a folder with all that is in it, if it exists."""
+    if not is_remote(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        path.fs.rm(path.path, recursive=True)  # type: ignore[attr-defined]
+
+
 def require_no_pattern(path: str | Path):
     """Checks that TensorFlow can read a SavedModel or a checkpoint at a path: it takes the path for a pattern of files.
 
@@ -71,7 +248,7 @@ def require_no_pattern(path: str | Path):
         ModelPatchError: the path has a character that means something in patterns.
     """
     found = next((character for character in str(path) if character in "[*?\\"), None)
-    if found:
+    if found and not is_remote(path):
         raise ModelPatchError(
             f"the path {path} has {found!r} in it, which TensorFlow takes for a pattern: choose another"
         )
@@ -97,7 +274,7 @@ def read_json(path: str | Path):
         return members
 
     try:
-        return json.loads(Path(path).read_bytes(), object_pairs_hook=unique)
+        return json.loads(as_path(path).read_bytes(), object_pairs_hook=unique)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelPatchError(f"{path} is not a readable JSON file ({error})") from None
 
@@ -120,14 +297,21 @@ def matching(names: Sequence[str], inside: Callable[[str], Iterable[str]] | None
     found: dict[str, None] = {}
     for name in names:
         path = os.path.expanduser(name)  # noqa: PTH111 - a Path would drop a leading `./`.
-        if Path(path).is_dir():
+        place = as_path(path)
+        if place.is_dir():
             held = list(inside(path)) if inside else []
             if not held:
                 what = "a folder without images" if inside else "a folder"
-                raise ModelPatchError(f"{name} is {what}: expected files, such as {Path(name) / '*.jpg'}")
+                raise ModelPatchError(f"{name} is {what}: expected files, such as {place / '*.jpg'}")
             found.update(dict.fromkeys(held))
             continue
-        matches = [path] if Path(path).exists() else [each for each in _matches(path) if not Path(each).is_dir()]
+        if place.exists():
+            matches = [path]
+        elif is_remote(path):
+            fs, protocol = place.fs, path.partition("://")[0]  # type: ignore[attr-defined]
+            matches = [f"{protocol}://{each.lstrip('/')}" for each in sorted(fs.glob(place.path)) if not fs.isdir(each)]  # type: ignore[attr-defined]
+        else:
+            matches = [each for each in _matches(path) if not Path(each).is_dir()]
         if not matches:
             raise ModelPatchError(f"the image {name} does not exist: expected the path of a file, or a pattern of some")
         found.update(dict.fromkeys(matches))
@@ -157,13 +341,19 @@ def _matches(pattern: str) -> list[str]:
 def lock(path: str | Path) -> bool:
     """Locks a file, made if it is missing, until this process ends, however it ends.
 
+    A remote file holds its owner's host and process, and is renewed and at the end deleted by it. One that a process left
+    behind is taken over: at once if that ran on this host, and else after a wait that shows that nobody renews it.
+
     Returns:
         Whether this process holds the lock; False where another does. It may take a lock that it already holds.
 
     Raises:
         ModelPatchError: the file cannot be made.
     """
-    path = Path(path)
+    path = as_path(path)
+    if is_remote(path):
+        with _writing(path):
+            return _lease(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -187,7 +377,71 @@ def lock(path: str | Path) -> bool:
     return True
 
 
+def _lease(path: Path) -> bool:
+    if str(path) in _leases:
+        return True
+    fs, place = path.fs, path.path  # type: ignore[attr-defined]
+
+    def own() -> bytes:
+        return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}).encode()
+
+    try:
+        fs.pipe_file(place, own(), mode="create")
+    except FileExistsError:
+        if not _is_abandoned(path):
+            return False
+        mine = own()
+        fs.pipe_file(place, mine)
+        if path.read_bytes() != mine:
+            return False  # Another process took it over, too, and later.
+    _leases.add(str(path))
+    ended = threading.Event()
+
+    def renew():
+        while not ended.wait(RENEWAL_SECONDS):
+            with contextlib.suppress(Exception):  # A store that fails now and then: the next renewal may pass.
+                fs.pipe_file(place, own())
+
+    def release():
+        ended.set()
+        renewing.join(RENEWAL_SECONDS)
+        with contextlib.suppress(Exception):
+            fs.rm_file(place)
+
+    renewing = threading.Thread(target=renew, daemon=True)
+    renewing.start()
+    atexit.register(release)
+    return True
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether nobody holds the lock of a remote file any more."""
+    try:
+        before = path.read_bytes()
+        held = json.loads(before)
+        if held["host"] == socket.gethostname() and (held["process"] == os.getpid() or not _lives(held["process"])):
+            return True
+        time.sleep(3 * RENEWAL_SECONDS)
+        return path.read_bytes() == before
+    except FileNotFoundError:
+        return True
+    except (ValueError, KeyError, TypeError):
+        return False  # Whatever this file is, no lock of this package was it.
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def remove_leftovers(folder: str | Path):
     """Removes what killed processes left half written below a folder that no other process writes to."""
+    if is_remote(folder):
+        return  # Stores show no half-written file.
     for file in Path(folder).rglob(f".*{TEMPORARY}"):
         file.unlink(missing_ok=True)

@@ -4,12 +4,13 @@ Spec           | Images
 ---------------|-------
 `digits`, `mnist`, `faces`, `textures` | built-in, small and real, see `model_patch.data.builtin`
 `folder:PATH`  | class folders of JPEG, PNG, BMP, GIF or WebP files, or `train/` and `test/` above them
+`csv:FILE`     | files named in a table with a path, a label and perhaps a split in each row
 `idx:PATH`     | a folder with the four files of MNIST's format
 `tfds:NAME`    | a TensorFlow Datasets data set
 `random:CLASSES` | random pixels and labels, for dry runs
 """
 
-from model_patch.data import builtin, folder, idx, noise, tfds
+from model_patch.data import builtin, folder, idx, noise, table, tfds
 from model_patch.data.images import ImageData, Split
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.spec import parse
@@ -18,29 +19,31 @@ __all__ = ["ImageData", "Split", "open_data"]
 
 _SOURCES = {
     **dict.fromkeys(builtin.BUILTIN, builtin.open_builtin),
-    "folder": folder.open_folder,
     "idx": idx.open_idx,
     "tfds": tfds.open_tfds,
     "random": noise.open_random,
 }
+_SOURCES_OF_FILES = {"csv": table.open_table, "folder": folder.open_folder}
+"""Those whose images may be bad."""
 
 
 def open_data(text: str, skip_bad_images: bool = False, verify_images: bool = False) -> ImageData:
     """Opens images by their spec.
 
     Args:
-        text: for example `digits`, `folder:flowers`, `idx:fashion-mnist` or `tfds:beans?data_dir=/data`.
-        skip_bad_images: leave out files of a folder that cannot be read, and say so in the notes, instead of failing.
-        verify_images: decode every image of a folder now, unless an earlier process did, see `data.folder_index`.
+        text: for example `digits`, `folder:flowers`, `csv:flowers.csv`, `idx:fashion-mnist` or `tfds:beans?data_dir=/data`.
+        skip_bad_images: leave out images that cannot be read, and say so in the notes, instead of failing.
+        verify_images: decode every image file now, unless an earlier process did, see `data.folder_index`.
 
     Raises:
         ModelPatchError: the spec names no source, or the source cannot be opened as its module describes.
     """
     spec = parse(text)
-    if spec.scheme not in _SOURCES:
-        raise unknown("data", spec.scheme, _SOURCES)
+    known = _SOURCES | _SOURCES_OF_FILES
+    if spec.scheme not in known:
+        raise unknown("data", spec.scheme, known)
     if spec.fragment:
         raise ModelPatchError(f"{text!r} has a part behind '#', which data never have: rename a path with '#' in it")
-    if spec.scheme == "folder":
-        return folder.open_folder(spec, skip_bad_images, verify_images)
+    if spec.scheme in _SOURCES_OF_FILES:
+        return _SOURCES_OF_FILES[spec.scheme](spec, skip_bad_images, verify_images)
     return _SOURCES[spec.scheme](spec)

@@ -4,9 +4,13 @@ Every image is turned upright as its EXIF orientation says, wherever it is used;
 `model_patch.detection.data`.
 """
 
+import os
 from pathlib import Path
 
+import numpy as np
+
 from model_patch.errors import ModelPatchError
+from model_patch.files import as_path
 
 EXIF_BYTES = 2**17
 """How far into a JPEG file its EXIF block is searched for."""
@@ -18,6 +22,27 @@ PALETTE_BYTES = 4 * 256
 
 FORMATS = "JPEG, PNG, BMP, GIF or WebP"
 """Names of the formats that `decode` reads."""
+
+
+def read_file(path, remote: bool = False):
+    """Reads a file inside `tf.data`.
+
+    Args:
+        path: scalar string tensor.
+        remote: whether the path may be a URL, which TensorFlow itself does not read.
+
+    Returns:
+        Scalar string tensor.
+    """
+    import tensorflow as tf
+
+    if not remote:
+        return tf.io.read_file(path)
+
+    def contents(path: bytes) -> np.ndarray:
+        return np.array(as_path(os.fsdecode(path)).read_bytes(), dtype=object)
+
+    return tf.ensure_shape(tf.numpy_function(contents, [path], tf.string), ())
 
 
 def decode(contents, alpha: str = "white"):
@@ -79,7 +104,7 @@ def decode_file(path: str | Path, alpha: str = "white"):
     import tensorflow as tf
 
     try:
-        return decode(tf.constant(Path(path).read_bytes()), alpha)
+        return decode(tf.constant(as_path(path).read_bytes()), alpha)
     except FileNotFoundError:
         raise ModelPatchError(f"the image {path} does not exist") from None
     except OSError as error:

@@ -42,23 +42,23 @@ class FolderIndex:
     written, every file is looked at again.
 
     Attributes:
-        paths: relative to the folder, in the order that was given.
+        paths: as they were given, in that order.
         sizes: int64 `(files,)`, bytes.
         pixels: int64 `(files,)`, width times height; -1 where it is not known yet.
         rules: int64 `(files,)`, a bit per rule of `data.image_files`.
         verdict: int8 `(files,)`, one of `UNKNOWN`, `READABLE`, `UNREADABLE`.
     """
 
-    def __init__(self, root: Path, paths: Sequence[str], sizes: np.ndarray, modified: np.ndarray):
-        """Opens the index of a folder.
+    def __init__(self, source: Path, paths: Sequence[str], sizes: np.ndarray, modified: np.ndarray):
+        """Opens the index of a folder, or of a table of files.
 
         Args:
-            root: the folder.
-            paths: its image files, relative to it, sorted.
+            source: the folder or table.
+            paths: its image files, each once.
             sizes: int64 `(files,)`, bytes.
             modified: int64 `(files,)`, nanoseconds since 1970.
         """
-        name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
+        name = hashlib.sha256(os.fsencode(str(source.resolve()))).hexdigest()[:32]
         self._file = cache_folder() / "folders" / f"{name}-{FORMAT}.npz"
         self.paths, self.sizes, self._modified = list(paths), sizes, modified
         self.pixels = np.full(len(paths), -1, "int64")

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from model_patch.data.decoding import EXIF_BYTES, EXIF_MARK, FORMATS, orientation
-from model_patch.files import matching
+from model_patch.files import as_path, is_remote, matching
 
 EXTENSIONS = {
     ".jpg": ("JPEG", "MPO"),
@@ -36,6 +36,8 @@ FOREIGN = f"no {FORMATS} by their names: left out"
 BESIDE = "beside the class folders: left out"
 INNER = "folders inside a class: left out"
 ASTRAY = "links that lead nowhere, or back: left out"
+BAD_ROW = "rows that cannot be used: left out"
+VALIDATED = "for validation, beside those to test on: left out"
 UNREADABLE = "cannot be read: left out"
 TURNED = "turned as their EXIF orientation says"
 NOT_TURNED = "with an EXIF orientation that is not followed, because they are not JPEG"
@@ -90,11 +92,11 @@ def image_paths(names: Sequence[str]) -> list[str]:
 
 
 def _below(folder: str) -> Iterator[str]:
-    for inner, folders, names in os.walk(folder):
+    for inner, folders, names in as_path(folder).walk() if is_remote(folder) else os.walk(folder):  # type: ignore[attr-defined]
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(names):
             if extension(name) in EXTENSIONS and not is_hidden(name):
-                yield f"{inner.rstrip('/')}/{name}"
+                yield f"{str(inner).rstrip('/')}/{name}"
 
 
 def read_frame(path: Path) -> Frame | None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-TRAIN, TEST, VALIDATION = "train", "test", "validation"
+PARTS = TRAIN, TEST, VALIDATION = "train", "test", "validation"
 
 _NAMES = {
     TRAIN: ("train", "training", "trn"),

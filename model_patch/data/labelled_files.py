@@ -1,0 +1,273 @@
+"""From a list of image files, each with its label, to training and test images.
+
+The rules of `data.image_files` say what files of real life become, and what is left out; one note sums up where they applied.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from model_patch.data import image_files
+from model_patch.data.decoding import FORMATS, decode, read_file
+from model_patch.data.folder_index import READABLE, UNKNOWN, UNREADABLE, FolderIndex
+from model_patch.data.images import NUM_NAMED, ImageData, Split
+from model_patch.errors import ModelPatchError
+from model_patch.files import as_path, is_remote, joined, stamp
+from model_patch.progress import progress
+
+_logger = logging.getLogger(__name__)
+
+TEST_FRACTION = 0.2
+"""Share of the images kept for testing where nothing says which those are."""
+
+CHUNK = 64
+"""Files that a thread takes at a time."""
+
+
+class File(NamedTuple):
+    """An image file: its path relative to a folder, `/` between its parts; its label; its size and time, as in `files.Entry`."""
+
+    path: str
+    label: int
+    num_bytes: int
+    modified: int
+
+
+Found = dict[str, list[str]]
+"""Relative paths by the rule of `data.image_files` that applies to them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """Image files and what is known of them before any is read.
+
+    Attributes:
+        source: the folder or table that lists them.
+        root: the folder that paths are relative to.
+        labels: class names.
+        train: files to learn from.
+        test: files to test on; None where a fifth of each class is to be held out.
+        found: what else there was, by rule.
+        place: where the images of a class are expected, for errors.
+        tests_all_classes: whether each class needs an image to test on.
+    """
+
+    source: Path
+    root: Path
+    labels: tuple[str, ...]
+    train: list[File]
+    test: list[File] | None
+    found: Found
+    place: Callable[[str], object]
+    tests_all_classes: bool = True
+
+
+def open_listed(listed: Listed, name: str, skip_bad_images: bool = False, verify_images: bool = False) -> ImageData:
+    """Opens image files.
+
+    The header and the last bytes of each file are read once, in parallel; what they say is kept in an index (see
+    `data.folder_index`), and only new and changed files are looked at again. A file that is cut short, or of a form that is
+    not always readable, is decoded at once, so that a bad one is found now. Which images are kept for testing depends on
+    nothing but each one's path, so a new file moves no other; only in a class of a few images, where that would leave none
+    to train on or none to test, the next one is taken.
+
+    Args:
+        listed: the files.
+        name: of the data.
+        skip_bad_images: leave out images that cannot be read, with a note, instead of failing.
+        verify_images: decode every image that was not decoded before, so that all that cannot be read are found now.
+
+    Raises:
+        ModelPatchError: an image cannot be read, or a class has no image.
+    """
+    source, root, labels, train, test = listed.source, listed.root, listed.labels, listed.train, listed.test
+    found = listed.found
+    index = _examine(source, root, [*train, *(test or ())], verify_images)
+    for i in np.flatnonzero((index.rules != 0) & (index.verdict != UNREADABLE)):
+        for bit, rule in enumerate(image_files.RULES):
+            if index.rules[i] >> bit & 1:
+                found[rule].append(index.paths[i])
+    bad = found[image_files.UNREADABLE] = [index.paths[i] for i in np.flatnonzero(index.verdict == UNREADABLE)]
+    if bad and not skip_bad_images:
+        raise ModelPatchError(
+            f"{len(bad)} of {len(index.paths)} images in {source} cannot be read: {image_files.named(bad, NUM_NAMED)}; mend "
+            "or remove them, or leave them out with --skip_bad_images"
+        )
+    if bad:
+        left_out = set(bad)
+        train = [file for file in train if file.path not in left_out]
+        test = test and [file for file in test if file.path not in left_out]
+        check_classes(listed, train, "readable image")
+        if test is not None and listed.tests_all_classes:
+            check_classes(listed, test, "readable image to test on")
+    note = image_files.summary(source, len(train) + len(test or ()), found)
+    if test is None:
+        train, test = _hold_out(listed, train)
+    train_split, test_split = (_split(root, files, index, skip_bad_images) for files in (train, test))
+    return ImageData(name, labels, train_split, test_split, "crop+flip", (note,) if note else ())
+
+
+def stamped(root: Path, labelled: Sequence[tuple[str, int]]) -> list[File]:
+    """Returns files of known paths and labels; a missing one becomes an image that cannot be read."""
+    stamps = dict(_each(range(len(labelled)), lambda i: stamp(as_path(joined(root, labelled[i][0]))), "listing images"))
+    return [File(path, label, *stamps[i]) for i, (path, label) in enumerate(labelled)]
+
+
+def check_classes(listed: Listed, files: Sequence[File], noun: str = "image"):
+    """Checks that every class has a file.
+
+    Raises:
+        ModelPatchError: one has none.
+    """
+    present = {file.label for file in files}
+    for label, name in enumerate(listed.labels):
+        if label not in present:
+            raise ModelPatchError(f"the class {name!r} has no {noun}: expected {FORMATS} files in {listed.place(name)}")
+
+
+def _examine(source: Path, root: Path, files: Sequence[File], verify: bool) -> FolderIndex:
+    """Returns the index of the files, with everything that can be known without decoding, or with `verify` by decoding."""
+    index = FolderIndex(
+        source,
+        [file.path for file in files],
+        np.array([file.num_bytes for file in files], "int64"),
+        np.array([file.modified for file in files], "int64"),
+    )
+    doubtful = _each(index.unseen(), lambda i: _look(root, index, i), "reading headers")
+    rest = index.undecoded() if verify else [i for i, is_plain in doubtful if not is_plain]
+    decoded = _each(rest, lambda i: _decode(root, index, i), "decoding images")
+    if doubtful or decoded:
+        index.save()
+    return index
+
+
+def _each(positions: Sequence[int], do: Callable[[int], object], what: str) -> list[tuple[int, object]]:
+    """Calls for each position, in parallel and with progress; returns positions and results."""
+    positions = [int(i) for i in positions]
+    chunks = [positions[i : i + CHUNK] for i in range(0, len(positions), CHUNK)]
+    results: list[tuple[int, object]] = []
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool, progress(None, what, len(positions), "image") as bar:
+        for done in pool.map(lambda chunk: [(i, do(i)) for i in chunk], chunks):
+            results += done
+            bar.update(len(done))
+    return results
+
+
+def _look(root: Path, index: FolderIndex, i: int) -> bool:
+    """Writes what the header of a file says into the index; returns whether that is enough to take it for readable."""
+    header = image_files.read_header(as_path(joined(root, index.paths[i])), int(index.sizes[i]))
+    if header is None:
+        return False
+    index.pixels[i] = header.pixels
+    index.rules[i] = sum(1 << image_files.RULES.index(rule) for rule in header.rules)
+    return header.is_plain
+
+
+def _decode(root: Path, index: FolderIndex, i: int):
+    """Decodes one image, and writes into the index whether it could be."""
+    image = _decoded(joined(root, index.paths[i]))
+    if image is None:
+        index.verdict[i] = UNREADABLE
+    else:
+        index.pixels[i], index.verdict[i] = image.shape[0] * image.shape[1], READABLE
+
+
+def _decoded(path: str) -> np.ndarray | None:
+    """Returns the pixels of an image; None if it is missing or cannot be read.
+
+    Raises:
+        OSError: a remote file cannot be read now, which says nothing of the image.
+    """
+    import tensorflow as tf
+
+    try:
+        with tf.device("CPU"):
+            return decode(as_path(path).read_bytes()).numpy()
+    except tf.errors.OpError:
+        return None
+    except OSError as error:
+        if is_remote(path) and not isinstance(error, FileNotFoundError):
+            raise
+        return None
+
+
+def _hold_out(listed: Listed, files: Sequence[File]) -> tuple[list[File], list[File]]:
+    """Splits the images of each class into those to train on and those to test on."""
+    of_label: dict[int, list[tuple[float, str]]] = defaultdict(list)
+    for file in files:
+        of_label[file.label].append((_draw("test", file.path), file.path))
+    test: set[str] = set()
+    for label, name in enumerate(listed.labels):
+        own = sorted(of_label[label])
+        if len(own) < 2:
+            raise ModelPatchError(
+                f"the class {name!r} in {listed.source} has one image: expected at least two, one to train and one to test on"
+            )
+        number = sum(draw < TEST_FRACTION for draw, _ in own)
+        test.update(path for _, path in own[: min(max(number, 1), len(own) - 1)])
+    return [file for file in files if file.path not in test], [file for file in files if file.path in test]
+
+
+def _draw(purpose: str, path: str) -> float:
+    """Returns a number in [0, 1) that looks random, but depends on the path alone; on other systems it is the same."""
+    text = f"{purpose} {path if path.isascii() else unicodedata.normalize('NFC', path)}"
+    return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:6], "big") / 2**48
+
+
+def _split(root: Path, files: Sequence[File], index: FolderIndex, skips: bool) -> Split:
+    files = sorted(files, key=lambda file: _draw("order", file.path))
+    paths = [os.fsencode(joined(root, file.path)) for file in files]
+    labels = np.array([file.label for file in files], "int64")
+    position = {path: i for i, path in enumerate(index.paths)}
+    at = [position[file.path] for file in files]
+    remote = is_remote(root) or any(is_remote(file.path) for file in files)
+
+    def stored(number: int):
+        import tensorflow as tf
+
+        return tf.data.Dataset.from_tensor_slices((paths[:number], labels[:number]))
+
+    def load(path):
+        return decode(read_file(path, remote))
+
+    def load_or_say(path):
+        import tensorflow as tf
+
+        return tf.ensure_shape(tf.numpy_function(decoded_or_said, [path], tf.uint8), (None, None, 3))
+
+    def decoded_or_said(path: bytes):
+        absolute = os.fsdecode(path)
+        image = _decoded(absolute)
+        if image is None:
+            relative = absolute.removeprefix(f"{root}/")
+            i = position[relative if relative in position else absolute]
+            if index.verdict[i] != UNREADABLE:
+                index.verdict[i] = UNREADABLE
+                index.save()
+                _logger.warning("%s cannot be read and is left out", absolute)
+            raise ValueError(f"{absolute} is no image")
+        return image
+
+    def find_bad() -> list[str]:
+        _each([i for i in at if index.verdict[i] == UNKNOWN], lambda i: _decode(root, index, i), "decoding images")
+        index.save()
+        return [index.paths[i] for i in at if index.verdict[i] == UNREADABLE]
+
+    return Split(
+        len(files),
+        stored,
+        load_or_say if skips else load,
+        sum(map(len, paths)),
+        3 * int(index.pixels[at].sum()),
+        skips,
+        find_bad,
+    )
