@@ -11,18 +11,11 @@ from model_patch.bind import BoundTask, bind, check_bind
 from model_patch.errors import ModelPatchError, mismatches, unknown
 from model_patch.graph.frozen_norm import FrozenNormModel
 from model_patch.graph.rewrite import Names, functional, rewrite, walk
-from model_patch.kinds import TrainSpec
+from model_patch.kinds import SHARE, TrainSpec
 from model_patch.layers.joined import Merge, MergeParts, Part, SeparateLayers, Split, join_layers
 from model_patch.layers.wrapped import Frozen
 from model_patch.tasks import CLASSIFICATION, Task
 from model_patch.trunk import Trunk
-
-SHARE = {
-    "nothing": "each task has a net of its own, head and all: independent nets",
-    "trunk": "each task has a patch and a head of its own",
-    "trunk+patch": "one patch for all tasks; only the heads are their own",
-}
-"""What the tasks of a join may share."""
 
 _OUTPUT_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.-]*")  # Keras opens scopes of TensorFlow by these names.
 
@@ -38,7 +31,7 @@ class JoinedTasks:
         tasks: by name, each on the variables of `model`: what that learns, a task can be evaluated with, saved and
             exported at once.
         trunks: the trunk at each image size, by size; their variables are the same.
-        share: one of `SHARE`.
+        share: one of `model_patch.kinds.SHARE`.
         train_trunk: whether the trunk is learnt, too.
     """
 

@@ -114,6 +114,13 @@ LAST = "last"
 
 NORM_STATISTICS = ("auto", "batch", "frozen")
 
+SHARE = {
+    "nothing": "each task has a net of its own, head and all: independent nets",
+    "trunk": "each task has a patch and a head of its own",
+    "trunk+patch": "one patch for all tasks; only the heads are their own",
+}
+"""What the tasks of a join may share."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpec:

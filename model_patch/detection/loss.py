@@ -4,15 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from model_patch.detection import CONFIDENCES
 from model_patch.detection.boxes import BACKGROUND, encode, match
 from model_patch.errors import unknown
 from model_patch.layers.replicas import mean_over_replicas
-
-CONFIDENCES = {
-    "softmax": "classes and background by softmax, with hard negative mining (Liu et al. 2016, section 2.2)",
-    "focal": "classes by sigmoids, with the focal loss (Lin et al. 2017, alpha 0.25, gamma 2)",
-}
-"""How the classes are predicted and learnt."""
 
 NEGATIVES_PER_POSITIVE = 3
 MIN_NEGATIVES = 3
@@ -35,7 +30,7 @@ class MultiboxLoss(keras.losses.Loss):
 
     Args:
         default_boxes: `(defaults, 4)`, see `DefaultBoxes.corners`.
-        confidence: one of `CONFIDENCES`.
+        confidence: one of `model_patch.detection.CONFIDENCES`.
         **kwargs: of `keras.losses.Loss`.
 
     True values: float32 `(batch, most, 5)`, true boxes and their classes, from 0; the class is negative in rows that are

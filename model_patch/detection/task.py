@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import keras
 
+from model_patch.detection import CONFIDENCES
 from model_patch.detection.boxes import DefaultBoxes
 from model_patch.detection.head import SSDLiteHead
-from model_patch.detection.loss import CONFIDENCES, FOCAL_PRIOR, MultiboxLoss
+from model_patch.detection.loss import FOCAL_PRIOR, MultiboxLoss
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.graph.rewrite import Graph, functional, nodes, output_of, outputs_at
 from model_patch.preprocessing import Preprocessing
@@ -32,7 +33,7 @@ class DetectionTask(Task):
         layers: paths of the trunk's layers whose outputs the head takes, finest map first.
         default_boxes: one grid per feature map.
         extra_channels: of the maps that the head makes behind the trunk's last one.
-        confidence: one of `model_patch.detection.loss.CONFIDENCES`.
+        confidence: one of `model_patch.detection.CONFIDENCES`.
 
     Raises:
         ModelPatchError: as for `Task`, but one label is enough; the confidence is unknown.

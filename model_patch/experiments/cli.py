@@ -292,17 +292,17 @@ _DEFINE: dict[type, Callable] = {
 
 
 def _define_flag(name: str, default, comment: str, item_type: type | None):
-    if name in CHOICES:
-        flags.DEFINE_enum(name, default, list(CHOICES[name]), comment)
-    elif isinstance(default, tuple):
+    if isinstance(default, tuple):
         define_list(name, item_type or type(default[0]), default, comment)
+    elif name in CHOICES:
+        flags.DEFINE_enum(name, default, list(CHOICES[name]), comment)
     else:
         _DEFINE[type(default)](name, default, comment)
 
 
 def define_list(name: str, item_type: type, default: tuple | None, text: str):
     """Defines a flag whose value is a tuple of items of one type, given joined by commas."""
-    flags.DEFINE(_ListParser(item_type), name, default, text, serializer=flags.ListSerializer(","))
+    flags.DEFINE(_ListParser(item_type, CHOICES.get(name)), name, default, text, serializer=flags.ListSerializer(","))
 
 
 class _ListParser(flags.ArgumentParser):
@@ -310,19 +310,22 @@ class _ListParser(flags.ArgumentParser):
 
     _EXAMPLES = {int: ("integers", "0,1,2"), float: ("numbers", "3,1"), str: ("names", "a,b")}
 
-    def __init__(self, item_type: type):
-        self._item_type = item_type
+    def __init__(self, item_type: type, choices: Collection[str] | None = None):
+        self._item_type, self._choices = item_type, choices
         self._noun, self._example = self._EXAMPLES[item_type]
-        self.syntactic_help = f"{self._noun}, joined by commas"
+        self.syntactic_help = f"{'|'.join(choices) if choices else self._noun}, joined by commas"
 
     def parse(self, argument: str | tuple) -> tuple:
         if isinstance(argument, tuple):
             return argument
         try:
             items = next(csv.reader([argument], strict=True, skipinitialspace=True), [])
-            return tuple(self._item_type(item) for item in items)
+            values = tuple(self._item_type(item) for item in items)
         except (csv.Error, ValueError):
             raise ValueError(f"not a list of {self._noun}, write for example {self._example}") from None
+        if wrong := set(values) - set(self._choices or values):
+            raise ValueError(f"{min(wrong)!r} is none of {', '.join(self._choices or ())}")
+        return values
 
 
 def _config() -> ConfigDict:

@@ -1,27 +1,43 @@
 """How to train: optimizer, learning rate and schedule, as pure functions of what is trained and for how long."""
 
-import dataclasses
+from __future__ import annotations
 
-import keras
+import dataclasses
+from typing import TYPE_CHECKING
 
 from model_patch.data.augment import augmenter
 from model_patch.errors import require_number, unknown
 from model_patch.kinds import TrainSpec
-from model_patch.training.adam import adam
+
+if TYPE_CHECKING:  # Flags take their choices from here, and `--help` imports no Keras.
+    import keras
+
+
+def _optimizers():
+    import keras
+
+    return keras.optimizers
+
+
+def _adam(rate, relative: bool = False):
+    from model_patch.training.adam import adam
+
+    return adam(rate, relative)
+
 
 OPTIMIZERS = {
-    "adam": adam,
-    "adamw": lambda rate: keras.optimizers.AdamW(rate, weight_decay=0.02),
-    "rmsprop": lambda rate: keras.optimizers.RMSprop(rate, rho=0.9, momentum=0.9, epsilon=1.0),
-    "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
+    "adam": _adam,
+    "adamw": lambda rate: _optimizers().AdamW(rate, weight_decay=0.02),
+    "rmsprop": lambda rate: _optimizers().RMSprop(rate, rho=0.9, momentum=0.9, epsilon=1.0),
+    "sgd": lambda rate: _optimizers().SGD(rate, momentum=0.9, nesterov=True),
 }
 """Optimizers by name. RMSProp's decay, momentum and epsilon are those of the Inception and MobileNet papers, which the
 paper's rate of 0.045 belongs to (Szegedy et al. 2016, section 8; Sandler et al. 2018, section 6.1)."""
 
 SCHEDULES = {
     "constant": lambda rate, steps, steps_per_epoch: rate,
-    "cosine": lambda rate, steps, steps_per_epoch: keras.optimizers.schedules.CosineDecay(rate, steps),
-    "paper": lambda rate, steps, steps_per_epoch: keras.optimizers.schedules.ExponentialDecay(
+    "cosine": lambda rate, steps, steps_per_epoch: _optimizers().schedules.CosineDecay(rate, steps),
+    "paper": lambda rate, steps, steps_per_epoch: _optimizers().schedules.ExponentialDecay(
         rate, decay_steps=max(1, round(2.5 * steps_per_epoch)), decay_rate=0.98, staircase=True
     ),
 }
@@ -119,12 +135,12 @@ class Recipe:
             return OPTIMIZERS[self.optimizer](SCHEDULES[self.schedule](rate, steps, steps_per_epoch))
         rate = self.learning_rate or RELATIVE_LEARNING_RATE
         if self.schedule != "cosine":
-            return adam(SCHEDULES[self.schedule](rate, steps, steps_per_epoch), relative=True)
+            return _adam(SCHEDULES[self.schedule](rate, steps, steps_per_epoch), relative=True)
         warm_up = max(1, round(WARM_UP * steps))
-        cosine = keras.optimizers.schedules.CosineDecay(
+        cosine = _optimizers().schedules.CosineDecay(
             0.0, max(1, steps - warm_up), warmup_target=rate, warmup_steps=warm_up
         )
-        return adam(cosine, relative=True)
+        return _adam(cosine, relative=True)
 
 
 def default_learning_rate(optimizer: str, train_spec: TrainSpec) -> float:

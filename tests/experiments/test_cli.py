@@ -61,6 +61,20 @@ print("IMPORTED", *sorted({heavy!r} & sys.modules.keys()))
 """
 
 
+def test_a_list_of_names_takes_only_its_choices():
+    parser = cli._ListParser(str, cli.CHOICES["share"])
+    assert parser.parse("trunk,trunk+patch") == ("trunk", "trunk+patch")
+    with pytest.raises(ValueError, match=r"'head' is none of nothing, trunk, trunk\+patch"):
+        parser.parse("trunk,head")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_defaults_are_among_the_choices(name):
+    for field, default in importlib.import_module(f"configs.{name}").get_config().items():
+        if field in cli.CHOICES:
+            assert set(default if isinstance(default, tuple) else [default]) <= set(cli.CHOICES[field]), field
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_and_wrong_flags_import_neither_tensorflow_nor_keras(name):
     for argument in ("--help", "--no_such_flag=1"):
@@ -76,6 +90,7 @@ def test_help_and_wrong_flags_import_neither_tensorflow_nor_keras(name):
         ("--epoch=3", "Unknown command line flag 'epoch'. Did you mean: epochs"),
         ("--seeds=0,x", "flag --seeds=0,x: not a list of integers, write for example 0,1,2"),
         ("--norm_statistics=own", "value should be one of <auto|batch|frozen>"),
+        ("--optimizer=lion", "value should be one of <adam|adamw|rmsprop|sgd>"),
         ("--config=nowhere.py", "--config=nowhere.py cannot be read"),
         ("--config.epoch=3", "--config has no field 'epoch': did you mean epochs? See --help"),
         (

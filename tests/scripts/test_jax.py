@@ -21,8 +21,9 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-# Batches of 19, 16 and 16: two devices cannot share the first evenly.
-FLAGS = ("--epochs=2", "--max_train_images=51", "--max_test_images=31", "--batch_size=20")
+# Batches of 19, 16 and 16: two devices cannot share the first evenly, and it is padded with a copy.
+UNEVEN = ("--epochs=2", "--max_train_images=51", "--max_test_images=31", "--batch_size=20")
+EVEN = ("--epochs=2", "--max_train_images=48", "--max_test_images=31", "--batch_size=16")
 
 
 def run(script, *flags, devices=1):
@@ -43,25 +44,26 @@ def work(tmp_path_factory):
     small_net().save(work / "trunk.keras")
     Image.fromarray(np.full((40, 60, 3), 90, "uint8")).save(work / "image.png")
     trunk = f"--trunk=file:{work}/trunk.keras"
-    transfer = ("transfer", trunk, "--data=digits", "--train=last,scale_bias+last", "--norm_statistics=batch", *FLAGS)
-    multitask = ("multitask", trunk, "--data=digits,textures", "--share=trunk", *FLAGS)
-    run_at_once(
-        ((*transfer, f"--workdir={work}/transfer"), 1),
-        ((*transfer, f"--workdir={work}/transfer2", "--strategy=mirrored"), 2),
-        ((*multitask, f"--workdir={work}/multitask"), 1),
-        ((*multitask, f"--workdir={work}/multitask2", "--strategy=mirrored"), 2),
-    )
+    digits = ("transfer", trunk, "--data=digits")
+    runs = {
+        "transfer": (*digits, "--train=last,scale_bias+last", "--norm_statistics=batch", *EVEN),
+        # Batch norms see the copies of an uneven batch (docs/scaling.md), unless their statistics are frozen.
+        "uneven": (*digits, "--train=scale_bias+last", "--norm_statistics=frozen", *UNEVEN),
+        "multitask": ("multitask", trunk, "--data=digits,textures", "--share=trunk", *UNEVEN),
+    }
+    run_at_once(*(((*flags, f"--workdir={work}/{name}"), 1) for name, flags in runs.items()))
+    run_at_once(*(((*flags, f"--workdir={work}/{name}2", "--strategy=mirrored"), 2) for name, flags in runs.items()))
     return work
 
 
-@pytest.mark.parametrize("script", ["transfer", "multitask"])
-def test_two_devices_end_with_the_loss_of_one(work, script):
-    patches = {path.name: Patch.load(path) for path in (work / script / "patches").iterdir()}
-    assert len(patches) == 2
-    for name, one in patches.items():
-        two = Patch.load(work / f"{script}2" / "patches" / name)
+@pytest.mark.parametrize(("name", "number"), [("transfer", 2), ("uneven", 1), ("multitask", 2)])
+def test_two_devices_end_with_the_loss_of_one(work, name, number):
+    patches = {path.name: Patch.load(path) for path in (work / name / "patches").iterdir()}
+    assert len(patches) == number
+    for file, one in patches.items():
+        two = Patch.load(work / f"{name}2" / "patches" / file)
         assert one.versions["backend"] == "jax"
-        assert two.metrics["loss"] == pytest.approx(one.metrics["loss"], abs=1e-3), name
+        assert two.metrics["loss"] == pytest.approx(one.metrics["loss"], abs=1e-5), file
 
 
 def test_a_detector_is_trained_and_measured(tmp_path):
@@ -83,7 +85,7 @@ def test_a_detector_is_trained_and_measured(tmp_path):
     assert Patch.load(workdir / "detectors" / "seed0.safetensors").task.type == "detection"
 
 
-def test_patches_are_asked_and_exports_are_tensorflows(work):
+def test_patches_predict_and_exports_need_tensorflow(work):
     patch = f"--patches={work}/transfer/patches/scale_bias+last-seed0.safetensors"
     trunk = f"--trunk=file:{work}/trunk.keras"
     ran = run("predict", trunk, patch, f"--images={work}/image.png")
