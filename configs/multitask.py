@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
     )  # One per task: digits | mnist | faces | folder:PATH | csv:FILE | tfds:NAME ..
     config.task_names: tuple[str, ...] = ()  # Names of the tasks; by default those of the data.
     config.image_sizes: tuple[int, ...] = ()  # Pixels, one per task, 0 for the trunk's own; by default that for all.
+    config.resize = "squash"  # How images become square: squash | crop (the central square) | pad
+    config.alpha = "white"  # What transparent images are laid on: white | #RRGGBB, or drop.
     config.resolutions: tuple[int, ...] = ()  # Image sizes at which one data set is trained, each a task.
     config.share = ("nothing", "trunk", "trunk+patch")  # What the tasks share, a row each: nothing, trunk, trunk+patch.
     config.train = "scale_bias+last"  # What is trained of each task: patch kinds and last joined by +.

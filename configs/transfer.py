@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
     )
     config.norm_statistics = "auto"  # Batch-norm statistics: of the batch, or the trunk's (frozen); auto: by kind.
     config.image_size = 0  # Height and width in pixels; 0: the trunk's own.
+    config.resize = "squash"  # How images become square: squash | crop (the central square) | pad
+    config.alpha = "white"  # What transparent images are laid on: white | #RRGGBB, or drop.
     config.epochs = 15  # Passes over the training images.
     config.batch_size = 64  # Images per step, on all devices together.
     config.optimizer = "adam"  # adam | adamw | rmsprop | sgd

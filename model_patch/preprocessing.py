@@ -4,10 +4,11 @@ TensorFlow is imported when a function runs, so that the core of the package als
 """
 
 import dataclasses
+import re
 
 import numpy as np
 
-from model_patch.errors import require_number, unknown
+from model_patch.errors import ModelPatchError, require_number, unknown
 
 MODES = {
     "tf": "to [-1, 1] (MobileNet, Inception, Xception, NASNet)",
@@ -18,8 +19,15 @@ MODES = {
 }
 """How pixel values are scaled. The first three names are those of `keras.applications`, and so are the numbers."""
 
-ALPHA = ("white", "drop")
-"""Transparent images are laid on white, or shown in the colours that were transparent."""
+RESIZE = {
+    "squash": "without keeping the aspect ratio",
+    "crop": "the central square",
+    "pad": "the whole image, centred, with the colour of `alpha` around it; white where that is `drop`",
+}
+"""How an image that is not square is brought to a square."""
+
+WHITE = (255, 255, 255)
+
 
 CAFFE_MEAN = np.array([103.939, 116.779, 123.68], "float32")
 """ImageNet's mean, blue, green, red, in 0..255."""
@@ -34,17 +42,19 @@ class Preprocessing:
     """Resizes and scales images for one trunk.
 
     Attributes:
-        image_size: height and width in pixels that the images are brought to, without keeping the aspect ratio.
+        image_size: height and width in pixels that the images are brought to.
         mode: how values are scaled, one of `MODES`.
-        alpha: what becomes of an image file's transparency, one of `ALPHA`, see `data.decoding.decode`.
+        alpha: what transparent image files are laid on, see `background`.
+        resizing: how the aspect ratio is treated, one of `RESIZE`.
 
     Raises:
-        ModelPatchError: the mode or alpha is unknown, or the size is not a whole number above 0.
+        ModelPatchError: mode, alpha or resizing is unknown, or the size is not a whole number above 0.
     """
 
     image_size: int
     mode: str
     alpha: str = "white"
+    resizing: str = "squash"
 
     @classmethod
     def from_json(cls, fields: dict) -> "Preprocessing":
@@ -52,14 +62,15 @@ class Preprocessing:
         return cls(**{"alpha": "drop", **fields})
 
     def __post_init__(self):
-        if self.alpha not in ALPHA:
-            raise unknown("alpha", self.alpha, ALPHA)
+        background(self.alpha)
+        if self.resizing not in RESIZE:
+            raise unknown("resize", self.resizing, RESIZE)
         require_number("image_size", self.image_size, 1, whole=True)
         if self.mode not in MODES:
             raise unknown("preprocessing", self.mode, MODES)
 
     def resize(self, images):
-        """Resizes bilinearly, averaging where it shrinks, so that large photographs do not alias.
+        """Resizes bilinearly as `resizing` says, averaging where it shrinks, so that large photographs do not alias.
 
         Args:
             images: `(height, width, 3)` or `(batch, height, width, 3)`, any number type, in 0..255.
@@ -69,7 +80,21 @@ class Preprocessing:
         """
         import tensorflow as tf
 
-        return tf.image.resize(images, (self.image_size, self.image_size), antialias=True)
+        images, size = tf.convert_to_tensor(images), self.image_size
+        sides = tf.shape(images)[-3:-1]
+        if self.resizing == "pad":
+            longest = tf.reduce_max(sides)
+            kept = tf.maximum(1, (2 * size * sides + longest) // (2 * longest))
+            before = (size - kept) // 2
+            around = tf.pad(tf.stack([before, size - kept - before], axis=1), [[tf.rank(images) - 3, 1], [0, 0]])
+            colour = tf.constant(background(self.alpha) or WHITE, tf.float32)
+            padded = tf.pad(tf.image.resize(images, kept, antialias=True) - colour, around) + colour
+            return tf.ensure_shape(padded, (*images.shape[:-3], size, size, 3))
+        if self.resizing == "crop":
+            side = tf.reduce_min(sides)
+            top, left = tf.unstack((sides - side) // 2)
+            images = images[..., top : top + side, left : left + side, :]
+        return tf.image.resize(images, (size, size), antialias=True)
 
     def scale(self, images):
         """Scales float32 pixel values `(..., 3)` from 0..255 to what the trunk takes. Shapes stay."""
@@ -85,3 +110,25 @@ class Preprocessing:
     def __call__(self, images):
         """Applies `resize`, then `scale`."""
         return self.scale(self.resize(images))
+
+
+def background(alpha: str) -> tuple[int, int, int] | None:
+    """Returns the colour that transparent images are laid on.
+
+    Args:
+        alpha: `white`; `#RRGGBB`; or `drop` to show the colours that were transparent.
+
+    Returns:
+        Red, green and blue in 0..255; None for `drop`.
+
+    Raises:
+        ModelPatchError: it is none of these.
+    """
+    if alpha == "drop":
+        return None
+    if alpha == "white":
+        return WHITE
+    if not re.fullmatch("#[0-9a-fA-F]{6}", alpha):
+        raise ModelPatchError(f"unknown alpha {alpha!r}: expected white, drop, or a colour such as #808080")
+    red, green, blue = bytes.fromhex(alpha[1:])
+    return red, green, blue

@@ -156,7 +156,8 @@ class Bank:
             raise ModelPatchError(
                 f"the task {task.name!r} has {len(task.labels)} classes: make the bank with classes={len(task.labels)}"
             )
-        if task.preprocessing != self.trunk.preprocessing:
+        taken = [(each.image_size, each.mode) for each in (task.preprocessing, self.trunk.preprocessing)]
+        if taken[0] != taken[1]:
             raise ModelPatchError(
                 f"the task {task.name!r} takes images of {task.preprocessing.image_size} px ({task.preprocessing.mode}), and "
                 f"the bank's trunk {self.trunk.preprocessing.image_size} px ({self.trunk.preprocessing.mode}): expected the same"

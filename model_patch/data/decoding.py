@@ -11,6 +11,7 @@ import numpy as np
 
 from model_patch.errors import ModelPatchError
 from model_patch.files import as_path
+from model_patch.preprocessing import background
 
 EXIF_BYTES = 2**17
 """How far into a JPEG file its EXIF block is searched for."""
@@ -50,8 +51,8 @@ def decode(contents, alpha: str = "white"):
 
     Args:
         contents: scalar string tensor: JPEG, PNG, BMP, GIF (its first frame) or WebP (not animated).
-        alpha: what becomes of a PNG's alpha channel: `white` lays the image on white, `drop` shows the colours that were
-            transparent, as for patches whose files say nothing of alpha.
+        alpha: what transparent PNG and WebP images are laid on, see `preprocessing.background`. `drop` is for patches whose
+            files say nothing of alpha. Transparent pixels of a GIF are black: TensorFlow's decoder does not mark them.
 
     Returns:
         uint8 tensor `(height, width, 3)` in 0..255.
@@ -61,11 +62,24 @@ def decode(contents, alpha: str = "white"):
     """
     import tensorflow as tf
 
-    def plain():
-        return tf.ensure_shape(tf.io.decode_image(contents, channels=3, expand_animations=False), (None, None, 3))
+    colour = background(alpha)
 
-    on_white = _has_alpha(contents) if alpha == "white" else tf.constant(False)
-    image = tf.ensure_shape(tf.cond(on_white, lambda: _on_white(contents), plain), (None, None, 3))
+    def decoded(channels: int):
+        image = tf.io.decode_image(contents, channels=channels, expand_animations=False)
+        return tf.ensure_shape(image, (None, None, channels))
+
+    def laid_on():
+        image = decoded(4)
+        if colour is None:
+            return image[..., :3]
+        opacity = tf.cast(image[..., 3:], tf.float32) / 255.0
+        return tf.cast(tf.round(tf.cast(image[..., :3], tf.float32) * opacity + colour * (1.0 - opacity)), tf.uint8)
+
+    # TensorFlow decodes a WebP image with alpha to four channels only, and another one to three only.
+    is_transparent = _webp_has_alpha(contents)
+    if colour is not None:
+        is_transparent |= _png_has_alpha(contents)
+    image = tf.cond(is_transparent, laid_on, lambda: decoded(3))
     is_bmp = tf.equal(tf.strings.substr(contents, 0, 2), b"BM")
     image = tf.cond(is_bmp, lambda: _coloured(image, contents), lambda: image)
     image = tf.ensure_shape(image, (None, None, 3))
@@ -73,26 +87,47 @@ def decode(contents, alpha: str = "white"):
     return tf.ensure_shape(tf.cond(turn > 1, lambda: _turned(image, turn), lambda: image), (None, None, 3))
 
 
-def _has_alpha(contents):
-    """Whether a file is a PNG with an alpha channel, a bool scalar.
+def _png_has_alpha(contents):
+    """Whether a file is a PNG with an alpha channel, or with transparent colours (chunk `tRNS`); a bool scalar.
 
-    Other PNGs are not asked for alpha: TensorFlow's decoder then makes some of 16 bits, and of small palettes, transparent.
+    Other PNGs must not be decoded to four channels: TensorFlow's decoder makes some of 16 bits, and of small palettes,
+    transparent.
     """
     import tensorflow as tf
 
-    head = tf.strings.substr(tf.strings.join([contents, bytes(26)]), 0, 26)
-    colour_type = tf.strings.substr(head, 25, 1)
-    is_png = tf.equal(tf.strings.substr(head, 0, 4), b"\x89PNG")
-    return is_png & (tf.equal(colour_type, b"\x04") | tf.equal(colour_type, b"\x06"))
+    colour_type = _bytes(contents, 25, 1)
+    is_png = tf.equal(_bytes(contents, 0, 4), b"\x89PNG")
+    has_channel = tf.equal(colour_type, b"\x04") | tf.equal(colour_type, b"\x06")
+
+    def has_colours():
+        values = tf.io.decode_raw(contents, tf.uint8)
+        marks = [
+            [values[i : tf.size(values) - 3 + i] == byte for i, byte in enumerate(name)] for name in (b"tRNS", b"IDAT")
+        ]
+        colours, pixels = (tf.reshape(tf.where(tf.reduce_all(mark, axis=0)), [-1]) for mark in marks)
+        end = tf.concat([pixels, [tf.size(values, tf.int64)]], axis=0)[0]
+        return tf.reduce_any(colours < end)  # Within the compressed pixels the four letters say nothing.
+
+    return is_png & (has_channel | tf.cond(is_png & ~has_channel, has_colours, lambda: False))
 
 
-def _on_white(contents):
-    """Returns a PNG image laid on white, uint8 `(height, width, 3)`."""
+def _webp_has_alpha(contents):
+    """Whether a file is a WebP image with an alpha channel, a bool scalar. Source: RFC 9649, 2.7.1 and 3.4."""
     import tensorflow as tf
 
-    image = tf.cast(tf.io.decode_png(contents, channels=4), tf.float32)
-    opacity = image[..., 3:] / 255.0
-    return tf.cast(tf.round(image[..., :3] * opacity + 255.0 * (1.0 - opacity)), tf.uint8)
+    chunk, at = _bytes(contents, 12, 4), tf.constant([20, 24])  # Flags of VP8X; the last byte of VP8L's header.
+    flags = tf.cast(tf.io.decode_raw(_bytes(contents, 0, 25), tf.uint8), tf.int32)
+    has_flag = tf.equal(tf.gather(flags, at) // 16 % 2, 1)
+    is_webp = tf.equal(_bytes(contents, 0, 4), b"RIFF") & tf.equal(_bytes(contents, 8, 4), b"WEBP")
+    return is_webp & tf.reduce_any(tf.equal(chunk, [b"VP8X", b"VP8L"]) & has_flag)
+
+
+def _bytes(contents, start: int, number: int):
+    """Returns some of the first bytes of a file, zeros where it is shorter."""
+    import tensorflow as tf
+
+    head = tf.strings.join([tf.strings.substr(contents, 0, start + number), bytes(start + number)])
+    return tf.strings.substr(head, start, number)
 
 
 def decode_file(path: str | Path, alpha: str = "white"):

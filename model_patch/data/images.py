@@ -25,7 +25,8 @@ class Split:
     Attributes:
         num_images: how many there are.
         stored: `stored(n)` returns the first n as a `tf.data.Dataset` of `(stored form, int64 label)`.
-        load: from one stored form, a tensor, to the image, uint8 `(height, width, 3)`; runs inside `tf.data`.
+        load: `load(form, alpha)`: from one stored form, a tensor, to the image, uint8 `(height, width, 3)`; runs inside
+            `tf.data`. `alpha` is that of `data.decoding.decode`; images that are stored decoded have none.
         stored_bytes: size of all images in their stored form.
         image_bytes: size of all images once decoded; None where it is not known.
         skips: whether an image that turns out to be unreadable is left out instead of being an error.
@@ -40,11 +41,11 @@ class Split:
     skips: bool = False
     find_bad: Callable[[], list[str]] | None = None
 
-    def loaded(self, stored, then: Callable = lambda image: image):
+    def loaded(self, stored, then: Callable = lambda image: image, alpha: str = "white"):
         """Returns a `tf.data.Dataset` of `(then(image), label)` of one of `(stored form, label)`, in its order."""
         import tensorflow as tf
 
-        images = stored.map(lambda form, label: (then(self.load(form)), label), tf.data.AUTOTUNE)
+        images = stored.map(lambda form, label: (then(self.load(form, alpha)), label), tf.data.AUTOTUNE)
         return images.ignore_errors() if self.skips else images
 
     def dataset(self, max_images: int | None = None):
@@ -125,7 +126,7 @@ def array_split(images: np.ndarray, labels: np.ndarray) -> Split:
         with tf.device("CPU"):  # An array as large as a data set should not pass through a GPU's memory.
             return tf.data.Dataset.from_tensor_slices((images[:number], labels[:number]))
 
-    def load(image):
+    def load(image, alpha):
         import tensorflow as tf
 
         return tf.repeat(image[..., None], 3, axis=-1) if grey else image

@@ -181,7 +181,7 @@ def _decode(root: Path, index: FolderIndex, i: int):
         index.pixels[i], index.verdict[i] = image.shape[0] * image.shape[1], READABLE
 
 
-def _decoded(path: str) -> np.ndarray | None:
+def _decoded(path: str, alpha: str = "white") -> np.ndarray | None:
     """Returns the pixels of an image; None if it is missing or cannot be read.
 
     Raises:
@@ -191,7 +191,7 @@ def _decoded(path: str) -> np.ndarray | None:
 
     try:
         with tf.device("CPU"):
-            return decode(as_path(path).read_bytes()).numpy()
+            return decode(as_path(path).read_bytes(), alpha).numpy()
     except tf.errors.OpError:
         return None
     except OSError as error:
@@ -236,17 +236,17 @@ def _split(root: Path, files: Sequence[File], index: FolderIndex, skips: bool) -
 
         return tf.data.Dataset.from_tensor_slices((paths[:number], labels[:number]))
 
-    def load(path):
-        return decode(read_file(path, remote))
+    def load(path, alpha: str):
+        return decode(read_file(path, remote), alpha)
 
-    def load_or_say(path):
+    def load_or_say(path, alpha: str):
         import tensorflow as tf
 
-        return tf.ensure_shape(tf.numpy_function(decoded_or_said, [path], tf.uint8), (None, None, 3))
+        return tf.ensure_shape(tf.numpy_function(decoded_or_said, [path, alpha], tf.uint8), (None, None, 3))
 
-    def decoded_or_said(path: bytes):
+    def decoded_or_said(path: bytes, alpha: bytes):
         absolute = os.fsdecode(path)
-        image = _decoded(absolute)
+        image = _decoded(absolute, alpha.decode())
         if image is None:
             relative = absolute.removeprefix(f"{root}/")
             i = position[relative if relative in position else absolute]

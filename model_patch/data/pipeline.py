@@ -58,7 +58,7 @@ def batches(
     cache = cache and kept_bytes is not None and kept_bytes <= CACHE_BYTES
 
     def load(stored):
-        return split.loaded(stored, preprocessing.resize) if plain else split.loaded(stored)
+        return split.loaded(stored, *([preprocessing.resize] if plain else []), alpha=preprocessing.alpha)
 
     def augment_and_resize(loaded, seed):
         image, label = loaded

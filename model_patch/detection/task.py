@@ -51,6 +51,11 @@ class DetectionTask(Task):
         super().__post_init__()
         if self.confidence not in CONFIDENCES:
             raise unknown("confidence", self.confidence, CONFIDENCES)
+        if self.preprocessing.resizing != "squash":
+            raise ModelPatchError(
+                f"the detection task {self.name!r} resizes images by {self.preprocessing.resizing}: its boxes are those of "
+                "squashed images, so expected squash"
+            )
 
     @classmethod
     def on(

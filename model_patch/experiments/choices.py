@@ -4,6 +4,7 @@ from model_patch.data.sampling import SAMPLERS
 from model_patch.detection import CONFIDENCES
 from model_patch.kinds import NORM_STATISTICS, SHARE
 from model_patch.patch import DTYPES
+from model_patch.preprocessing import RESIZE
 from model_patch.training import STRATEGIES
 from model_patch.training.recipe import OPTIMIZERS, SCHEDULES
 
@@ -16,6 +17,7 @@ CHOICES = {
     "norm_statistics": NORM_STATISTICS,
     "optimizer": tuple(OPTIMIZERS),
     "patch_dtype": DTYPES,
+    "resize": tuple(RESIZE),
     "sampler": tuple(SAMPLERS),
     "schedule": tuple(SCHEDULES),
     "share": tuple(SHARE),

@@ -14,7 +14,7 @@ from model_patch.data.sampling import Sampler
 from model_patch.errors import require_each_once, require_known, require_number, require_seeds
 from model_patch.experiments.choices import HEADS
 from model_patch.experiments.report.joint import write_joint_report
-from model_patch.experiments.transfer import PATCHES, make_recipe
+from model_patch.experiments.transfer import PATCHES, image_preprocessing, make_recipe
 from model_patch.experiments.workdir import Workdir, versions
 from model_patch.join import check_join
 from model_patch.patch import check_dtype
@@ -179,7 +179,7 @@ def open_run(config: ConfigDict) -> Run:
     trunks = {trunk.preprocessing.image_size: trunk for trunk in _open_trunks(config.trunk, image_sizes)}
     own_size = next(iter(trunks))
     tasks = tuple(
-        mp.Task(name, each.labels, trunks[size or own_size].preprocessing)
+        mp.Task(name, each.labels, image_preprocessing(config, trunks[size or own_size]))
         for name, each, size in zip(names, data, image_sizes, strict=True)
     )
     share_head = config.head == "shared" or (config.head == "auto" and bool(config.resolutions))

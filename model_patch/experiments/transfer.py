@@ -1,5 +1,6 @@
 """Transfer: train one task on a frozen trunk in several ways, and compare them."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -100,10 +101,15 @@ def open_run(config: ConfigDict) -> tuple[mp.Trunk, mp.Task, dict[str, mp.TrainS
     trunk = mp.open_trunk(config.trunk, config.image_size or None)
     data = mp.open_data(config.data, skip_bad_images=config.skip_bad_images, verify_images=config.verify_images)
     recipe = make_recipe(config, data.augmentation if config.epochs >= LONG else "none")
-    task = mp.Task(config.task_name or data.name, data.labels, trunk.preprocessing)
+    task = mp.Task(config.task_name or data.name, data.labels, image_preprocessing(config, trunk))
     for each in train_specs:
         check_bind(trunk, task, each, remat=config.remat)
     return trunk, task, {str(each): each for each in train_specs}, data, recipe
+
+
+def image_preprocessing(config: ConfigDict, trunk: mp.Trunk) -> mp.Preprocessing:
+    """Returns the trunk's preprocessing, with what a configuration says of resizing and transparency."""
+    return dataclasses.replace(trunk.preprocessing, resizing=config.resize, alpha=config.alpha)
 
 
 LONG = 30

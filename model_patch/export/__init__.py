@@ -10,7 +10,6 @@ from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.export.verify import agreement, differences
 from model_patch.files import new_folder, require_no_pattern
-from model_patch.preprocessing import Preprocessing
 
 QUANTIZE = ("none", "dynamic")
 """`dynamic` stores kernels as int8 with a scale per output channel; what runs through the net stays float32."""
@@ -147,7 +146,7 @@ def check_on(data: str, format: str, tasks: Sequence[BoundTask], output: str | P
     images = []
     for bound in tasks:
         require_classification(bound)
-        resized = Preprocessing(bound.task.preprocessing.image_size, "none")
+        resized = dataclasses.replace(bound.task.preprocessing, mode="none")
         ((batch, _),) = batches(test, resized, MAX_IMAGES, max_images=MAX_IMAGES).as_numpy_iterator()
         images.append(batch)
     return agreement(FORMATS[format].load().answers, Path(output), tasks, images)

@@ -7,6 +7,7 @@ import numpy as np
 
 from model_patch.bank.bank import Bank
 from model_patch.bind import BoundTask
+from model_patch.errors import ModelPatchError
 from model_patch.export.saved_model import reader, require_classification, require_tensorflow
 from model_patch.export.signatures import ask_by_name
 from model_patch.files import new_folder, require_no_pattern
@@ -62,7 +63,15 @@ def _save(bank: Bank, folder: Path):
     require_tensorflow("a SavedModel")
     import tensorflow as tf
 
-    prepare, model, tasks = bank.trunk.preprocessing, bank.model, bank.tasks
+    model, tasks = bank.model, bank.tasks
+    first, *others = tasks.values()
+    prepare = first.preprocessing
+    for task in others:
+        if task.preprocessing != prepare:
+            raise ModelPatchError(
+                f"the tasks {first.name!r} and {task.name!r} bring images to the net differently ({prepare} and "
+                f"{task.preprocessing}): export them in a bank each, or as signatures"
+            )
     size = prepare.image_size
     labels = np.full((bank.capacity, bank.classes), "", dtype=object)
     for name, task in tasks.items():

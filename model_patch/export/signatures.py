@@ -44,14 +44,15 @@ def export(tasks: Sequence[BoundTask], folder: Path):
                 "it with another --task_name, or export it as saved_model"
             )
     net = vector_net(tasks)
-    prepare = tasks[0].task.preprocessing
     module = tf.Module()
     module.weights = [variable.value for variable in net.constants]
     module.vectors = {name: tf.Variable(vector, trainable=False) for name, vector in net.vectors.items()}
 
+    scale = tasks[0].task.preprocessing.scale  # The trunk's: one for all.
+
     @tf.function
     def logits(resized, vector):
-        return net.model([prepare.scale(resized), vector], training=False)
+        return net.model([scale(resized), vector], training=False)
 
     def answer(bound):
         vector, classes = module.vectors[bound.task.name], len(bound.task.labels)
@@ -59,7 +60,9 @@ def export(tasks: Sequence[BoundTask], folder: Path):
 
     signatures = {}
     for bound in tasks:
-        signatures[bound.task.name], signatures[bound.task.name + ENCODED] = serving(prepare, answer(bound))
+        signatures[bound.task.name], signatures[bound.task.name + ENCODED] = serving(
+            bound.task.preprocessing, answer(bound)
+        )
     with contextlib.ExitStack() as assets:
         module.labels_files = [
             assets.enter_context(labels_asset(bound, f"{bound.task.name}.{LABELS}")) for bound in tasks

@@ -86,9 +86,46 @@ def test_a_bmp_that_ends_in_its_header_is_refused(cut):
         decode(tf.constant(contents))
 
 
-def test_transparency_is_laid_on_white_or_dropped():
-    buffer = io.BytesIO()
-    Image.fromarray(np.array([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 100, 200, 51]]], "uint8")).save(buffer, "PNG")
-    white, dropped = (decode(buffer.getvalue(), alpha).numpy()[0].tolist() for alpha in ("white", "drop"))
+def encoded(image, format: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+PIXELS = np.array([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 100, 200, 51]]], "uint8")
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_transparency_is_laid_on_a_colour_or_dropped(format):
+    contents = encoded(Image.fromarray(PIXELS), format, lossless=True, exact=True)
+    white, grey, dropped = (decode(contents, alpha).numpy()[0].tolist() for alpha in ("white", "#806000", "drop"))
     assert white == [[255, 255, 255], [10, 20, 30], [204, 224, 244]]
+    assert grey == [[128, 96, 0], [10, 20, 30], [102, 97, 40]]
     assert dropped == [[10, 20, 30], [10, 20, 30], [0, 100, 200]]
+
+
+def files_with_and_without_transparency():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 4)).astype("uint8")
+    colours, grey = Image.fromarray(pixels).convert("RGB"), Image.fromarray(pixels[..., 0].copy())
+    for palette in (2, 12, 200):
+        image = colours.quantize(palette)
+        yield f"palette of {palette}", encoded(image)
+        yield f"palette of {palette}, a transparent colour", encoded(image, transparency=1)
+        yield f"palette of {palette}, translucent", encoded(image, transparency=bytes([0, 90]))
+    yield "grey, a transparent shade", encoded(grey, transparency=int(pixels[0, 0, 0]))
+    yield "a transparent colour", encoded(colours, transparency=tuple(map(int, pixels[0, 0, :3])))
+    yield "grey and alpha", encoded(Image.fromarray(pixels).convert("LA"))
+    for lossless in (False, True):
+        yield f"WebP, lossless {lossless}", encoded(colours, "WEBP", lossless=lossless)
+        yield f"WebP, alpha, lossless {lossless}", encoded(Image.fromarray(pixels), "WEBP", lossless=lossless)
+
+
+@pytest.mark.parametrize(
+    "contents", [pytest.param(file, id=name) for name, file in files_with_and_without_transparency()]
+)
+def test_transparent_palettes_and_colours_are_seen_in_every_format(contents):
+    image = Image.open(io.BytesIO(contents)).convert("RGBA")
+    expected = np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "#808080"), image).convert("RGB"))
+    for function in (decode, tf.function(decode)):
+        given = function(tf.constant(contents), "#808080").numpy().astype(int)
+        assert np.abs(given - expected).max() <= 1

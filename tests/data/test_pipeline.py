@@ -110,9 +110,9 @@ def test_max_images_takes_the_first(faces):
 def test_each_image_is_loaded_once_if_kept_even_by_one_who_stops_early(faces, augmentation):
     loaded = tf.Variable(0)
 
-    def load(stored):
+    def load(stored, alpha):
         loaded.assign_add(1)
-        return faces.load(stored)
+        return faces.load(stored, alpha)
 
     counted = dataclasses.replace(faces, load=load)
     kwargs = {"augmentation": augmentation, "shuffle_seed": 0}

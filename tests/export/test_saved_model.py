@@ -1,5 +1,7 @@
+import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -8,10 +10,13 @@ import tensorflow as tf
 from PIL import Image
 
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
+from model_patch.data import open_data
 from model_patch.data.decoding import decode
-from model_patch.export import clean_saved_model
+from model_patch.data.pipeline import batches
+from model_patch.export import clean_saved_model, export
 from model_patch.export.saved_model import export_saved_model
-from model_patch.preprocessing import MODES
+from model_patch.predict import predict
+from model_patch.preprocessing import MODES, RESIZE
 from tests.conftest import small_net, train_steps
 
 
@@ -93,3 +98,35 @@ def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(bound, tmp_
     with pytest.raises(ModelPatchError, match="file/task cannot be written"):
         export_saved_model(bound, tmp_path / "file" / "task")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("resizing", "alpha"), zip(RESIZE, ("white", "drop", "#2060a0"), strict=True))
+def test_training_prediction_and_exports_bring_files_to_the_net_alike(trunk, resizing, alpha, tmp_path):
+    rng = np.random.default_rng(0)
+    for part, sizes in (("train", [(9, 50), (40, 40)]), ("test", [(64, 20), (33, 34)])):
+        for label, size in zip("ab", sizes, strict=True):
+            file = tmp_path / "images" / part / label / "x.png"
+            file.parent.mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 256, (*size, 4), "uint8")).save(file)
+    data = open_data(f"folder:{tmp_path}/images")
+    prepared = dataclasses.replace(trunk.preprocessing, resizing=resizing, alpha=alpha)
+    bound = bind(trunk, Task("two", data.labels, prepared), "last")
+    paths = sorted(str(path) for path in tmp_path.glob("images/train/*/*"))
+    contents = tf.constant([Path(path).read_bytes() for path in paths])
+    ((trained, labels),) = batches(data.train, prepared, 2)
+    expected = np.zeros((2, 2), "float32")
+    expected[labels.numpy()] = tf.nn.softmax(bound.model(trained, training=False))
+    for answer, row in zip(predict(bound, paths), expected, strict=True):
+        np.testing.assert_allclose(list(answer.probabilities.values()), row, atol=1e-5)
+    for format, name in (("saved_model", "encoded"), ("signatures", "two.encoded"), ("bank", "encoded")):
+        export(format, [bound], tmp_path / format)
+        (folder,) = {path.parent for path in (tmp_path / format).rglob("saved_model.pb")}
+        signature = tf.saved_model.load(folder).signatures[name]
+        tasks = {"tasks": tf.constant(["two", "two"])} if format == "bank" else {}
+        np.testing.assert_allclose(signature(contents=contents, **tasks)["probabilities"], expected, atol=1e-5)
+
+
+def test_a_bank_of_tasks_that_take_images_differently_is_refused(trunk, task, tmp_path):
+    cropped = dataclasses.replace(task, name="cropped", preprocessing=Preprocessing(32, "tf", resizing="crop"))
+    with pytest.raises(ModelPatchError, match="'shapes' and 'cropped' bring images to the net differently"):
+        export("bank", [bind(trunk, task), bind(trunk, cropped)], tmp_path / "bank")
