@@ -24,11 +24,11 @@ class Counts:
     """How many values a bound task learns, keeps and shares.
 
     Attributes:
-        patch: learnt values in the trunk's slots.
-        head: values of the last layer, learnt or not.
+        patch: trained values in the trunk's slots.
+        head: values of the last layer, trained or not.
         statistics: values that the patch keeps but no gradient moves: means and variances.
         shared: the trunk's values that the task uses and leaves unchanged.
-        trained: all values that gradients move: `patch`, and `head` where it is learnt.
+        trained: all values that gradients move: `patch`, and `head` where it is trained.
     """
 
     patch: int
@@ -50,7 +50,7 @@ class BoundTask:
     Attributes:
         model: plain Keras model, preprocessed images `(batch, height, width, 3)` to float32 logits `(batch, classes)`, or
             what else the task's head gives. Compile and fit it as any other; only the patch, and the head where it is
-            learnt, will change.
+            trained, will change.
         features: the same without the head: to features `(batch, channels)`, or what else the task takes of the trunk.
         head: the last layer, features to logits.
         trunk, task, train_spec: what was bound.
@@ -69,8 +69,8 @@ class BoundTask:
 
     def counts(self) -> Counts:
         """Returns the numbers of values."""
-        learnt = {id(v) for v in self.model.trainable_variables}
-        patch = sum(_size(v) for v in self.patch_variables.values() if id(v) in learnt)
+        trained = {id(v) for v in self.model.trainable_variables}
+        patch = sum(_size(v) for v in self.patch_variables.values() if id(v) in trained)
         head = sum(_size(v) for v in self.head_variables.values())
         kept = sum(_size(v) for v in self.patch_variables.values()) - patch
         trunk = self.trunk.variables()
@@ -150,12 +150,12 @@ def bind(
     Args:
         trunk: stays frozen and unchanged, and can be bound to any number of tasks.
         task: gets a new last layer with random values.
-        train: what is learnt, see `TrainSpec.parse`.
+        train: what is trained, see `TrainSpec.parse`.
         seed: of the last layer's initial values.
         momentum: weight of the old average in the patch's moving statistics, in [0, 1). The nets of keras.applications
             have 0.99 to 0.999, with which a short training ends before its statistics have arrived.
         patch_of: a task bound to the same trunk, in the same way, whose patch this task uses too: one patch for both.
-        head_of: a task whose last layer this task uses too. It is learnt from now on where `train` says so.
+        head_of: a task whose last layer this task uses too. It is trained from now on where `train` says so.
         remat: train with less memory: most maps are computed again when their gradients are due, see `model_patch.graph.remat`.
 
     Returns:
@@ -177,7 +177,7 @@ def bind(
     def replace(path: str, layer: keras.Layer) -> keras.Layer:
         own = train_spec.owns(layer)
         if not own:
-            # Dropout stays on where a patch is learnt. Around a frozen trunk it would only blur the features.
+            # Dropout stays on where a patch is trained. Around a frozen trunk it would only blur the features.
             freeze = path in trunk.writing if train_spec.kinds else takes_training(layer)
             return Frozen(layer) if freeze else layer
         is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)

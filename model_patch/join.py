@@ -32,7 +32,7 @@ class JoinedTasks:
             exported at once.
         trunks: the trunk at each image size, by size; their variables are the same.
         share: one of `model_patch.kinds.SHARE`.
-        train_trunk: whether the trunk is learnt, too.
+        train_trunk: whether the trunk is trained, too.
     """
 
     model: keras.Model
@@ -86,12 +86,12 @@ def join(
         trunk: the net that the tasks share; for several image sizes the net at each of them, as `open_trunk` opens it.
             They all get the variables of the first.
         tasks: at least one, with different names.
-        train: what of a task is learnt, see `TrainSpec.parse`. Given as text, the statistics of batch norm are the tasks'
+        train: what of a task is trained, see `TrainSpec.parse`. Given as text, the statistics of batch norm are the tasks'
             own (`batch`) where the trunk is trained, and else as `TrainSpec` chooses.
         share: one of `SHARE`; `nothing` means full nets, whatever `train` says.
         share_head: one last layer for all tasks, which then need the same labels.
         head_of: a bound task whose last layer they all use; with `train` without `last` it is frozen. So an image
-            size is added to tasks that were learnt before.
+            size is added to tasks that were trained before.
         train_trunk: train the trunk's weights too, from the gradients of all tasks. Batch norms that belong to no
             patch then keep statistics of the merged batches. Otherwise the trunk is unchanged, to the last bit.
         seed: of the last layers' initial values.

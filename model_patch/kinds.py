@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # Functions import Keras when they look at a layer: reading w
 
 Owns = Callable[["keras.Layer"], set[str]]
 """Given a layer of the trunk, returns the names of its variables that a task owns. Those that Keras trains in a layer of
-this class are learnt; the others, such as batch norm's statistics, are only kept with the patch."""
+this class are trained; the others, such as batch norm's statistics, are only kept with the patch."""
 
 
 def offer_scale_bias(layers: Iterable[keras.Layer]):
@@ -39,7 +39,7 @@ def kind(owns: Owns) -> Owns:
 
 @kind
 def statistics(layer):
-    """Batch norm's mean and variance: nothing is learnt by gradient, they are re-estimated on the task's images."""
+    """Batch norm's mean and variance: nothing is trained by gradient, they are re-estimated on the task's images."""
     from keras.layers import BatchNormalization
 
     if not isinstance(layer, BatchNormalization):
@@ -128,7 +128,7 @@ class TrainSpec:
 
     Attributes:
         kinds: names of patch kinds, in the order of `KINDS`; may be empty, for the last layer alone.
-        last: whether the last layer is learnt; otherwise it stays at its random initial values.
+        last: whether the last layer is trained; otherwise it stays at its random initial values.
         norm_statistics: `batch`: the task trains with the statistics of its own batches and keeps its own moving ones,
             as in the paper; `frozen`: batch norm is an affine map with the trunk's statistics. Given as `auto`, it is
             what measured best (docs/choices.md): frozen for patches, batch for `full` and where `statistics` is a kind.

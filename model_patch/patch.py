@@ -58,7 +58,7 @@ class Patch:
     Attributes:
         values: float32 arrays by key. A slot's key is `<layer path>/<variable name>`, as in `Trunk.variables`; the
             head's are `head.<variable name>`: without a slash, so that no layer's key can equal them.
-        task: the task that they were learnt for.
+        task: the task that they were trained for.
         train_spec: what was trained.
         trunk: the spec of the trunk; for people, not compared.
         fingerprint: `Trunk.fingerprint` of every variable of the trunk that the patch leaves frozen.

@@ -64,7 +64,7 @@ def open_tasks(trunk: str, patches: Sequence[str]) -> list[BoundTask]:
     """Opens a trunk once and binds the task of each patch file to it.
 
     Args:
-        trunk: spec of the trunk, opened at the image size that the patches were learnt at.
+        trunk: spec of the trunk, opened at the image size that the patches were trained at.
         patches: paths of patch files.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A task: what one patch and one head are learnt for."""
+"""A task: what one patch and one head are trained for."""
 
 from __future__ import annotations
 

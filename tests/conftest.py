@@ -80,9 +80,10 @@ def same(before: dict, after: dict) -> bool:
     return before.keys() == after.keys() and all(before[k].tobytes() == after[k].tobytes() for k in before)
 
 
-def train_steps(bound, images, labels, steps: int = 2, learning_rate: float = 0.05):
-    """Trains a bound task for a few real steps."""
-    bound.model.compile(keras.optimizers.Adam(learning_rate), bound.task.loss(), jit_compile=False)
+def train_steps(bound, images, labels, steps: int = 2, learning_rate: float = 0.05, eager: bool = True):
+    """Trains a bound task for a few real steps; a graph takes longer to trace than these take."""
+    optimizer = keras.optimizers.Adam(learning_rate)
+    bound.model.compile(optimizer, bound.task.loss(), jit_compile=False, run_eagerly=eager)
     bound.model.fit(images, labels, batch_size=len(images), epochs=steps, verbose=0)
 
 

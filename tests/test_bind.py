@@ -85,6 +85,7 @@ def test_a_sequential_trunk_with_a_feature_map_is_pooled(task, images, labels):
     train_steps(bound, images, labels)
 
 
+@pytest.mark.slow
 def test_batch_norms_without_scale_get_one(task, images):
     model = keras.applications.InceptionV3(weights=None, include_top=False, pooling="avg", input_shape=(75, 75, 3))
     random_norms(model)
@@ -114,7 +115,9 @@ def test_a_variable_without_an_owner_is_named(trunk, task):
 
 
 def test_counts_add_up_and_the_fraction_is_of_the_tasks_own_total(trunk, task):
-    counts = bind(trunk, task, "scale_bias+last").counts()
+    bound = bind(trunk, task, "scale_bias+last")
+    assert np.array_equal(bound.patch_variables["depthwise_bn/gamma"], np.ones(8)), "the trunk's norm has no scale"
+    counts = bound.counts()
     assert (counts.patch, counts.head, counts.statistics) == (2 * (8 + 8 + 12), 16 * 3 + 3, 2 * (8 + 8 + 12))
     assert counts.shared == trunk.num_parameters() - (4 * 8 + 3 * 8 + 4 * 12)
     assert counts.trained_fraction == (56 + 51) / (counts.shared + 56 + 56 + 51)

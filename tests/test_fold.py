@@ -34,7 +34,12 @@ def folded_net(layers, shape=(9, 11, 5)):
     ("name", "size", "affine"),
     # Norms that follow no convolution alone: none; before the first convolution of 58 dense layers and 3 transitions, of
     # which none can take it, as an activation stands between; and after the last.
-    [("MobileNetV2", 32, 0), ("InceptionV3", 75, 0), ("ResNet50", 32, 0), ("DenseNet121", 32, 62)],
+    [
+        ("MobileNetV2", 32, 0),
+        pytest.param("InceptionV3", 75, 0, marks=pytest.mark.slow),
+        pytest.param("ResNet50", 32, 0, marks=pytest.mark.slow),
+        pytest.param("DenseNet121", 32, 62, marks=pytest.mark.slow),
+    ],
 )
 def test_nets_with_uneven_statistics_answer_the_same_to_a_ten_thousandth(name, size, affine):
     trunk = open_trunk(f"keras:{name}?weights=none", size)
@@ -67,7 +72,7 @@ def test_a_learnt_task_is_folded_and_stays_as_it_is(trunk, task, images, labels,
 def test_a_task_of_a_joined_model_is_folded(trunk, task, images, labels):
     other = Task("two", ("a", "b"), task.preprocessing)
     joined = join(trunk, [task, other], train_trunk=True)
-    joined.model.compile("sgd", loss=joined.losses())
+    joined.model.compile("sgd", loss=joined.losses(), run_eagerly=True)
     inputs = {"shapes": images, "two": images}
     joined.model.fit(inputs, {"shapes": labels, "two": labels % 2}, batch_size=12, verbose=0)
     expected = joined.model.predict(inputs, verbose=0)

@@ -52,7 +52,7 @@ REGIMES = ["last", "scale_bias+last", "depthwise+last", "statistics+last", "bias
 def test_another_task_leaves_trunk_and_patches_as_they_were(undisturbed, task, images, labels, train, optimizer):
     added = bind(undisturbed, task, TrainSpec.parse(train, "batch"), seed=7)
     start = snapshot(added.patch_variables | added.head_variables)
-    added.model.compile(OPTIMIZERS[optimizer](), task.loss(), jit_compile=False)
+    added.model.compile(OPTIMIZERS[optimizer](), task.loss(), run_eagerly=True)  # Tracing takes longer.
     added.model.fit(images, labels, batch_size=6, epochs=1, verbose=0)
     assert not same(start, snapshot(added.patch_variables | added.head_variables)), "the new task did learn"
 
@@ -63,7 +63,7 @@ def test_so_do_two_that_are_joined(undisturbed, images, labels, train, optimizer
     share = "nothing" if train == "full" else "trunk"
     joined = join(undisturbed, tasks, TrainSpec.parse(train, "batch"), share=share, seed=7)
     start = snapshot({str(i): v for i, v in enumerate(joined.model.trainable_variables)})
-    joined.model.compile(OPTIMIZERS[optimizer](), joined.losses(), jit_compile=False)
+    joined.model.compile(OPTIMIZERS[optimizer](), joined.losses(), run_eagerly=True)
     of_each = dict.fromkeys(("one", "other"), images)
     joined.model.fit(of_each, dict.fromkeys(of_each, labels), batch_size=6, epochs=1, verbose=0)
     assert not same(start, snapshot({str(i): v for i, v in enumerate(joined.model.trainable_variables)}))

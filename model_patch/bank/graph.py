@@ -204,7 +204,11 @@ class BankGraph:
         follower = self._next.get(path, "")
         layer = self._layers.get(follower)
         # Others look at all channels of an example, and in one image of a bank examples stand beside one another.
-        if type(layer) not in (keras.layers.ReLU, keras.layers.Activation) or not is_elementwise(layer):
+        if (
+            layer is None
+            or type(layer) not in (keras.layers.ReLU, keras.layers.Activation)
+            or not is_elementwise(layer)
+        ):
             return None
         self._new[follower] = keras.layers.Identity(name=layer.name)
         return layer
@@ -213,11 +217,9 @@ class BankGraph:
         """Returns the convolution's padding; removes zeros padded before it where `same` replaces them."""
         before = next((p for p, after in self._next.items() if after == path), "")
         pad = self._layers.get(before)
-        if (
-            layer.padding != "valid"
-            or type(pad) is not keras.layers.ZeroPadding2D
-            or pad.data_format != layer.data_format
-        ):
+        if layer.padding != "valid" or pad is None or type(pad) is not keras.layers.ZeroPadding2D:
+            return layer.padding
+        if pad.data_format != layer.data_format:
             return layer.padding
         sizes, strides = self._input_shapes[before][1:3], layer.strides
         reach = [1 + (k - 1) * d for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]

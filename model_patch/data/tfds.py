@@ -17,7 +17,7 @@ def open_tfds(spec: Spec) -> ImageData:
     which TFDS wrote them, which is random for all but data sets written with `disable_shuffling`.
 
     Raises:
-        ModelPatchError: TFDS is not installed; there is no such data set, or it is not on this machine and cannot be
+        ModelPatchError: there is no such data set, or it is not on this machine and cannot be
             downloaded; a split is unknown or empty, or both share images; the examples are not an image and a class label.
     """
     options = spec.take(data_dir="", train="train", test="")
@@ -47,14 +47,10 @@ def open_builder(name: str, data_dir: str | None):
     """Returns the builder of a data set that is on this machine, after a download if there is need.
 
     Raises:
-        ModelPatchError: TFDS is not installed, or the data set is not here and cannot be prepared.
+        ModelPatchError: the data set is not here and cannot be prepared.
     """
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise ModelPatchError(
-            "tfds:NAME needs a package that is not installed: pip install tensorflow-datasets"
-        ) from None
+    import tensorflow_datasets as tfds
+
     place = data_dir or tfds.core.constants.DATA_DIR
     try:
         builder = tfds.builder(name, data_dir=data_dir)
@@ -97,7 +93,7 @@ def check_apart(info, train: str, test: str):
     Raises:
         ModelPatchError: they have, or as `find_split`.
     """
-    learnt, tested = (
+    trained, tested = (
         [
             (each.filename, each.skip, each.examples_in_shard if each.take < 0 else each.skip + each.take)
             for each in find_split(info, name).file_instructions
@@ -106,7 +102,7 @@ def check_apart(info, train: str, test: str):
     )
     both = sum(
         max(0, min(end, other_end) - max(start, other_start))
-        for file, start, end in learnt
+        for file, start, end in trained
         for other, other_start, other_end in tested
         if file == other
     )

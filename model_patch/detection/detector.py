@@ -61,7 +61,7 @@ def evaluate_on(bound: BoundTask, data: str, max_images: int | None = None) -> d
     if opened.labels != bound.task.labels:
         raise ModelPatchError(
             f"{data} has {len(opened.labels)} classes, {opened.labels[0]!r} first, and the detector {bound.task.name!r} "
-            f"{len(bound.task.labels)}, {bound.task.labels[0]!r} first: give images with the classes that it learnt"
+            f"{len(bound.task.labels)}, {bound.task.labels[0]!r} first: give images with the classes that it was trained on"
         )
     return evaluate_detector(bound, opened.test, max_images=max_images or None)
 

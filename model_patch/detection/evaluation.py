@@ -46,17 +46,17 @@ def detect(bound: BoundTask, images, num_images: int) -> Iterator[Detections]:
         images: iterable of batches `(batch, height, width, 3)`, resized, in 0..255.
         num_images: how many there are, for the progress bar.
     """
-    answer = _answerer(bound)
+    predict = _predictor(bound)
     with progress(None, "detecting", num_images, "image") as bar:
         for batch in images:
-            answers = {name: np.asarray(value) for name, value in answer(batch).items() if name != "labels"}
-            for *found, count in zip(*(answers[name] for name in ("boxes", "scores", "classes", "count")), strict=True):
+            outputs = {name: np.asarray(value) for name, value in predict(batch).items() if name != "labels"}
+            for *found, count in zip(*(outputs[name] for name in ("boxes", "scores", "classes", "count")), strict=True):
                 yield Detections(*(each[:count] for each in found))
                 bar.update()
 
 
-def _answerer(bound: BoundTask) -> Callable:
-    """Returns a function from resized images to the task's answers. Suppression is TensorFlow's, whoever runs the net."""
+def _predictor(bound: BoundTask) -> Callable:
+    """Returns a function from resized images to the task's predictions. Suppression is TensorFlow's on any backend."""
     scale = bound.task.preprocessing.scale
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -86,7 +86,7 @@ def evaluate_detector(
         `METRICS` by name, in 0..1.
 
     Raises:
-        ModelPatchError: pycocotools is not installed, or there are no boxes to find.
+        ModelPatchError: there are no boxes to find.
     """
     truth: list[tuple] = []
     images = split.dataset(max_images).map(lambda image, *boxes: (bound.task.preprocessing.resize(image), *boxes))
@@ -118,13 +118,11 @@ def average_precision(truth: list[tuple], found: list[Detections], num_classes: 
         `METRICS` by name, in 0..1, as means over the classes that have a box to find.
 
     Raises:
-        ModelPatchError: pycocotools is not installed, or there are no boxes to find.
+        ModelPatchError: there are no boxes to find.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError:
-        raise ModelPatchError("mAP needs a package that is not installed: pip install pycocotools") from None
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     if not any((~ignored).any() for _, _, ignored in truth):
         raise ModelPatchError(f"there is no box to find in {len(truth)} test images: give images with boxes")
     with contextlib.redirect_stdout(io.StringIO()):  # It prints what it does, and a table.

@@ -89,8 +89,8 @@ def _recomputed(part: keras.Model, x):
     state = [tf.identity(tf.convert_to_tensor(v)) for v in part.non_trainable_variables]
     updated = []
 
-    def call(x, *learnt):
-        outputs, after = part.stateless_call(list(learnt), state, x, training=True)
+    def call(x, *trained):
+        outputs, after = part.stateless_call(list(trained), state, x, training=True)
         updated.append(after)
         return outputs
 

@@ -263,7 +263,7 @@ def rewrite(
         ModelPatchError: the model, or one nested in it, has no layer graph.
     """
     model = functional(model)
-    names = Names(model) if extra else None
+    names = Names(model)
     extra = [_input_like(tensor, names.new("rewrite_extra")) for tensor in extra]
     rebuilt: set[int] = set()
 

@@ -3,7 +3,7 @@
 import keras
 
 PRECISE = 1e-3
-"""A scale is learnt from the layer's output where it is at least this part of the shift that was added to it.
+"""The gradient of a scale is computed from the layer's output where the scale is at least this part of the shift added to it.
 
 The output then tells the normalised input with a relative error of at most some 1e-7 / 1e-3.
 """
@@ -25,7 +25,7 @@ class ConvNorm(keras.layers.Layer):
 
         y = activation(conv(x, kernel * s) + beta - mean * s),   s = gamma / sqrt(variance + epsilon)
 
-    which is one operation of oneDNN's. Nothing is learnt of the kernel, so the gradient needs no input, and the norm's
+    which is one operation of oneDNN's. The kernel is not trained, so the gradient needs no input, and the norm's
     input can be computed from its output: where the activation passes a gradient dz, it passed z itself,
 
         d beta = sum(dz),   d gamma = sum(dz * (z - beta)) / gamma,   dx = conv_transposed(dz, kernel * s),
@@ -36,7 +36,7 @@ class ConvNorm(keras.layers.Layer):
     Owns nothing: all variables are those of the layers that it is made of.
 
     Args:
-        convolution: `Conv2D` or `DepthwiseConv2D`, channels last, without an activation; its variables are not learnt.
+        convolution: `Conv2D` or `DepthwiseConv2D`, channels last, without an activation; its variables are not trained.
         norm: batch norm over the channels, which is called with its moving statistics.
         activation: `"relu"`, `"relu6"`, or None.
         **kwargs: of `keras.layers.Layer`.

@@ -208,7 +208,7 @@ def _callbacks(joined: JoinedTasks, sizes, steps_per_epoch: int, finished: int, 
 
 def _compile(joined: JoinedTasks, recipe: Recipe, num_steps: int, weights: Mapping[str, float] | None):
     train_spec = next(iter(joined.tasks.values())).train_spec
-    # Where the trunk is learnt, its rate is the one that goes: a patch would bear a higher one, the kernels would not.
+    # Where the trunk is trained, its rate is the one that goes: a patch would bear a higher one, the kernels would not.
     rate_of = TrainSpec.parse("full", train_spec.norm_statistics) if joined.train_trunk else train_spec
     # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
     joined.model.compile(

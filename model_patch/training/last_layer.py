@@ -51,7 +51,7 @@ def learn_last_layer(bound: BoundTask, features: np.ndarray, labels: np.ndarray)
     targets = np.eye(classes, dtype="float32")[labels]
     few = max(classes, MOST_WORK // (classes * features.shape[1]))
     weight_decay = choose_weight_decay(centred[:few], targets[:few])
-    weights = None
+    weights = np.zeros((features.shape[1] + 1, classes))
     for each in WEIGHT_DECAYS[: WEIGHT_DECAYS.index(weight_decay) + 1]:
         # Noise averages out over more images, so that they need less weight decay.
         weights = _solve(centred, targets, each * min(1.0, few / len(labels)), weights)
@@ -74,13 +74,13 @@ def choose_weight_decay(features: np.ndarray, targets: np.ndarray) -> float:
     fold = np.empty(len(targets), "int64")
     fold[np.argsort(targets.argmax(axis=1), kind="stable")] = np.arange(len(targets)) % FOLDS
     folds = range(FOLDS if len(features) <= MOST_CROSS_VALIDATED else 1)
-    weights: dict[int, np.ndarray | None] = dict.fromkeys(folds)
+    weights: dict[int, np.ndarray] = {}
     best, best_loss = WEIGHT_DECAYS[0], np.inf
     for weight_decay in WEIGHT_DECAYS:
         loss = 0.0
         for i in folds:
             train, held_out = fold != i, fold == i
-            weights[i] = _solve(features[train], targets[train], weight_decay, weights[i])
+            weights[i] = _solve(features[train], targets[train], weight_decay, weights.get(i))
             loss += _objective(weights[i], features[held_out], targets[held_out], 0.0)[0]
         if loss >= best_loss:
             break
@@ -89,7 +89,7 @@ def choose_weight_decay(features: np.ndarray, targets: np.ndarray) -> float:
 
 
 def _solve(features, targets, weight_decay: float, start: np.ndarray | None) -> np.ndarray:
-    """Returns kernel and, as the last row, bias: float32 `(channels + 1, classes)`."""
+    """Starts from zeros or from another solution; returns kernel and, as the last row, bias: float32 `(channels + 1, classes)`."""
     shape = (features.shape[1] + 1, targets.shape[1])
     features, targets = ops.convert_to_tensor(features), ops.convert_to_tensor(targets)
 

@@ -106,7 +106,7 @@ class Recipe:
             require_number(field, getattr(self, field), least, whole=field != "learning_rate")
 
     def learns_last_layer_first(self, train_spec: TrainSpec) -> bool:
-        """Whether the last layer of a classification task is learnt by itself, see `training.last_layer`.
+        """Whether the last layer of a classification task is trained by itself, see `training.last_layer`.
 
         With another optimizer than Adam or the paper's schedule nothing is; and the last layer alone takes steps of
         gradient descent where a rate is given for them.

@@ -111,15 +111,15 @@ def _load(trunk: Trunk, path: Path, name: str):
         load_weights(trunk, path)
         return
     # Keras passes over what a file lacks, with a warning at most. What is NaN afterwards was not in it.
-    learnt = {key: v for key, v in trunk.variables().items() if keras.backend.is_float_dtype(v.dtype)}
-    for variable in learnt.values():
+    floats = {key: v for key, v in trunk.variables().items() if keras.backend.is_float_dtype(v.dtype)}
+    for variable in floats.values():
         variable.assign(np.full(variable.shape, np.nan))
     try:
         with warnings.catch_warnings(action="ignore"):
             trunk.model.load_weights(path)
     except Exception as error:  # Whatever Keras and HDF5 raise while they read it, it is about this file.
         raise ModelPatchError(f"the weights {path} do not fit {name} without its top: {reason(error)}") from None
-    missing = [key for key, v in learnt.items() if np.isnan(keras.ops.convert_to_numpy(v)).any()]
+    missing = [key for key, v in floats.items() if np.isnan(keras.ops.convert_to_numpy(v)).any()]
     if missing:
         named = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
         raise ModelPatchError(f"the weights {path} do not fit {name} without its top: no values, or NaN, for {named}")

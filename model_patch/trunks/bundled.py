@@ -1,4 +1,4 @@
-"""The trunk that the package ships: `bundled/card.md` says what it learnt and how it is made again."""
+"""The trunk that the package ships: `bundled/card.md` says what it was trained on and how to reproduce it."""
 
 import dataclasses
 from pathlib import Path

@@ -11,7 +11,7 @@ from model_patch.errors import ModelPatchError
 from model_patch.trunks.reusable import call_module, features_of, load_module
 
 SCALE_BIAS = {"gamma", "beta"}
-"""Last parts of the names of a batch norm's variables that are learnt; besides them it has `moving_variance`."""
+"""Last parts of the names of a batch norm's variables that are trained; besides them it has `moving_variance`."""
 
 DEPTHWISE = {"depthwise_weights", "depthwise_kernel"}
 """Last parts of the names of depthwise kernels."""
@@ -71,7 +71,7 @@ class SavedModelLayer(keras.layers.Layer):
 
     @property
     def _mp_slots(self) -> dict[str, set[str]]:
-        """The names of the variables that a task can own, by patch kind; kinds that are not there cannot be learnt."""
+        """The names of the variables that a task can own, by patch kind; kinds that are not there cannot be trained."""
         parts = {name: name.rpartition(".") for name in self._module_variables()}
         norms = {scope for scope, _, last in parts.values() if last == "moving_variance"}
         return {

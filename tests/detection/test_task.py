@@ -85,6 +85,7 @@ def test_under_the_focal_loss_every_class_begins_unlikely(trunk, images):
     np.testing.assert_allclose(keras.ops.sigmoid(outputs[..., 4:]), 0.01, rtol=0.5)
 
 
+@pytest.mark.slow
 def test_a_saved_detector_answers_the_same_in_another_process(trunk, task, images, boxes, tmp_path):
     bound = bind(trunk, task, "scale_bias+last")
     train_steps(bound, images, boxes)

@@ -22,7 +22,6 @@ from model_patch.detection.task import DetectionTask
 from model_patch.export import FORMATS, check, export
 from model_patch.export.litert_file import read_manifest
 from model_patch.graph.settings import dtype_policy
-from model_patch.preprocessing import MODES
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, random_norms, small_net
 
@@ -108,7 +107,9 @@ def interrupted_by_a_child():
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("format", ["litert", "signatures", "bank"])
+@pytest.mark.parametrize(
+    "format", ["litert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("signatures", "bank"))]
+)
 def test_an_export_that_is_interrupted_while_it_is_verified_leaves_nothing(trunk, task, format, tmp_path):
     bound = bind(trunk, task)
     with interrupted_by_a_child(), pytest.raises(KeyboardInterrupt):
@@ -198,7 +199,7 @@ def test_an_exported_bank_takes_mixed_batches_and_refuses_names_it_does_not_know
         signatures["serving_default"](images=whole, tasks=tf.constant([*names[:2], "digitz"]))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["caffe", "torch"])  # The other modes do less.
 def test_scaling_and_labels_are_in_a_litert_file(images, mode, tmp_path, pixels):
     trunk = Trunk(small_net(), "test", Preprocessing(SIZE, mode))
     bound = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing), "last")
@@ -282,8 +283,15 @@ def test_a_litert_set_of_three_mobilenets_is_hardly_larger_than_one_of_them(mobi
     assert np.array_equal(*vectors)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
-def test_tasks_of_half_precision_are_exported_and_folded_in_float32(policy, tmp_path):
+@pytest.mark.parametrize(
+    ("policy", "forms"),
+    [
+        ("mixed_float16", ("litert",)),
+        ("mixed_bfloat16", ()),
+        pytest.param("bfloat16", ("signatures", "litert_set", "bank"), marks=pytest.mark.slow),
+    ],
+)
+def test_tasks_of_half_precision_are_exported_and_folded_in_float32(policy, forms, tmp_path):
     with dtype_policy(policy):
         trunk = Trunk(small_net(), "half", Preprocessing(SIZE, "tf"))
         tasks = [bind(trunk, Task(name, ("x", "y"), trunk.preprocessing)) for name in "ab"]
@@ -292,6 +300,6 @@ def test_tasks_of_half_precision_are_exported_and_folded_in_float32(policy, tmp_
         tasks[0].in_float32().trunk is tasks[1].in_float32().trunk and tasks[0].in_float32().model is not tasks[0].model
     )
     assert fold(tasks[0]).difference < 1e-4
-    for form in ("signatures", "litert", "litert_set") if policy == "mixed_float16" else ("bank",):
+    for form in forms:
         export(form, tasks, tmp_path / form)
         assert max(check(form, tasks, tmp_path / form).values()) < 1e-4

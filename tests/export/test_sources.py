@@ -89,8 +89,10 @@ def subclassed(folder):
             slim("efficientnetv2-b0", slim_nets.efficientnet_b0(2), 64), 0, id="slim V2 B0", marks=pytest.mark.soak
         ),
         *(
-            pytest.param(kerashub(backbone), kept, id=f"KerasHub {backbone.__name__}", marks=pytest.mark.slow)
-            for backbone, kept in KERASHUB.items()
+            pytest.param(kerashub(backbone), kept, id=f"KerasHub {backbone.__name__}", marks=mark)
+            for (backbone, kept), mark in zip(
+                KERASHUB.items(), (pytest.mark.slow,) * 2 + (pytest.mark.soak,) * 4, strict=True
+            )
         ),
     ],
 )

@@ -90,7 +90,7 @@ def test_layers_that_are_learnt_or_normalise_by_the_batch_are_left_as_they_are(t
 
 def test_fit_runs_the_training_graph_and_learns_what_the_layers_would(trunk, task, images, labels):
     bound, other = bind(trunk, task, FROZEN), bind(trunk, task, FROZEN)
-    train_steps(bound, images, labels, steps=3)
+    train_steps(bound, images, labels, steps=3, eager=False)
     plain = as_layers(other)
     plain.compile(bound.model.optimizer.__class__.from_config(bound.model.optimizer.get_config()), task.loss())
     for _ in range(3):

@@ -48,9 +48,10 @@ def test_a_net_is_cut_between_its_blocks():
     assert len(segments(keras.Model(branches, crossing))) == 1
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("train", ["scale_bias+last", "full", "depthwise"])
-@pytest.mark.parametrize("statistics", ["batch", "frozen"])
+@pytest.mark.parametrize(
+    ("train", "statistics", "dropout"),
+    [("scale_bias+last", "batch", 0.5), ("full", "batch", 0.0), ("full", "frozen", 0.5), ("depthwise", "frozen", 0.0)],
+)
 def test_training_takes_the_same_steps(images, train, statistics, dropout):
     task = Task("t", ("a", "b", "c"), Preprocessing(SIZE, "tf"))
     labels, values = np.arange(6) % 3, []
@@ -79,6 +80,7 @@ def peak(remat: bool) -> int:
     return peak_bytes() - before
 
 
+@pytest.mark.slow
 def test_less_memory_is_taken():
     taken = []
     for remat in (True, False):

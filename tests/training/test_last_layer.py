@@ -14,7 +14,7 @@ def problem(images: int, channels: int = 13, classes: int = 3, noise: float = 1.
     return (features * np.logspace(-2, 2, channels) + 5).astype("float32"), labels
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_the_last_layer_is_logistic_regression_whatever_the_features_scale(trunk, digits, scale):
     features, labels = problem(600, channels=int(bind(trunk, digits, "last").features.output.shape[-1]))
     bound = bind(trunk, Task("three", ("a", "b", "c"), digits.preprocessing), "last")

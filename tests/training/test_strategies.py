@@ -103,7 +103,7 @@ def test_joined_tasks_train_in_bfloat16(images, statistics):
         joined = join(trunk, tasks, TrainSpec.parse("scale_bias+last", statistics))
     assert {output.dtype for output in joined.model.outputs} == {"float32"}
     assert {v.dtype for v in joined.model.weights} == {"float32"}
-    joined.model.compile("sgd", loss=joined.losses(), metrics=joined.metrics())
+    joined.model.compile("sgd", loss=joined.losses(), metrics=joined.metrics(), run_eagerly=True)
     batch = {"one": images[:4], "two": images[4:]}
     logs = joined.model.train_on_batch(batch, {"one": np.arange(4) % 2, "two": np.arange(8) % 2}, return_dict=True)
     assert np.isfinite(logs["loss"])
@@ -116,7 +116,7 @@ def test_a_detector_trains_in_bfloat16(images):
         bound = bind(trunk, task, "full")
     assert bound.features.outputs[0].dtype == "bfloat16" and bound.model.output.dtype == "float32"
     assert {v.dtype for v in bound.model.weights} == {"float32"}
-    bound.model.compile("sgd", loss=task.loss())
+    bound.model.compile("sgd", loss=task.loss(), run_eagerly=True)
     boxes = np.tile(np.array([[[0.1, 0.2, 0.7, 0.8, 1.0]]], "float32"), (len(images), 1, 1))
     assert np.isfinite(bound.model.train_on_batch(images, boxes))
 

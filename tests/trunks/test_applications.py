@@ -56,7 +56,11 @@ def test_each_family_has_the_mode_that_keras_documents(name, mode):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("MobileNetV3Small", 224), ("EfficientNetB1", 240), ("EfficientNetV2B2", 260), ("InceptionV3", 299)],
+    [
+        ("MobileNetV3Small", 224),
+        ("InceptionV3", 299),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("EfficientNetB1", 240), ("EfficientNetV2B2", 260))),
+    ],
 )
 def test_a_net_is_built_for_the_size_that_keras_builds_its_classifier_for(name, size):
     with keras.StatelessScope():  # Variables have shapes here, and take no memory.
@@ -64,12 +68,19 @@ def test_a_net_is_built_for_the_size_that_keras_builds_its_classifier_for(name, 
     assert SIZES.get(name, 224) == size
 
 
+@pytest.mark.slow
 def test_a_trunk_has_the_size_of_its_net():
     trunk = open_trunk("keras:InceptionV3?weights=none")
     assert trunk.model.input_shape == (None, 299, 299, 3) and trunk.preprocessing.image_size == 299
 
 
-@pytest.mark.parametrize("name", ["InceptionV3", "EfficientNetB0", "ConvNeXtTiny", "Xception"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Xception",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("InceptionV3", "EfficientNetB0", "ConvNeXtTiny")),
+    ],
+)
 def test_keys_do_not_depend_on_what_was_built_before(name):
     with keras.StatelessScope():
         nets = [build(name, 96) for _ in range(2)]
@@ -112,9 +123,7 @@ def _save(trunk, path):
 @pytest.mark.parametrize("suffix", [".safetensors", ".weights.h5", ".keras", ".h5"])
 def test_weights_are_read_from_files_of_every_kind(small, tmp_path, suffix):
     path = _save(small, tmp_path / f"trunk{suffix}")
-    other = open_trunk(f"{SMALL}&weights=none&seed=1", 32)
-    loaded = open_trunk(f"{SMALL}&weights={path}&seed=1", 32)
-    assert not same(snapshot(other.variables()), snapshot(small.variables()))
+    loaded = open_trunk(f"{SMALL}&weights={path}&seed=1", 32)  # By itself, another seed gives other values, see above.
     assert same(snapshot(loaded.variables()), snapshot(small.variables()))
 
 

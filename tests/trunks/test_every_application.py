@@ -1,6 +1,6 @@
 """Every net of keras.applications: what its patches count, and that all of it works.
 
-`make test` has two of them, `make test-all` the smallest of each family, and `make soak` the others.
+`make test` has two of them, `make test-all` four more, and `make soak` the others.
 """
 
 import keras
@@ -80,13 +80,17 @@ SMALLEST = {
     "VGG19",
     "Xception",
 }
-"""The net of each module of keras.applications that is trained by `make test-all`; the others are by `make soak`."""
+"""The smallest net of each module of keras.applications."""
+
+LONG = {"ConvNeXtTiny", "EfficientNetB0", "MobileNetV3Small", "ResNet50V2"}
+"""Those of them that are trained by `make test-all`, each with something that no other here has: layer norms, gates with
+swish, gates with ReLU6 and nets without norms in places, norms before convolutions. All others are trained by `make soak`."""
 
 SHORT = {"MobileNet", "VGG16"}
 """Those that are trained by `make test`: one with norms and depthwise kernels, and one without norms."""
 
 DEEPEST = {"InceptionResNetV2", "NASNetMobile"}
-"""The smallest of two families, which by their 780 layers take as long as four others: no net of these is by `make test-all`."""
+"""The smallest of two families, which by their 780 layers take as long as four others."""
 
 SIZES = {"InceptionResNetV2": 75, "InceptionV3": 75, "Xception": 71}
 """Image sizes in pixels of nets that do not take 32."""
@@ -154,12 +158,17 @@ def test_every_net_of_keras_is_counted_and_of_each_family_the_smallest_is_known(
     assert FOLDED.keys() == COUNTS.keys()
 
 
-def slow_unless(names, short):
-    return [pytest.param(name, marks=() if name in short else pytest.mark.slow) for name in sorted(names)]
+def marked(names, short, slow):
+    """Returns parameters: names in neither set are for `make soak`."""
+    marks = {name: () if name in short else pytest.mark.slow if name in slow else pytest.mark.soak for name in names}
+    return [pytest.param(name, marks=mark) for name, mark in sorted(marks.items(), key=lambda each: each[0])]
 
 
 # Of the others the trunk itself is counted, below.
-@pytest.mark.parametrize("name", slow_unless(COUNTS.keys() - SMALLEST, {"MobileNetV3Large", "EfficientNetB1"}))
+@pytest.mark.parametrize(
+    "name",
+    marked(COUNTS.keys() - SMALLEST, {"MobileNetV3Large"}, {"EfficientNetB1", "NASNetMobile", "ResNet101V2"}),
+)
 def test_patches_have_the_parameters_of_the_architecture(name):
     with keras.StatelessScope():  # Variables have shapes here, and take no memory.
         net = NETS[name](weights=None, include_top=False, pooling="avg", input_shape=(96, 96, 3))
@@ -172,11 +181,7 @@ def test_patches_have_the_parameters_of_the_architecture(name):
     assert (total, scale_bias, depthwise) == COUNTS[name]
 
 
-@pytest.mark.parametrize(
-    "name",
-    slow_unless(SMALLEST, SHORT)
-    + [pytest.param(name, marks=pytest.mark.soak) for name in sorted(COUNTS.keys() - SMALLEST)],
-)
+@pytest.mark.parametrize("name", marked(COUNTS, SHORT, LONG))
 def test_a_task_is_learnt_saved_loaded_exported_banked_and_joined(name, tmp_path):
     size = SIZES.get(name, 32)
     trunk = open_trunk(f"keras:{name}?weights=none", size)
@@ -233,8 +238,7 @@ def assert_near(logits, expected):
     np.testing.assert_allclose(logits, expected, atol=1e-4 * max(1.0, np.abs(expected).max()), rtol=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", IN_LITERT)
+@pytest.mark.parametrize("name", marked(IN_LITERT, (), {"MobileNetV3Small"}))
 def test_litert_answers_as_the_net(name, tmp_path):
     trunk = open_trunk(f"keras:{name}?weights=none", SIZES.get(name, 32))
     random_norms(trunk.model)

@@ -15,7 +15,7 @@ from model_patch import ModelPatchError, Task, bind, join
 from model_patch.export.saved_model import export_saved_model
 from model_patch.trunks import hub, open_trunk
 from tests.conftest import same, snapshot, train_steps
-from tests.scripts.run_script import error_of, run_script
+from tests.scripts.run_script import run_script
 from tests.trunks import slim_nets
 from tests.trunks.slim_nets import SlimNet
 
@@ -75,10 +75,10 @@ def unit_images():
 @pytest.mark.parametrize(
     ("scope", "net", "size", "scale", "mode"),
     [
-        ("MobilenetV2", slim_nets.mobilenet_v2(0.35), 64, from_unit, "tf"),
+        pytest.param("MobilenetV2", slim_nets.mobilenet_v2(0.35), 64, from_unit, "tf", marks=pytest.mark.slow),
         ("MobilenetV2", slim_nets.mobilenet_v2(0.35), 64, lambda images: images, "unit"),
-        ("MobilenetV3", slim_nets.mobilenet_v3_small(), 64, from_unit, "none"),
-        ("InceptionV3", slim_nets.inception_v3, 75, from_unit, "tf"),
+        pytest.param("MobilenetV3", slim_nets.mobilenet_v3_small(), 64, from_unit, "none", marks=pytest.mark.slow),
+        pytest.param("InceptionV3", slim_nets.inception_v3, 75, from_unit, "tf", marks=pytest.mark.slow),
         # Keras' net scales by itself, and otherwise.
         ("MobilenetV3", slim_nets.mobilenet_v3_small(minimalistic=True), 32, lambda images: images, "unit"),
     ],
@@ -110,7 +110,6 @@ def test_another_image_size_gives_the_same_net_at_that_size(small_module, small)
             ("MobilenetV2/Conv/filters", None),
             "missing: MobilenetV2/Conv/weights; unexpected: MobilenetV2/Conv/filters",
         ),
-        ("MobilenetV2/Conv_1/BatchNorm/beta", None, "missing: MobilenetV2/Conv_1/BatchNorm/beta"),
         (
             "MobilenetV2/expanded_conv/depthwise/depthwise_weights",
             ("MobilenetV2/expanded_conv/depthwise/depthwise_weights", np.zeros((5, 5, 16, 1), "float32")),
@@ -118,9 +117,7 @@ def test_another_image_size_gives_the_same_net_at_that_size(small_module, small)
         ),
     ],
 )
-def test_a_module_with_a_variable_renamed_missing_or_of_another_shape_is_refused_by_its_name(
-    old, value, message, tmp_path
-):
+def test_a_module_with_a_variable_renamed_or_of_another_shape_is_refused_by_its_name(old, value, message, tmp_path):
     net = small_net()
     variable = net.by_name.pop(old)
     if value:
@@ -295,6 +292,7 @@ def test_what_cannot_be_opened_is_refused_in_one_sentence(small_module, unknown_
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_comparison_runs_on_a_module(small_module, tmp_path):
     flags = [
         f"--trunk=hub:{small_module}",
@@ -309,5 +307,3 @@ def test_a_comparison_runs_on_a_module(small_module, tmp_path):
         "last-seed0.safetensors",
         "scale_bias+last-seed0.safetensors",
     }
-    flags[0] = f"--trunk=hub:{tmp_path}/nowhere"
-    assert "nowhere is not a folder with a SavedModel" in error_of(run_script("transfer", *flags, *small))

@@ -1,6 +1,7 @@
 """Files that Keras 2 itself writes, here tf_keras, open as trunks whose outputs are those of Keras 2."""
 
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -181,13 +182,24 @@ def application(name: str):
     return net(include_top=False, weights=None, input_shape=(size, size, 3), **options)
 
 
-@pytest.mark.slow
+FORMS = {"alone": lambda net: net, "sequential": in_sequential, "functional": in_functional}
+LONG = {
+    ("MobileNetV2", "functional", "h5"),
+    ("EfficientNetB0", "sequential", "keras"),
+    ("DenseNet121", "sequential", "h5"),
+    ("InceptionV3", "alone", "keras"),
+}
+"""What `make test-all` opens; every net in every form is opened by `make soak`."""
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize(
-    "form", [lambda net: net, in_sequential, in_functional], ids=["alone", "sequential", "functional"]
+    ("name", "form", "suffix"),
+    [
+        pytest.param(*each, marks=pytest.mark.slow if each in LONG else pytest.mark.soak)
+        for each in itertools.product(NETS, FORMS, FORMATS)
+    ],
 )
-@pytest.mark.parametrize("name", NETS)
 def test_nets_of_keras_2s_applications_give_the_outputs_of_keras_2(tmp_path, name, form, suffix):
     size, _ = NETS[name]
-    check_outputs(*save_and_open(lambda: form(application(name)), suffix, tmp_path, size), 1e-5)
+    check_outputs(*save_and_open(lambda: FORMS[form](application(name)), suffix, tmp_path, size), 1e-5)

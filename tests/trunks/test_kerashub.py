@@ -73,7 +73,14 @@ def xception(hub):
     return hub.models.XceptionBackbone([[8, 12], [12, 12]], [True, False])
 
 
-@pytest.mark.parametrize("make", [resnet, mobilenet, efficientnet, densenet, vgg, xception])
+@pytest.mark.parametrize(
+    "make",
+    [
+        resnet,
+        vgg,
+        *(pytest.param(make, marks=pytest.mark.slow) for make in (mobilenet, efficientnet, densenet, xception)),
+    ],
+)
 def test_a_backbone_learns_a_task(hub, make):
     from model_patch.trunks.kerashub import trunk_of
 

@@ -70,9 +70,9 @@ def as_imagenet(images):
     ("scope", "net", "size", "scaled"),
     [
         ("MobilenetV1", slim_nets.mobilenet_v1(0.25), 75, to_one),
-        pytest.param("MobilenetV2", slim_nets.mobilenet_v2(0.35), 64, to_one, marks=pytest.mark.slow),
-        ("MobilenetV2", slim_nets.mobilenet_v2(0.5), 75, to_one),
-        pytest.param("MobilenetV2", slim_nets.mobilenet_v2(1.3), 32, to_one, marks=pytest.mark.slow),
+        pytest.param("MobilenetV2", slim_nets.mobilenet_v2(0.35), 64, to_one, marks=pytest.mark.soak),
+        pytest.param("MobilenetV2", slim_nets.mobilenet_v2(0.5), 75, to_one, marks=pytest.mark.slow),
+        pytest.param("MobilenetV2", slim_nets.mobilenet_v2(1.3), 32, to_one, marks=pytest.mark.soak),
         ("MobilenetV3", slim_nets.mobilenet_v3_small(), 64, to_one),
         pytest.param(
             "MobilenetV3", slim_nets.mobilenet_v3_small(minimalistic=True), 75, to_one, marks=pytest.mark.slow
@@ -81,7 +81,7 @@ def as_imagenet(images):
         pytest.param("resnet_v1_50", slim_nets.resnet_50(1), 64, less_mean, marks=pytest.mark.slow),
         pytest.param("resnet_v2_50", slim_nets.resnet_50(2), 75, to_one, marks=pytest.mark.slow),
         pytest.param("efficientnet-b0", slim_nets.efficientnet_b0(1), 64, as_imagenet, marks=pytest.mark.slow),
-        pytest.param("efficientnetv2-b0", slim_nets.efficientnet_b0(2), 64, as_imagenet, marks=pytest.mark.slow),
+        pytest.param("efficientnetv2-b0", slim_nets.efficientnet_b0(2), 64, as_imagenet, marks=pytest.mark.soak),
     ],
 )
 def test_features_are_those_of_slims_net(scope, net, size, scaled, tmp_path):

@@ -51,8 +51,10 @@ def open_coco(spec: Spec) -> DetectionData:
     notes: list[str] = []
     folders = root / options["train_images"], root / options["test_images"]
     _compare(train, test, *folders, notes)
-    splits = [_split(annotated(file, folder, notes)) for file, folder in zip((train, test), folders, strict=True)]
-    return DetectionData(root.resolve().name, train.labels, *splits, "crop+flip", tuple(notes))
+    of_train, of_test = (
+        _split(annotated(file, folder, notes)) for file, folder in zip((train, test), folders, strict=True)
+    )
+    return DetectionData(root.resolve().name, train.labels, of_train, of_test, "crop+flip", tuple(notes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +68,11 @@ class Annotated:
 
 
 def _compare(train: CocoFile, test: CocoFile, train_folder: Path, test_folder: Path, notes: list[str]):
-    learnt, tested = (
+    trained, tested = (
         {os.path.normpath(folder / image.file_name) for image in file.images.values()}
         for file, folder in ((train, train_folder), (test, test_folder))
     )
-    if both := learnt & tested:
+    if both := trained & tested:
         notes.append(
             f"{len(both)} of {len(tested)} test images are training images too, such as {min(both)}: results on them say "
             "nothing about new images"
@@ -112,10 +114,10 @@ def annotated(file: CocoFile, folder: Path, notes: list[str]) -> list[Annotated]
     keys = sorted(paths, key=lambda key: hashlib.sha256(paths[key].name.encode()).digest())
     rows: dict[Hashable, list[int]] = {key: [] for key in keys}
     for i in np.flatnonzero(has_area):
-        rows[file.image_ids[i]].append(i)
+        rows[file.image_ids[i]].append(int(i))
     without = sum(not own for own in rows.values())
     if without:
-        notes.append(f"{without} of {len(keys)} images in {file.path} have no boxes and are learnt as background")
+        notes.append(f"{without} of {len(keys)} images in {file.path} have no boxes and are trained on as background")
     for key, own in rows.items():
         if own and drawn_as_stored[key] and frames[key].orientation > 1:
             boxes[own] = turned(boxes[own], frames[key].orientation)

@@ -72,14 +72,15 @@ class CocoFile:
         """
         positions, extents = self.boxes[:, :2], self.boxes[:, 2:]
         width, height = extents.T
-        has_area = (extents > 0).all(axis=1)
-        self._refuse((extents < 0).any(axis=1), "a negative width or height")
-        fractions = has_area & (self.boxes.max(axis=1, initial=0) <= 1) & (sizes > 2).all(axis=1)
+        has_area = np.all(extents > 0, axis=1)
+        self._refuse(np.any(extents < 0, axis=1), "a negative width or height")
+        fractions = has_area & (self.boxes <= 1).all(axis=1) & (sizes > 2).all(axis=1)
         self._refuse(fractions, "less than one pixel, as if in fractions of the image")
         outside = (positions > sizes).any(axis=1) | (positions + extents < 0).any(axis=1)
         self._refuse(outside, lambda i: f"outside its image of {sizes[i, 0]:g} x {sizes[i, 1]:g} pixels")
 
-        as_corners = ((extents > positions) & (extents <= sizes + TOLERANCE) & (positions >= -TOLERANCE)).all(axis=1)
+        inside = (positions >= -TOLERANCE) & (extents <= sizes + TOLERANCE)
+        as_corners = np.all(inside & (extents > positions), axis=1)
         overhang = ((positions + extents - sizes) / sizes).max(axis=1, initial=0)
         if as_corners[has_area].all():
             self._refuse(has_area & (overhang > OVERHANG), "outside its image unless these are two corners")
@@ -153,11 +154,15 @@ def read(path: Path) -> CocoFile:
         if crowd not in (0, 1):
             raise ModelPatchError(f"{where} has iscrowd {crowd!r}: expected 0 or 1")
         rows.append((image, index[category], bool(crowd), _box(entry, where)))
-    image_ids, classes, crowds, boxes = ([row[part] for row in rows] for part in range(4))
-    boxes = np.array(boxes, "float64").reshape(-1, 4)
-    labels = tuple(categories.values())
     return CocoFile(
-        path, labels, images, annotations, image_ids, np.array(classes, "int64"), np.array(crowds, bool), boxes
+        path,
+        tuple(categories.values()),
+        images,
+        annotations,
+        [image for image, *_ in rows],
+        np.array([category for _, category, *_ in rows], "int64"),
+        np.array([crowd for *_, crowd, _ in rows], bool),
+        np.array([box for *_, box in rows], "float64").reshape(-1, 4),
     )
 
 
@@ -209,7 +214,8 @@ def _by_id(path: Path, noun: str, entries: list) -> dict:
 
 def _categories(path: Path, entries: list) -> dict[Hashable, str]:
     """Returns the names by id, in the order of the ids."""
-    found, owners = _by_id(path, "category", entries), {}
+    found = _by_id(path, "category", entries)
+    owners: dict = {}
     texts = [key for key in found if isinstance(key, str)]
     if 0 < len(texts) < len(found):
         raise ModelPatchError(f"{path} has numbers as category ids, but also {texts[0]!r}: expected one or the other")
