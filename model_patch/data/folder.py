@@ -1,13 +1,12 @@
 """Images in folders, one folder per class.
 
-    photos/cat/1.jpg  photos/dog/2.png  ...                or the same below  photos/train/  and  photos/test/
+    photos/cat/1.jpg  photos/dog/2.png  ...       or the same below  photos/train/, photos/val/ and photos/test/
 
-Other usual names are known in any case, such as `Training`, `valid` and `val`, see `data.split_names`; of a test and a
-validation folder the first is tested on. Where there is neither, a fifth of the images are held out for testing.
+Other usual names are known in any case, such as `Training`, `valid` and `dev`, see `data.split_names`. A validation
+folder without a test folder is tested on. Where there is neither, a fifth of the images are held out for testing.
 What files of real life become, and what is left out, are the rules of `data.image_files`; one note sums up where they applied.
 """
 
-import dataclasses
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -42,24 +41,24 @@ def open_folder(spec: Spec, skip_bad_images: bool = False, verify_images: bool =
     if not root.is_dir():
         raise ModelPatchError(f"{root} is a file: expected a folder with class folders in it")
     found: Found = defaultdict(list)
-    train_folder, test_folder = _layout(root, found)
+    folders = _layout(root, found)
+    train_folder = folders[split_names.TRAIN]
     labels = _labels(root, train_folder, found)
-    train = _files(root, train_folder, labels, found)
-    listed = Listed(root, root, labels, train, None, found, lambda name: train_folder / name)
-    check_classes(listed, train)
-    if test_folder:
-        differing = sorted(set(labels) ^ set(_labels(root, test_folder, found)))
+    for each in folders.values():
+        differing = sorted(set(labels) ^ set(_labels(root, each, found))) if each != train_folder else ()
         if differing:
             raise ModelPatchError(
-                f"the class {differing[0]!r} is in only one of {train_folder} and {test_folder}: expected it in both"
+                f"the class {differing[0]!r} is in only one of {train_folder} and {each}: expected it in both"
             )
-        listed = dataclasses.replace(listed, test=_files(root, test_folder, labels, found))
-        check_classes(listed, listed.test)
+    files = {part: _files(root, each, labels, found) for part, each in folders.items()}
+    listed = Listed(root, root, labels, files, found, lambda part, name: folders.get(part, train_folder) / name)
+    for part in files:
+        check_classes(listed, part)
     return open_listed(listed, root.resolve().name, skip_bad_images, verify_images)
 
 
-def _layout(root: Path, found: Found) -> tuple[Path, Path | None]:
-    """Returns the folder to train on and that to test on, if there is one; warns of folders that are left out.
+def _layout(root: Path, found: Found) -> dict[str, Path]:
+    """Returns the folder of each part of the data, the training images at least; warns of folders that are left out.
 
     Raises:
         ModelPatchError: two folders are for the same part, or folders beside that to train on could be classes.
@@ -69,9 +68,13 @@ def _layout(root: Path, found: Found) -> tuple[Path, Path | None]:
     splits = {folder.name: folder for folder in folders if _folders(root, folder, defaultdict(list))}
     train = _only(root, splits, split_names.TRAIN)
     if not train:
-        return root, None
-    test = _only(root, splits, split_names.TEST) or _only(root, splits, split_names.VALIDATION)
-    left_out = [folder for folder in folders if folder not in (train, test)]
+        return {split_names.TRAIN: root}
+    test, validation = _only(root, splits, split_names.TEST), _only(root, splits, split_names.VALIDATION)
+    if not test:
+        test, validation = validation, None
+    parts = {split_names.TRAIN: train, split_names.VALIDATION: validation, split_names.TEST: test}
+    used = {part: folder for part, folder in parts.items() if folder}
+    left_out = [folder for folder in folders if folder not in used.values()]
     classes = [each for each in left_out if not split_names.part_of(each.name) and _holds_images(each)]
     if classes and not test:
         raise ModelPatchError(
@@ -86,7 +89,7 @@ def _layout(root: Path, found: Found) -> tuple[Path, Path | None]:
     for each in listing(root, stamps=False):
         if each.name not in names:
             found[image_files.HIDDEN if image_files.is_hidden(each.name) else image_files.BESIDE].append(each.name)
-    return train, test
+    return used
 
 
 def _only(root: Path, splits: dict[str, Path], part: str) -> Path | None:

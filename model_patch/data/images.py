@@ -5,11 +5,12 @@ TensorFlow is imported when a function runs, here and in the modules beside this
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, require_number
 
 NUM_NAMED = 10
 """How many bad files an error names."""
@@ -31,6 +32,8 @@ class Split:
         image_bytes: size of all images once decoded; None where it is not known.
         skips: whether an image that turns out to be unreadable is left out instead of being an error.
         find_bad: decodes the images and returns the paths of those that cannot be read; None where all were decoded.
+        known_labels: int64 `(num_images,)`, where they are known without reading the images.
+        paths: files of the images, where they have one each.
     """
 
     num_images: int
@@ -40,6 +43,8 @@ class Split:
     image_bytes: int | None
     skips: bool = False
     find_bad: Callable[[], list[str]] | None = None
+    known_labels: np.ndarray | None = None
+    paths: Sequence[str] | None = None
 
     def loaded(self, stored, then: Callable = lambda image: image, alpha: str = "white"):
         """Returns a `tf.data.Dataset` of `(then(image), label)` of one of `(stored form, label)`, in its order."""
@@ -65,6 +70,45 @@ class Split:
         """Returns the number of images if at most `max_images` are used; None for all."""
         return self.num_images if max_images is None else min(max_images, self.num_images)
 
+    def image_labels(self, max_images: int | None = None) -> np.ndarray:
+        """Returns the label of each image, int64 `(images,)`; reads the stored images where labels are not known."""
+        number = self.take(max_images)
+        if self.known_labels is not None:
+            return self.known_labels[:number]
+        return np.fromiter((label for _, label in self.stored(number).as_numpy_iterator()), "int64")
+
+    def first(self, max_images: int | None) -> "Split":
+        """Returns a split of at most this many images, the first ones; None for all."""
+        number = self.take(max_images)
+        return self if number == self.num_images else self.select(np.arange(number))
+
+    def select(self, positions: np.ndarray) -> "Split":
+        """Returns a split of some of the images, in their order.
+
+        Args:
+            positions: of the images, ascending, each at most once.
+        """
+        positions = np.asarray(positions, "int64")
+
+        def stored(number: int):
+            import tensorflow as tf
+
+            end = int(positions[number - 1]) + 1 if number else 0
+            chosen = np.zeros(end, bool)
+            chosen[positions[:number]] = True
+            examples = tf.data.Dataset.zip(self.stored(end), tf.data.Dataset.from_tensor_slices(chosen))
+            return examples.filter(lambda _, is_chosen: is_chosen).map(lambda example, _: example)
+
+        return dataclasses.replace(
+            self,
+            num_images=len(positions),
+            stored=stored,
+            stored_bytes=self.stored_bytes * len(positions) // self.num_images,
+            image_bytes=self.image_bytes and self.image_bytes * len(positions) // self.num_images,
+            known_labels=None if self.known_labels is None else self.known_labels[positions],
+            paths=None if self.paths is None else [self.paths[i] for i in positions],
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
@@ -77,6 +121,8 @@ class ImageData:
         test: the images to test on; none of them is in `train`.
         augmentation: the recommended one, see `model_patch.data.augment`.
         notes: sentences that the user should read, for example on files that were left out.
+        validation: images to choose by, the best epoch for example; None if there are none. None of them is in `train` or
+            `test`.
     """
 
     name: str
@@ -85,6 +131,56 @@ class ImageData:
     test: Split
     augmentation: str
     notes: tuple[str, ...] = ()
+    validation: Split | None = None
+
+    def with_validation(self, fraction: float, max_train_images: int | None = None) -> "ImageData":
+        """Returns the data with a validation split: their own, or else the last training images, which are removed there.
+
+        Args:
+            fraction: share of the training images to hold out, in 0..1, at least one image; 0 for no validation, not even
+                the data's own.
+            max_train_images: use at most this many training images, the first ones, including those held out; None for all.
+
+        Raises:
+            ModelPatchError: the fraction is out of range, or no image would be left to train on.
+        """
+        require_number("validation_fraction", fraction, 0, 1)
+        if not fraction or self.validation:
+            return self if fraction else dataclasses.replace(self, validation=None)
+        total = self.train.take(max_train_images)
+        number = max(1, round(total * fraction))
+        if number >= total:
+            raise ModelPatchError(
+                f"of {total} training images of {self.name!r}, {number} cannot be held out: use a lower --validation_fraction"
+            )
+        train, validation = np.split(np.arange(total), [total - number])
+        return dataclasses.replace(self, train=self.train.select(train), validation=self.train.select(validation))
+
+    def folds(self, number: int, max_train_images: int | None = None) -> list["ImageData"]:
+        """Returns the data of each fold of a cross-validation: its part of the training images is the test split.
+
+        Every class is divided evenly. The data's own test images are in no fold.
+
+        Args:
+            number: of folds, at least 2.
+            max_train_images: use at most this many training images, the first ones; None for all.
+
+        Raises:
+            ModelPatchError: there are fewer images of every class than folds.
+        """
+        from sklearn.model_selection import StratifiedKFold
+
+        labels = self.train.image_labels(max_train_images)
+        most = np.bincount(labels).max()
+        if not 2 <= number <= most:
+            raise ModelPatchError(f"folds is {number}: expected 2 to {most}, the images of the largest class of {self.name!r}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # A class with fewer images than folds is missing in some.
+            parts = list(StratifiedKFold(number).split(labels, labels))
+        return [
+            dataclasses.replace(self, train=self.train.select(train), test=self.train.select(test))
+            for train, test in parts
+        ]
 
 
 @contextlib.contextmanager
@@ -131,4 +227,5 @@ def array_split(images: np.ndarray, labels: np.ndarray) -> Split:
 
         return tf.repeat(image[..., None], 3, axis=-1) if grey else image
 
-    return Split(len(labels), stored, load, images.nbytes, images.nbytes * (3 if grey else 1))
+    image_bytes = images.nbytes * (3 if grey else 1)
+    return Split(len(labels), stored, load, images.nbytes, image_bytes, known_labels=labels)

@@ -20,6 +20,7 @@ from model_patch.data import image_files
 from model_patch.data.decoding import FORMATS, decode, read_file
 from model_patch.data.folder_index import READABLE, UNKNOWN, UNREADABLE, FolderIndex
 from model_patch.data.images import NUM_NAMED, ImageData, Split
+from model_patch.data.split_names import TEST, TRAIN
 from model_patch.errors import ModelPatchError
 from model_patch.files import as_path, is_remote, joined, stamp
 from model_patch.progress import progress
@@ -54,20 +55,19 @@ class Listed:
         source: the folder or table that lists them.
         root: the folder that paths are relative to.
         labels: class names.
-        train: files to learn from.
-        test: files to test on; None where a fifth of each class is to be held out.
+        files: by part of the data, see `data.split_names`. The training files are among them; without a test part a fifth
+            of each class is held out of these.
         found: what else there was, by rule.
-        place: where the images of a class are expected, for errors.
-        tests_all_classes: whether each class needs an image to test on.
+        place: where the images of a part and class are expected, for errors.
+        tests_all_classes: whether each class needs an image in every part, not only to train on.
     """
 
     source: Path
     root: Path
     labels: tuple[str, ...]
-    train: list[File]
-    test: list[File] | None
+    files: dict[str, list[File]]
     found: Found
-    place: Callable[[str], object]
+    place: Callable[[str, str], object]
     tests_all_classes: bool = True
 
 
@@ -89,9 +89,8 @@ def open_listed(listed: Listed, name: str, skip_bad_images: bool = False, verify
     Raises:
         ModelPatchError: an image cannot be read, or a class has no image.
     """
-    source, root, labels, train, test = listed.source, listed.root, listed.labels, listed.train, listed.test
-    found = listed.found
-    index = _examine(source, root, [*train, *(test or ())], verify_images)
+    source, root, labels, found = listed.source, listed.root, listed.labels, listed.found
+    index = _examine(source, root, sum(listed.files.values(), []), verify_images)
     for i in np.flatnonzero((index.rules != 0) & (index.verdict != UNREADABLE)):
         for bit, rule in enumerate(image_files.RULES):
             if index.rules[i] >> bit & 1:
@@ -104,16 +103,16 @@ def open_listed(listed: Listed, name: str, skip_bad_images: bool = False, verify
         )
     if bad:
         left_out = set(bad)
-        train = [file for file in train if file.path not in left_out]
-        test = test and [file for file in test if file.path not in left_out]
-        check_classes(listed, train, "readable image")
-        if test is not None and listed.tests_all_classes:
-            check_classes(listed, test, "readable image to test on")
-    note = image_files.summary(source, len(train) + len(test or ()), found)
-    if test is None:
-        train, test = _hold_out(listed, train)
-    train_split, test_split = (_split(root, files, index, skip_bad_images) for files in (train, test))
-    return ImageData(name, labels, train_split, test_split, "crop+flip", (note,) if note else ())
+        readable = {part: [file for file in of if file.path not in left_out] for part, of in listed.files.items()}
+        listed = dataclasses.replace(listed, files=readable)
+        for part in listed.files if listed.tests_all_classes else (TRAIN,):
+            check_classes(listed, part, "readable image")
+    files = dict(listed.files)
+    note = image_files.summary(source, sum(map(len, files.values())), found)
+    if TEST not in files:
+        files[TRAIN], files[TEST] = _hold_out(listed, files[TRAIN])
+    splits = {part: _split(root, of_part, index, skip_bad_images) for part, of_part in files.items()}
+    return ImageData(name, labels, augmentation="crop+flip", notes=(note,) if note else (), **splits)
 
 
 def stamped(root: Path, labelled: Sequence[tuple[str, int]]) -> list[File]:
@@ -122,16 +121,18 @@ def stamped(root: Path, labelled: Sequence[tuple[str, int]]) -> list[File]:
     return [File(path, label, *stamps[i]) for i, (path, label) in enumerate(labelled)]
 
 
-def check_classes(listed: Listed, files: Sequence[File], noun: str = "image"):
-    """Checks that every class has a file.
+def check_classes(listed: Listed, part: str, noun: str = "image"):
+    """Checks that every class has a file in a part of the data.
 
     Raises:
         ModelPatchError: one has none.
     """
-    present = {file.label for file in files}
+    present = {file.label for file in listed.files[part]}
     for label, name in enumerate(listed.labels):
         if label not in present:
-            raise ModelPatchError(f"the class {name!r} has no {noun}: expected {FORMATS} files in {listed.place(name)}")
+            use = "" if part == TRAIN else f" to {'test on' if part == TEST else 'validate on'}"
+            place = listed.place(part, name)
+            raise ModelPatchError(f"the class {name!r} has no {noun}{use}: expected {FORMATS} files in {place}")
 
 
 def _examine(source: Path, root: Path, files: Sequence[File], verify: bool) -> FolderIndex:
@@ -270,4 +271,6 @@ def _split(root: Path, files: Sequence[File], index: FolderIndex, skips: bool) -
         3 * int(index.pixels[at].sum()),
         skips,
         find_bad,
+        labels,
+        list(map(os.fsdecode, paths)),
     )

@@ -95,32 +95,6 @@ class Sampler:
         return sizes
 
 
-def hold_out(split: Split, number: int, max_images: int | None = None) -> tuple[Split, Split]:
-    """Parts the last images of a split from the others.
-
-    Args:
-        split: its order mixes the classes, so both parts are fair samples.
-        number: size of the second split; smaller than all.
-        max_images: use at most this many, the first ones; None for all.
-
-    Returns:
-        The first split, and the second.
-    """
-    total = split.take(max_images)
-
-    def part(first: int, length: int) -> Split:
-        def stored(n: int):
-            return split.stored(first + n).skip(first)
-
-        image_bytes = split.image_bytes and split.image_bytes * length // split.num_images
-        stored_bytes = split.stored_bytes * length // split.num_images
-        return dataclasses.replace(
-            split, num_images=length, stored=stored, stored_bytes=stored_bytes, image_bytes=image_bytes
-        )
-
-    return part(0, total - number), part(total - number, number)
-
-
 def joint_batches(
     splits: Mapping[str, Split],
     preprocessing: Mapping[str, Preprocessing],

@@ -39,8 +39,8 @@ def open_table(spec: Spec, skip_bad_images: bool = False, verify_images: bool = 
     """Opens `csv:FILE[?path=COLUMN&label=COLUMN&split=COLUMN]`, see `data.labelled_files`.
 
     The first line names the columns. They are separated by commas, in a `.tsv` file by tabs. Paths are relative to the
-    file. Splits are written as people call them, see `data.split_names`; of test and validation images the first are tested
-    on. Without the column a fifth of each class is held out.
+    file. Splits are written as people call them, see `data.split_names`; validation images
+    without test images are tested on. Without the column a fifth of each class is held out.
 
     Args:
         spec: the parsed spec.
@@ -69,9 +69,9 @@ def open_table(spec: Spec, skip_bad_images: bool = False, verify_images: bool = 
 
     parts = {part: [row for row in rows if row.split == part] for part in ("", *split_names.PARTS)}
     train = parts[split_names.TRAIN] or parts[""]
-    test = parts[split_names.TEST] or parts[split_names.VALIDATION]
-    if parts[split_names.TEST]:
-        found[image_files.VALIDATED] = [row.path for row in parts[split_names.VALIDATION]]
+    test, validation = parts[split_names.TEST], parts[split_names.VALIDATION]
+    if not test:
+        test, validation = validation, []
     if not train:
         raise ModelPatchError(
             f"{file} has no row to train on: expected some, with {split_names.TRAIN!r} as their split"
@@ -79,7 +79,7 @@ def open_table(spec: Spec, skip_bad_images: bool = False, verify_images: bool = 
     labels = class_names(row.label for row in train)
     if len(labels) < 2:
         raise ModelPatchError(f"{file} has only one class, {labels[0]!r}: expected at least two")
-    unknown = next((row for row in test if row.label not in labels), None)
+    unknown = next((row for row in [*test, *validation] if row.label not in labels), None)
     if unknown:
         raise ModelPatchError(
             f"{file} has the class {unknown.label!r} in line {unknown.line} to test on, but no image of it to train on"
@@ -88,13 +88,16 @@ def open_table(spec: Spec, skip_bad_images: bool = False, verify_images: bool = 
         source=file,
         root=file.parent,
         labels=labels,
-        train=_files(file.parent, train, labels),
-        test=_files(file.parent, test, labels) if test else None,
+        files={
+            part: _files(file.parent, of_part, labels)
+            for part, of_part in zip(split_names.PARTS, (train, test, validation), strict=True)
+            if of_part
+        },
         found=found,
-        place=lambda name: f"{file}, labelled {name!r}",
+        place=lambda part, name: f"{file}, labelled {name!r}",
         tests_all_classes=False,
     )
-    check_classes(listed, listed.train)
+    check_classes(listed, split_names.TRAIN)
     return open_listed(listed, file.stem, skip_bad_images, verify_images)
 
 

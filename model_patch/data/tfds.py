@@ -1,5 +1,6 @@
 """Images of TensorFlow Datasets."""
 
+import itertools
 import math
 
 from model_patch.data.decoding import decode
@@ -10,37 +11,42 @@ from model_patch.spec import Spec
 
 
 def open_tfds(spec: Spec) -> ImageData:
-    """Opens `tfds:NAME[?data_dir=FOLDER&train=SPLIT&test=SPLIT]`.
+    """Opens `tfds:NAME[?data_dir=FOLDER&train=SPLIT&validation=SPLIT&test=SPLIT]`.
 
     Splits are written as TFDS writes them, for example `train[:1000]`. By default `train` is for training, and `test`,
-    or else `validation`, for testing; where there is neither, the last fifth of `train`. Images come in the order in
-    which TFDS wrote them, which is random for all but data sets written with `disable_shuffling`.
+    or else `validation`, for testing; where there is neither, the last fifth of `train`. Where neither `train` nor `test`
+    is given and there are both a test and a validation split, each is used for what its name says. Images come in the order
+    in which TFDS wrote them, which is random for all but data sets written with `disable_shuffling`.
 
     Raises:
         ModelPatchError: there is no such data set, or it is not on this machine and cannot be
-            downloaded; a split is unknown or empty, or both share images; the examples are not an image and a class label.
+            downloaded; a split is unknown or empty, or two share images; the examples are not an image and a class label.
     """
-    options = spec.take(data_dir="", train="train", test="")
+    options = spec.take(data_dir="", train="", validation="", test="")
     if not spec.rest:
         raise ModelPatchError(f"{spec.text!r} names no data set: expected tfds:NAME")
     builder = open_builder(spec.rest, options["data_dir"] or None)
     info = builder.info
     keys = _keys(info)
-    train, test = options["train"], options["test"]
+    train, validation, test = options["train"] or "train", options["validation"], options["test"]
     notes = []
     if info.disable_shuffling:
         notes.append(f"TFDS wrote {info.name} without shuffling: the first images of it may all be of one class")
     if not test:
         test, *_ = *named(info.splits, TEST), *named(info.splits, VALIDATION), ""
+        if not (validation or options["train"]) and test in named(info.splits, TEST):
+            validation, *_ = *named(info.splits, VALIDATION), ""
     if not test:
         if train not in info.splits or info.disable_shuffling:
             raise ModelPatchError(f"{info.name} has no test split: give ?train=SPLIT&test=SPLIT out of {_splits(info)}")
         notes.append(f"{info.name} has no test split: the last fifth of {train!r} is used")
         train, test = f"{train}[:80%]", f"{train}[80%:]"
     labels = tuple(info.features[keys[1]].names)
-    check_apart(info, train, test)
-    train_split, test_split = (_split(builder, name, *keys) for name in (train, test))
-    return ImageData(info.name, labels, train_split, test_split, "crop+flip", tuple(notes))
+    names = {"train": train, "test": test} | ({"validation": validation} if validation else {})
+    for one, other in itertools.combinations(names.values(), 2):
+        check_apart(info, one, other)
+    splits = {part: _split(builder, name, *keys) for part, name in names.items()}
+    return ImageData(info.name, labels, augmentation="crop+flip", notes=tuple(notes), **splits)
 
 
 def open_builder(name: str, data_dir: str | None):

@@ -75,7 +75,7 @@ def dry_run_transfer(config: ConfigDict, *, step: bool = True) -> list[Row]:
     """
     random = {"trunk": random_trunk(config.trunk), "data": random_data(config.data)}
     random |= {"task_name": config.task_name or _name_of(config.data)}
-    trunk, task, train_specs, _, recipe = transfer.open_run(ConfigDict(config.to_dict() | random))
+    trunk, task, train_specs, *_, recipe = transfer.open_run(ConfigDict(config.to_dict() | random))
 
     def rows() -> Iterator[Row]:
         for text, train_spec in train_specs.items():
@@ -90,7 +90,7 @@ def dry_run_transfer(config: ConfigDict, *, step: bool = True) -> list[Row]:
 def dry_run_pretrain(config: ConfigDict, *, step: bool = True) -> list[Row]:
     """Counts what `pretrain` would train. Arguments, result and errors as `dry_run_transfer`."""
     fixed = {"train": ("full",), "norm_statistics": "auto", "task_name": "", "remat": False, "seeds": (config.seed,)}
-    fixed |= {"skip_bad_images": False, "verify_images": False, "patch_dtype": "float32"}
+    fixed |= {"skip_bad_images": False, "verify_images": False, "patch_dtype": "float32", "folds": 0}
     return dry_run_transfer(ConfigDict(config.to_dict() | fixed), step=step)
 
 

@@ -11,14 +11,14 @@ from ml_collections import ConfigDict
 
 import model_patch as mp
 from model_patch.data.sampling import Sampler
-from model_patch.errors import require_each_once, require_known, require_number, require_seeds
+from model_patch.errors import require_each_once, require_known, require_seeds
 from model_patch.experiments.choices import HEADS
 from model_patch.experiments.report.joint import write_joint_report
 from model_patch.experiments.transfer import PATCHES, image_preprocessing, make_recipe
 from model_patch.experiments.workdir import Workdir, versions
 from model_patch.join import check_join
 from model_patch.patch import check_dtype
-from model_patch.training.joint import fit_joined, held_out_parts
+from model_patch.training.joint import fit_joined
 from model_patch.trunks.saving import saved_spec
 
 _logger = logging.getLogger(__name__)
@@ -137,7 +137,6 @@ def _train_row(run: Run, share: str, seed: int, folder: Workdir) -> list[dict]:
             sizes[:, columns],
             augmentation=run.augmentation(),
             weights={task.name: run.weights[task.name] for task in tasks},
-            validation_fraction=run.config.validation_fraction,
             seed=seed,
             log_dir=workdir / "tensorboard" / name,
             checkpoint=folder.checkpoint(name),
@@ -173,7 +172,6 @@ def open_run(config: ConfigDict) -> Run:
     require_each_once("share", config.share)
     check_dtype(config.patch_dtype)
     require_known("head", [config.head], HEADS)
-    require_number("validation_fraction", config.validation_fraction, 0, 1)
     sampler = Sampler(config.sampler, config.sampler_power)
     names, data, image_sizes = _sources(config)
     trunks = {trunk.preprocessing.image_size: trunk for trunk in _open_trunks(config.trunk, image_sizes)}
@@ -184,8 +182,9 @@ def open_run(config: ConfigDict) -> Run:
     )
     share_head = config.head == "shared" or (config.head == "auto" and bool(config.resolutions))
     recipe = make_recipe(config, "none")
-    for name, each in zip(names, data, strict=True):
-        held_out_parts(name, each, make_recipe(config, each.augmentation), config.validation_fraction)
+    data = [each.with_validation(config.validation_fraction, config.max_train_images or None) for each in data]
+    for each in data:
+        make_recipe(config, each.augmentation)
     weights = _weights(config, names)
     head = _head(config) if config.head_from else None
     run = Run(config, recipe, sampler, tasks, dict(zip(names, data, strict=True)), weights, share_head, head)

@@ -37,6 +37,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
     """
     trunk = mp.open_trunk(config.trunk, config.image_size)
     data = mp.open_data(config.data)
+    data = data.with_validation(config.validation_fraction, config.max_train_images or None)
     recipe = make_recipe(config, data.augmentation)
     task = mp.Task(data.name, data.labels, trunk.preprocessing)
     folder = Workdir(workdir, config.to_dict())

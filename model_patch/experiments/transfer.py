@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import keras
 from ml_collections import ConfigDict
 
 import model_patch as mp
@@ -39,21 +40,35 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
         The contents of `results.json`: `trunk`, `data`, `image_size`, `versions`, `machine` and a list of `rows` with
         `train`, `seed`, `trained_parameters`, `trained_fraction` (0..1), `reused_fraction` (of the trunk, 0..1),
         `patch_bytes`, `test_accuracy` (0..1), `train_seconds` and `input_wait` (0..1), the share of them spent waiting for
-        a batch.
+        a batch; with validation images `validation_accuracy` (0..1) and, where epochs are trained, `best_epoch`, the number
+        of the one kept, from 0; with `config.folds` `fold_accuracies` (0..1), of a training each on the other folds.
 
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
-    trunk, task, train_specs, data, recipe = open_run(config)
+    trunk, task, train_specs, data, folds, recipe = open_run(config)
     folder = Workdir(workdir, config.to_dict())
     for note in data.notes:
         _logger.warning(note)
 
-    def train_row(train: str, seed: int) -> list[dict]:
+    def trained(train: str, seed: int, data: mp.ImageData, name: str, log_dir: Path | None = None):
+        keras.utils.set_random_seed(seed)
         bound = mp.bind(trunk, task, train_specs[train], seed=seed, remat=config.remat)
-        name = f"{train}-seed{seed}"
-        log_dir = folder.path / "tensorboard" / name
-        fitted = mp.fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=folder.checkpoint(name))
+        return bound, mp.fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=folder.checkpoint(name))
+
+    def train_row(train: str, seed: int) -> list[dict]:
+        name, optional = f"{train}-seed{seed}", {}
+        of_folds = []
+        for i, fold in enumerate(folds):
+            bound, _ = trained(train, seed, fold, f"{name}-fold{i}")
+            of_folds.append(mp.evaluate(bound, fold, recipe)["accuracy"])
+        if of_folds:
+            optional["fold_accuracies"] = of_folds
+        bound, fitted = trained(train, seed, data, name, folder.path / "tensorboard" / name)
+        if data.validation:
+            optional["validation_accuracy"] = mp.evaluate(bound, data, recipe, split="validation")["accuracy"]
+        if fitted.best_epoch is not None:
+            optional["best_epoch"] = fitted.best_epoch
         metrics = mp.evaluate(bound, data, recipe)
         path = patch_path(folder.path, train, seed)
         bound.patch(metrics).save(path, config.patch_dtype)
@@ -68,6 +83,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
                 "test_accuracy": metrics["accuracy"],
                 "train_seconds": fitted.seconds,
                 "input_wait": round(fitted.input_wait, 4),
+                **optional,
             }
         ]
 
@@ -85,11 +101,13 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     return results
 
 
-def open_run(config: ConfigDict) -> tuple[mp.Trunk, mp.Task, dict[str, mp.TrainSpec], mp.ImageData, mp.Recipe]:
+def open_run(
+    config: ConfigDict,
+) -> tuple[mp.Trunk, mp.Task, dict[str, mp.TrainSpec], mp.ImageData, list[mp.ImageData], mp.Recipe]:
     """Opens what a configuration names, so that every mistake is found before the first file is written.
 
     Returns:
-        Trunk, task, by its text each way to train, images, and recipe.
+        Trunk, task, by its text each way to train, images, those of each fold, and recipe.
 
     Raises:
         ModelPatchError: as `transfer`.
@@ -101,10 +119,14 @@ def open_run(config: ConfigDict) -> tuple[mp.Trunk, mp.Task, dict[str, mp.TrainS
     trunk = mp.open_trunk(config.trunk, config.image_size or None)
     data = mp.open_data(config.data, skip_bad_images=config.skip_bad_images, verify_images=config.verify_images)
     recipe = make_recipe(config, data.augmentation if config.epochs >= LONG else "none")
+    folds = data.folds(config.folds, config.max_train_images or None) if config.folds else []
+    data, *folds = (
+        each.with_validation(config.validation_fraction, config.max_train_images or None) for each in (data, *folds)
+    )
     task = mp.Task(config.task_name or data.name, data.labels, image_preprocessing(config, trunk))
     for each in train_specs:
         check_bind(trunk, task, each, remat=config.remat)
-    return trunk, task, {str(each): each for each in train_specs}, data, recipe
+    return trunk, task, {str(each): each for each in train_specs}, data, folds, recipe
 
 
 def image_preprocessing(config: ConfigDict, trunk: mp.Trunk) -> mp.Preprocessing:
@@ -117,8 +139,11 @@ LONG = 30
 
 
 def make_recipe(config: ConfigDict, recommended_augmentation: str) -> mp.Recipe:
-    """Returns the recipe of a configuration; the augmentation `auto` is the one that the data recommend."""
-    fields = {name: config[name] for name in mp.Recipe.__dataclass_fields__}
+    """Returns the recipe of a configuration; the augmentation `auto` is the one that the data recommend.
+
+    What a configuration does not have, such as patience for detectors, is left at its default.
+    """
+    fields = {name: config[name] for name in mp.Recipe.__dataclass_fields__ if name in config}
     if fields["augmentation"] == "auto":
         fields["augmentation"] = recommended_augmentation
     return mp.Recipe(**fields)

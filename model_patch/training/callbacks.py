@@ -2,12 +2,17 @@
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from model_patch.errors import ModelPatchError, TrainingError
 from model_patch.progress import progress
+
+VALIDATION = "val_accuracy"
+"""Name in the logs of the accuracy on the validation split; of several tasks the mean."""
 
 
 class Progress(keras.callbacks.Callback):
@@ -126,6 +131,55 @@ class StopAtNaN(keras.callbacks.Callback):
                 f"the loss of {self.what} became {logs['loss']} in epoch {self.epoch + 1}, step {batch + 1}, at learning "
                 f"rate {rate:.3g}: use a lower --learning_rate"
             )
+
+
+class KeepBest(keras.callbacks.Callback):
+    """Tests every task after each epoch, keeps the values of the best epoch, and stops when it stays the best for long.
+
+    The best epoch has the highest mean of the tasks' first metrics; of equal ones it has the lowest mean loss. Adds to the
+    logs `val_<metric>` of each task, or of several tasks `val_<task>_<metric>` and their mean as `VALIDATION`.
+
+    Attributes:
+        best_epoch: its number, from 0; None before the first.
+        score: mean metric and negative mean loss of the best epoch.
+        values: of the model's weights after the best epoch.
+
+    Args:
+        testers: functions that test a task on its validation images and return its metrics, by the task's name.
+        metrics: name of each task's first metric.
+        patience: epochs without a better one after which training stops; 0 for never.
+    """
+
+    def __init__(self, testers: Mapping[str, Callable[[], dict]], metrics: Mapping[str, str], patience: int = 0):
+        super().__init__()
+        self.testers, self.metrics, self.patience = testers, metrics, patience
+        self.best_epoch: int | None = None
+        self.score = (-math.inf, -math.inf)
+        self.values: list = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        scores = []
+        for name, test in self.testers.items():
+            tested, of_task = test(), f"{name}_" if len(self.testers) > 1 else ""
+            logs |= {f"val_{of_task}{metric}": value for metric, value in tested.items()}
+            scores.append((tested[self.metrics[name]], -tested["loss"]))
+        score = tuple(float(np.mean(part)) for part in zip(*scores, strict=True))
+        if len(scores) > 1:
+            logs[VALIDATION] = score[0]
+        if self.best_epoch is None or score > self.score:
+            self.best_epoch, self.score = epoch, score
+            self.values = [np.array(keras.ops.convert_to_numpy(v)) for v in self.model.weights]
+        if self.is_over(epoch + 1):
+            self.model.stop_training = True
+
+    def is_over(self, finished: int) -> bool:
+        """Whether patience is at an end after this many epochs."""
+        return bool(self.patience) and self.best_epoch is not None and finished - 1 - self.best_epoch >= self.patience
+
+    def go_back(self, model: keras.Model):
+        """Sets the model that was trained to the best epoch's values."""
+        for variable, value in zip(model.weights, self.values, strict=True):
+            variable.assign(value)
 
 
 def _in_one_sentence(name: str):

@@ -41,6 +41,8 @@ def fit(
 ) -> Fitted:
     """Trains what a bound task, or joined tasks learn, and then re-estimates the statistics that they own.
 
+    Where the data have validation images, see `ImageData.with_validation`, the values of the best epoch on them are kept.
+
     Keras' own `model.fit` trains the same values. It does not re-estimate statistics, for which there is the callback
     `EstimateStatistics`, nor does it choose a learning rate, cache features, stop at NaN or write a checkpoint.
 
@@ -51,7 +53,7 @@ def fit(
     Args:
         trained: changes in its patches, and in its heads where they are learnt; joined tasks also in a trunk that they
             train. Nothing else changes.
-        data: its training images are used; for joined tasks a dict by task name.
+        data: its training and validation images are used; for joined tasks a dict by task name.
         recipe: how; by default `Recipe()`.
         seed: of the order of the images and of augmentation.
         log_dir: folder for TensorBoard's files; without it none are written.
@@ -69,7 +71,8 @@ def fit(
     require_seed(seed)
     fit_one = fit_joined if isinstance(trained, JoinedTasks) else fit_task
     options = {"seed": seed, "log_dir": log_dir, "checkpoint": checkpoint, **joint}
-    with bad_images_named(*(each.train for each in _image_data(data))):
+    splits = [split for each in _image_data(data) for split in (each.train, each.validation) if split]
+    with bad_images_named(*splits):
         return fit_one(trained, data, recipe or Recipe(), **options)  # type: ignore[arg-type]
 
 
@@ -86,6 +89,8 @@ def fit_task(
     start, wait = time.perf_counter(), InputWait()
     num_images = data.train.take(recipe.max_train_images or None)
     batches = functools.partial(_batches, bound, data, recipe, seed)
+    validation = data.validation if isinstance(data, ImageData) else None
+    tested = pipeline.batches(validation, bound.task.preprocessing, recipe.batch_size) if validation else None
     spec, classifies = bound.train_spec, bound.task.type == CLASSIFICATION
     resumes = bool(spec.kinds) and checkpoint is not None and checkpoint.exists()
     if classifies and recipe.learns_last_layer_first(spec) and not resumes:
@@ -100,25 +105,31 @@ def fit_task(
     if classifies and not spec.kinds:
         images = wait.measured(batches("none", shuffle=False, cache=False))
         train, head = features_and_head(bound, images, recipe.batch_size, num_images, seed)
-        learnt = run_epochs(bound, head, train, num_images, recipe, log_dir, checkpoint, wait, one_call_per_epoch=True)
+        tested = features_of(bound, tested, validation.num_images, recipe.batch_size) if validation else None
+        options = {"one_call_per_epoch": True, "validation": tested}
+        learnt = run_epochs(bound, head, train, num_images, recipe, log_dir, checkpoint, wait, **options)
     else:
-        train, relative = functools.partial(batches, recipe.augmentation), classifies and recipe.is_relative(spec)
-        learnt = run_epochs(bound, bound.model, train, num_images, recipe, log_dir, checkpoint, wait, relative=relative)
+        train = functools.partial(batches, recipe.augmentation)
+        options = {"relative": classifies and recipe.is_relative(spec), "validation": tested}
+        learnt = run_epochs(bound, bound.model, train, num_images, recipe, log_dir, checkpoint, wait, **options)
         estimate_statistics(bound, wait.measured(batches("none", cache=False)))
     seconds = time.perf_counter() - start
-    return Fitted(learnt.earlier_seconds + seconds, learnt.history, min(1.0, wait.seconds / seconds))
+    best_epoch = learnt.best.best_epoch if learnt.best else None
+    return Fitted(learnt.earlier_seconds + seconds, learnt.history, min(1.0, wait.seconds / seconds), best_epoch)
 
 
 def evaluate(
     trained: BoundTask | JoinedTasks,
     data: ImageData | DetectionData | Mapping[str, ImageData],
     recipe: Recipe | None = None,
+    split: str = "test",
 ) -> dict:
     """Tests a bound task, or each of joined tasks, on test images, in inference mode.
 
     Args:
         trained: what to test.
         data: its test images are used; for joined tasks a dict by task name.
+        split: `validation` to use the validation images of a classification task instead, all of them.
         recipe: `batch_size` and `max_test_images` are used; by default those of `Recipe()`.
 
     Returns:
@@ -127,13 +138,14 @@ def evaluate(
     """
     recipe = recipe or Recipe()
     if isinstance(trained, JoinedTasks):
-        return {name: evaluate(bound, data[name], recipe) for name, bound in trained.tasks.items()}
+        return {name: evaluate(bound, data[name], recipe, split) for name, bound in trained.tasks.items()}
     most = recipe.max_test_images or None
     if isinstance(data, DetectionData):
         return evaluate_detector(trained, data.test, batch_size=recipe.batch_size, max_images=most)
-    images = pipeline.batches(data.test, trained.task.preprocessing, recipe.batch_size, max_images=most, cache=False)
-    num_steps = math.ceil(data.test.take(most) / recipe.batch_size)
-    with bad_images_named(data.test):
+    chosen = data.test.first(most) if split == "test" else data.validation
+    images = pipeline.batches(chosen, trained.task.preprocessing, recipe.batch_size, cache=False)
+    num_steps = math.ceil(chosen.num_images / recipe.batch_size)
+    with bad_images_named(chosen):
         return tester(trained)(images, [Progress(num_steps, f"testing {trained.train_spec}")])
 
 
@@ -176,6 +188,14 @@ def features_and_labels(bound: BoundTask, images, num_images: int, batch_size: i
     ]
     features, labels = (np.concatenate(part) for part in zip(*outputs, strict=True))
     return features.astype("float32"), labels
+
+
+def features_of(bound: BoundTask, images, num_images: int, batch_size: int):
+    """Returns the features of batches of images as batches `(features, labels)`."""
+    import tensorflow as tf
+
+    features = features_and_labels(bound, images, num_images, batch_size)
+    return tf.data.Dataset.from_tensor_slices(features).batch(batch_size)
 
 
 def features_and_head(bound: BoundTask, images, batch_size: int, num_images: int, seed: int):

@@ -11,19 +11,14 @@ import numpy as np
 from model_patch.bind import BoundTask
 from model_patch.data.images import ImageData, Split
 from model_patch.data.pipeline import batches
-from model_patch.data.sampling import Sampler, hold_out, joint_batches
-from model_patch.errors import ModelPatchError, require_number
+from model_patch.data.sampling import Sampler, joint_batches
 from model_patch.join import JoinedTasks
 from model_patch.kinds import TrainSpec
-from model_patch.training.callbacks import InputWait, Logs, Progress, StopAtNaN
+from model_patch.training.callbacks import InputWait, KeepBest, Logs, Progress, StopAtNaN
 from model_patch.training.loop import Fitted, fit_epochs, tester
 from model_patch.training.recipe import Recipe
 from model_patch.training.resume import Checkpoint
 from model_patch.training.statistics import estimate_statistics
-
-VALIDATION = "val_accuracy"
-"""Name in the logs of the mean of the tasks' accuracies on the validation split."""
-
 
 def fit_joined(
     joined: JoinedTasks,
@@ -34,15 +29,15 @@ def fit_joined(
     sampler: Sampler | None = None,
     augmentation: Mapping[str, str] | None = None,
     weights: Mapping[str, float] | None = None,
-    validation_fraction: float = 0.1,
     seed: int = 0,
     log_dir: Path | None = None,
     checkpoint: Path | None = None,
 ) -> Fitted:
     """Trains what joined tasks learn, keeps the best epoch, and re-estimates the statistics that training moved.
 
-    After each epoch every task is evaluated on a validation split of its training images. The values of the epoch with the best
-    mean of the tasks' accuracies are the ones that stay.
+    After each epoch every task that has validation images is evaluated on them (`ImageData.with_validation` holds some out).
+    The values of the epoch with the best mean of the tasks' accuracies are the ones that stay; without validation those of
+    the last.
 
     Args:
         joined: changes in what it learns, and nowhere else.
@@ -53,34 +48,30 @@ def fit_joined(
         sampler: by default `Sampler()`.
         augmentation: by task name.
         weights: what a task's mean loss counts in the sum, by task name; 1 each by default.
-        validation_fraction: share of the training images in the validation split, in 0..1; with 0 the last epoch is kept.
         seed: of the order of the images and of augmentation.
         log_dir: folder for TensorBoard's files; none are written without.
         checkpoint: file to resume from and to write after each epoch, as for `fit`.
 
     Returns:
-        What it took, testing on held-out images included.
+        What it took, testing on validation images included.
 
     Raises:
-        ModelPatchError: too few images are there to hold some out.
         TrainingError: the loss became NaN.
     """
-    require_number("validation_fraction", validation_fraction, 0, 1)
     start, wait = time.perf_counter(), InputWait()
+    most = recipe.max_train_images or None
     if sizes is None:
-        num_images = [data[name].train.take(recipe.max_train_images or None) for name in joined.tasks]
+        num_images = [data[name].train.take(most) for name in joined.tasks]
         sizes = (sampler or Sampler()).plan(num_images, recipe.batch_size, recipe.epochs)
-    train, held_out = {}, {}
-    for name in joined.tasks:
-        train[name], held_out[name] = held_out_parts(name, data[name], recipe, validation_fraction)
+    train = {name: data[name].train.first(most) for name in joined.tasks}
     augmentation = augmentation or dict.fromkeys(train, recipe.augmentation)
     preprocessing = {name: bound.task.preprocessing for name, bound in joined.tasks.items()}
-    best = _keep_best(joined, held_out, recipe) if validation_fraction else None
+    best = _keep_best(joined, data, recipe)
     kept = Checkpoint(joined.model, checkpoint, best)
     if joined.model.trainable_variables:
         _compile(joined, recipe, len(sizes), weights)
         finished, steps = kept.restore(), len(sizes) // recipe.epochs
-        if finished < recipe.epochs:
+        if finished < recipe.epochs and not (best and best.is_over(finished)):
             images = joint_batches(
                 train, preprocessing, sizes, augmentation=augmentation, seed=seed, first_step=finished * steps
             )
@@ -94,29 +85,8 @@ def fit_joined(
     plain = joint_batches(train, preprocessing, sizes[-50:], seed=seed, cache=False)
     estimate_statistics(joined, plain)
     seconds = time.perf_counter() - start
-    return Fitted(kept.earlier_seconds + seconds, kept.history, min(1.0, wait.seconds / seconds))
-
-
-def held_out_parts(name: str, data: ImageData, recipe: Recipe, fraction: float) -> tuple[Split, Split]:
-    """Splits a task's training images into a training and a validation split.
-
-    Args:
-        name: of the task.
-        data: its images; at most `recipe.max_train_images` of them are looked at.
-        recipe: how it is trained.
-        fraction: share to hold out, in 0..1; at least one image unless it is 0.
-
-    Raises:
-        ModelPatchError: none would be left to train on.
-    """
-    most = recipe.max_train_images or None
-    total = data.train.take(most)
-    number = max(1, round(total * fraction)) if fraction else 0
-    if number >= total:
-        raise ModelPatchError(
-            f"of {total} training images of {name!r}, {number} cannot be held out: use a lower validation_fraction"
-        )
-    return hold_out(data.train, number, most)
+    wait_share, best_epoch = min(1.0, wait.seconds / seconds), best.best_epoch if best else None
+    return Fitted(kept.earlier_seconds + seconds, kept.history, wait_share, best_epoch)
 
 
 class CountImages(keras.callbacks.Callback):
@@ -144,51 +114,20 @@ class CountImages(keras.callbacks.Callback):
         self.on_train_batch_end(self.steps_per_epoch - 1, logs)
 
 
-class KeepBest(keras.callbacks.Callback):
-    """Tests every task after each epoch, and keeps the values of the epoch with the best mean accuracy.
+def _keep_best(joined: JoinedTasks, data: Mapping[str, ImageData], recipe: Recipe) -> KeepBest | None:
+    """Returns what tests the tasks that have validation images; None where none has."""
 
-    Adds to the logs `val_<task>_<metric>` and `VALIDATION`.
+    def on_validation(bound: BoundTask, split: Split):
+        test, images = tester(bound), batches(split, bound.task.preprocessing, recipe.batch_size)
+        return lambda: test(images)
 
-    Args:
-        tasks: by name.
-        images: batches to test on, by task name.
-    """
-
-    def __init__(self, tasks: Mapping[str, BoundTask], images: Mapping):
-        super().__init__()
-        self.tasks, self.images = tasks, images
-        self.best = -1.0
-        self.values: list = []
-        self.testers: dict = {}
-
-    def on_train_begin(self, logs=None):
-        self.testers = {name: tester(bound) for name, bound in self.tasks.items()}
-
-    def on_epoch_end(self, epoch, logs=None):
-        accuracies = []
-        for name, bound in self.tasks.items():
-            tested = self.testers[name](self.images[name])
-            logs |= {f"val_{name}_{metric}": value for metric, value in tested.items()}
-            accuracies.append(tested[bound.task.metrics()[0].name])
-        logs[VALIDATION] = float(np.mean(accuracies))
-        if logs[VALIDATION] > self.best:
-            self.best, self.values = (
-                logs[VALIDATION],
-                [np.array(keras.ops.convert_to_numpy(v)) for v in self.model.weights],
-            )
-
-    def go_back(self, model: keras.Model):
-        """Sets the model that was trained to the best epoch's values."""
-        for variable, value in zip(model.weights, self.values, strict=True):
-            variable.assign(value)
-
-
-def _keep_best(joined: JoinedTasks, held_out: Mapping[str, Split], recipe: Recipe) -> KeepBest:
-    images = {
-        name: batches(held_out[name], bound.task.preprocessing, recipe.batch_size)
+    testers = {
+        name: on_validation(bound, validation)
         for name, bound in joined.tasks.items()
+        if (validation := data[name].validation)
     }
-    return KeepBest(joined.tasks, images)
+    metrics = {name: joined.tasks[name].task.metrics()[0].name for name in testers}
+    return KeepBest(testers, metrics, recipe.patience) if testers else None
 
 
 def _callbacks(joined: JoinedTasks, sizes, steps_per_epoch: int, finished: int, kept: Checkpoint, log_dir: Path | None):

@@ -11,7 +11,7 @@ import keras
 from model_patch.bind import BoundTask
 from model_patch.tasks import Task
 from model_patch.training import replicated, strategies
-from model_patch.training.callbacks import InputWait, Logs, Progress, StopAtNaN
+from model_patch.training.callbacks import InputWait, KeepBest, Logs, Progress, StopAtNaN
 from model_patch.training.recipe import Recipe
 from model_patch.training.resume import Checkpoint
 
@@ -24,11 +24,13 @@ class Fitted:
         seconds: feature extraction and statistics included, and finished epochs of earlier processes too.
         history: the logs of all epochs by name, as in Keras' `History`; empty where no gradient was taken.
         input_wait: share of this process' seconds, in 0..1, in which nothing was computed because no batch was there.
+        best_epoch: number, from 0, of the epoch that was kept; None where none was chosen.
     """
 
     seconds: float
     history: dict[str, list[float]]
     input_wait: float
+    best_epoch: int | None = None
 
 
 def run_epochs(
@@ -43,9 +45,11 @@ def run_epochs(
     *,
     one_call_per_epoch: bool = False,
     relative: bool = False,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    validation=None,
 ) -> Checkpoint:
     """Trains the model of a bound task, or the part of it that learns, with its task's loss.
+
+    With validation batches the values of the best epoch on them are the ones that stay.
 
     Args:
         bound: says what is trained.
@@ -60,7 +64,7 @@ def run_epochs(
         one_call_per_epoch: all steps of an epoch are one call of TensorFlow's, for steps so short that Keras' own work around
             each would be most of it. The same is computed; the bar moves, and a NaN loss is seen, once per epoch.
         relative: as for `Recipe.make_optimizer`.
-        callbacks: further ones.
+        validation: batches of `(x, y)` as in training, that can be gone through more than once; None for none.
 
     Returns:
         The checkpoint, which has the history of all epochs; an empty one where `model` learns nothing by gradient.
@@ -69,28 +73,35 @@ def run_epochs(
         ModelPatchError: the checkpoint cannot be used.
         TrainingError: the loss became NaN, or the trunk did not stay unchanged.
     """
-    kept = Checkpoint(model, checkpoint)
     if not model.trainable_variables:
-        return kept
+        return Checkpoint(model)
     steps_per_epoch = math.ceil(num_images / recipe.batch_size)
     in_one_call = one_call_per_epoch and keras.backend.backend() == "tensorflow"
     optimizer = recipe.make_optimizer(bound.train_spec, steps_per_epoch, relative)
     compile_for(model, bound.task, optimizer, steps_per_execution=steps_per_epoch if in_one_call else 1)
+    best = None
+    if validation is not None:
+        # A head that takes all steps of an epoch in one call is tested as a model that does not.
+        test = tester(bound, keras.Model(model.input, model.output) if in_one_call else model)
+        best = KeepBest({"": lambda: test(validation)}, {"": bound.task.metrics()[0].name}, recipe.patience)
+    kept = Checkpoint(model, checkpoint, best)
     finished = kept.restore()
-    if finished == recipe.epochs:
-        return kept
-    all_callbacks = [
-        *callbacks,
+    all_callbacks: list[keras.callbacks.Callback] = [
         Progress(recipe.epochs * steps_per_epoch, f"training {bound.train_spec}", finished * steps_per_epoch),
         StopAtNaN(f"{bound.task.name!r} ({bound.train_spec})"),
     ]
+    if best:
+        all_callbacks.append(best)
     if log_dir:
         all_callbacks.append(Logs(log_dir))
     all_callbacks.append(kept)
     epochs = range(finished, recipe.epochs)
     metrics = bound.task.metrics()
-    with bound.trunk.unchanged():
-        fit_epochs(model, train(epochs), epochs, steps_per_epoch, all_callbacks, metrics=metrics, wait=wait)
+    if epochs and not (best and best.is_over(finished)):
+        with bound.trunk.unchanged():
+            fit_epochs(model, train(epochs), epochs, steps_per_epoch, all_callbacks, metrics=metrics, wait=wait)
+    if best:
+        best.go_back(model)
     return kept
 
 
@@ -129,21 +140,26 @@ def fit_epochs(
     )
 
 
-def tester(bound: BoundTask) -> Callable:
+def tester(bound: BoundTask, model: keras.Model | None = None) -> Callable:
     """Returns a function from batches, and callbacks, to the task's loss and metrics by name, in inference mode.
 
     It can be called again and again, and is traced once; as is all testing of one bound task.
+
+    Args:
+        bound: the task.
+        model: takes the batches and returns what the task's loss takes; by default `bound.model`.
     """
+    model = model or bound.model
     if strategies.num_devices() > 1:
-        forward = replicated.predictor(bound.model)
+        forward = replicated.predictor(model)
         return lambda images, callbacks=(): replicated.evaluate_on_worker(
             forward, images, bound.task.loss(), bound.task.metrics(), callbacks
         )
 
-    compile_for(bound.model, bound.task)
+    compile_for(model, bound.task)
 
     def test(images, callbacks=()):
-        metrics = bound.model.evaluate(images, verbose=0, return_dict=True, callbacks=list(callbacks))
+        metrics = model.evaluate(images, verbose=0, return_dict=True, callbacks=list(callbacks))
         return {name: float(value) for name, value in metrics.items()}
 
     return test

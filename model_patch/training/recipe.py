@@ -75,6 +75,7 @@ class Recipe:
             classification task Adam's is relative to each variable's size, see `is_relative`.
         schedule: a name in `SCHEDULES`.
         augmentation: names joined by `+`, see `model_patch.data.augment`.
+        patience: where there are validation images, epochs without a better one after which training stops; 0 for never.
         max_train_images, max_test_images: use at most this many, the first ones; 0 for all.
 
     Raises:
@@ -87,6 +88,7 @@ class Recipe:
     learning_rate: float = 0.0
     schedule: str = "cosine"
     augmentation: str = "none"
+    patience: int = 0
     max_train_images: int = 0
     max_test_images: int = 0
 
@@ -100,6 +102,7 @@ class Recipe:
             ("epochs", 1),
             ("batch_size", 1),
             ("learning_rate", 0),
+            ("patience", 0),
             ("max_train_images", 0),
             ("max_test_images", 0),
         ):

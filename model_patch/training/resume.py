@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from model_patch.errors import ModelPatchError
 from model_patch.files import write_bytes
+from model_patch.training.callbacks import KeepBest
 
 METADATA_KEY = "training"
 
@@ -32,10 +33,10 @@ class Checkpoint(keras.callbacks.Callback):
     Args:
         model: compiled.
         path: of the file; None writes none.
-        best: a `KeepBest`, whose state is kept too.
+        best: its state is kept, too.
     """
 
-    def __init__(self, model: keras.Model, path: Path | None = None, best=None):
+    def __init__(self, model: keras.Model, path: Path | None = None, best: KeepBest | None = None):
         super().__init__()
         self.trained_model, self.path, self.best = model, path, best
         self.history: dict[str, list[float]] = {}
@@ -65,8 +66,8 @@ class Checkpoint(keras.callbacks.Callback):
             ) from None
         for key, variable in variables.items():
             variable.assign(values[key])
-        if self.best:
-            self.best.best, self.best.values = state["best"], best
+        if self.best and state["best"]:
+            self.best.best_epoch, self.best.score, self.best.values = state["best"][0], tuple(state["best"][1]), best
         self.history, self.earlier_seconds = state["history"], state["seconds"]
         return state["epochs"]
 
@@ -81,7 +82,7 @@ class Checkpoint(keras.callbacks.Callback):
             "epochs": epoch + 1,
             "seconds": self.earlier_seconds + time.perf_counter() - self.start,
             "history": self.history,
-            "best": self.best.best if self.best else None,
+            "best": [self.best.best_epoch, self.best.score] if self.best else None,
             "best_values": len(best),
         }
         tensors = values | {f"best/{i}": value for i, value in enumerate(best)}

@@ -74,7 +74,10 @@ def test_test_goes_before_validation_and_train_alone_is_divided(tmp_path):
     )
     make_classes(tmp_path / "val", number=1)
     make_classes(tmp_path / "test", number=2)
-    assert open_data(f"folder:{tmp_path}").test.num_images == 6
+    data = open_data(f"folder:{tmp_path}")
+    assert [split.num_images for split in (data.train, data.validation, data.test)] == [12, 3, 6]
+    for part, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
+        assert all(path.startswith(f"{tmp_path}/{folder}/") for path in getattr(data, part).paths)
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -145,14 +148,13 @@ def test_what_is_no_image_is_left_out_and_said(tmp_path):
 def test_folders_beside_train_and_test_are_left_out_with_a_warning(tmp_path, caplog):
     make_classes(tmp_path / "train", number=2)
     make_classes(tmp_path / "test", number=1)
-    make_classes(tmp_path / "val", number=1)
     save(tmp_path / "unlabelled" / "0.png", (0, 0, 0))
     (tmp_path / "readme.md").write_text("beside the folders")
     assert open_data(f"folder:{tmp_path}").notes == (
         f"{tmp_path}: 9 images are used, and found were\n  1 beside the class folders: left out: readme.md",
     )
     assert caplog.messages == [
-        f"{tmp_path}: images to train on are in train, images to test on are in test; left out: unlabelled, val"
+        f"{tmp_path}: images to train on are in train, images to test on are in test; left out: unlabelled"
     ]
 
 

@@ -4,7 +4,7 @@ import pytest
 from model_patch import ModelPatchError, Preprocessing
 from model_patch.data import open_data
 from model_patch.data.images import array_split
-from model_patch.data.sampling import LEAST_PER_STEP, Sampler, hold_out, joint_batches
+from model_patch.data.sampling import LEAST_PER_STEP, Sampler, joint_batches
 
 SIZES = (1200, 300, 100)
 
@@ -60,20 +60,6 @@ def test_what_is_no_sampler_is_refused():
 def numbered(number: int, offset: int = 0):
     """Images that can be told apart: image i is all of the grey i + offset, and has the label i."""
     return array_split(np.repeat(np.arange(number), 16).reshape(-1, 4, 4).astype("uint8") + offset, np.arange(number))
-
-
-def labels_of(split) -> list[int]:
-    return [int(label) for _, label in split.dataset().as_numpy_iterator()]
-
-
-def test_held_out_images_are_the_last_and_the_rest_are_the_others():
-    split = numbered(50)
-    train, held_out = hold_out(split, 7)
-    assert labels_of(train) + labels_of(held_out) == labels_of(split)
-    assert (train.num_images, held_out.num_images) == (43, 7)
-    train, held_out = hold_out(split, 5, max_images=20)
-    assert labels_of(train) + labels_of(held_out) == labels_of(split)[:20] and held_out.num_images == 5
-    assert [int(x) for _, x in held_out.dataset(2).as_numpy_iterator()] == labels_of(split)[15:17]
 
 
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler("proportional", 1.0)])

@@ -8,7 +8,7 @@ from model_patch.experiments.transfer import patch_path, transfer
 from tests.conftest import small_net
 
 ROW = {"train", "seed", "trained_parameters", "trained_fraction", "reused_fraction", "patch_bytes", "test_accuracy"}
-ROW |= {"train_seconds", "input_wait"}
+ROW |= {"train_seconds", "input_wait", "validation_accuracy"}
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_every_row_is_trained_saved_and_reported(config, tmp_path):
         (train, seed) for seed in (0, 3) for train in config.train
     ]
     last, patched = results["rows"][:2]
-    assert last.keys() == ROW and 0 <= last["test_accuracy"] <= 1
+    assert last.keys() == ROW and patched.keys() == ROW | {"best_epoch"} and 0 <= last["test_accuracy"] <= 1
     assert last["trained_parameters"] == 16 * 10 + 10 < patched["trained_parameters"]
     for row in results["rows"]:
         path = patch_path(tmp_path / "run", row["train"], row["seed"])
@@ -70,6 +70,9 @@ def test_the_same_run_goes_on_with_the_rows_that_are_missing(config, tmp_path):
         ({"image_size": -3}, "-3"),
         ({"seeds": ()}, "seeds is empty"),
         ({"train": ()}, "train is empty"),
+        ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
+        ({"patience": -1}, "patience is -1"),
+        ({"folds": 1}, "folds is 1: expected 2 to"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_is_written(config, tmp_path, fields, message):
@@ -84,3 +87,17 @@ def test_a_loss_that_becomes_nan_ends_the_run_and_keeps_no_row(config, tmp_path)
     with pytest.raises(ModelPatchError, match="use a lower --learning_rate"):
         transfer(config, tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists() and not (tmp_path / "run" / "patches").exists()
+
+
+def test_folds_are_trained_and_tested_on_training_images_and_the_row_is_that_of_a_run_without(config, tmp_path):
+    config.update(train=("scale_bias+last",), validation_fraction=0.0)
+    (plain,) = transfer(config, tmp_path / "plain")["rows"]
+    config.folds = 2
+    (row,) = transfer(config, tmp_path / "run")["rows"]
+    accuracies = row.pop("fold_accuracies")
+    assert len(accuracies) == 2 and all(0 < each < 1 for each in accuracies)
+    for each in (plain, row):
+        del each["train_seconds"], each["input_wait"]
+    assert row == plain
+    text = (tmp_path / "run" / "results.md").read_text()
+    assert f"| {sum(accuracies) / 2:.4f} ({max(accuracies) - min(accuracies):.4f}) |" in text

@@ -210,3 +210,19 @@ def test_joined_tasks_and_detectors_are_fitted_and_tested_by_the_same_functions(
     assert len(mp.fit(detector, scenes, few).history["loss"]) == 1
     assert means and all(not np.array_equal(each, detector.head_variables[key]) for key, each in means.items())
     assert mp.evaluate(detector, scenes, few).keys() == {"mAP", "mAP@50", "mAP@75"}
+
+
+@pytest.mark.parametrize("train", ["last", "scale_bias+last"])
+def test_the_best_epoch_on_validation_images_stays_and_patience_ends_the_training(trunk, digits, data, recipe, train):
+    """At this rate epochs get worse and better."""
+    data = data.with_validation(0.5, 160)
+    wild = dataclasses.replace(recipe, epochs=6, optimizer="sgd", schedule="constant", learning_rate=0.9)
+    fitted = fit(bind(trunk, digits, train), data, wild)
+    accuracies, losses = fitted.history["val_accuracy"], fitted.history["val_loss"]
+    best = max(range(6), key=lambda epoch: (accuracies[epoch], -losses[epoch]))
+    assert fitted.best_epoch == best < 5
+    bound = bind(trunk, digits, train)
+    stopped = fit(bound, data, dataclasses.replace(wild, patience=1))
+    assert len(stopped.history["loss"]) == min(6, stopped.best_epoch + 2)
+    kept = evaluate(bound, data, split="validation")
+    assert kept["accuracy"] == pytest.approx(stopped.history["val_accuracy"][stopped.best_epoch])

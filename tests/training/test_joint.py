@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from tensorflow import make_ndarray
 
-from model_patch import ModelPatchError, Task
+from model_patch import Task
 from model_patch.data import open_data
-from model_patch.data.pipeline import batches
-from model_patch.data.sampling import Sampler, hold_out, joint_batches
+from model_patch.data.sampling import Sampler, joint_batches
 from model_patch.errors import TrainingError
 from model_patch.join import join
 from model_patch.kinds import TrainSpec
 from model_patch.training.fit import evaluate
-from model_patch.training.joint import VALIDATION, fit_joined
+from model_patch.training.callbacks import VALIDATION
+from model_patch.training.joint import fit_joined
 from model_patch.training.statistics import estimate_statistics
 from tests.conftest import same, snapshot
 
@@ -83,7 +83,7 @@ def test_a_task_that_counts_nothing_to_speak_of_learns_little(trunk, tasks, sour
     for weights in ({"digits": 1.0, "textures": 1.0}, {"digits": 1.0, "textures": 1e-6}):
         joined = join(trunk, tasks)
         before = {name: np.array(bound.head.kernel) for name, bound in joined.tasks.items()}
-        fit_joined(joined, sources, sgd, sizes, weights=weights, validation_fraction=0)
+        fit_joined(joined, sources, sgd, sizes, weights=weights)
         moves.append({n: np.abs(b.head.kernel - before[n]).max() for n, b in joined.tasks.items()})
     alike, unlike = moves
     assert unlike["digits"] == alike["digits"] and unlike["textures"] < 1e-4 * alike["textures"]
@@ -100,14 +100,14 @@ def test_the_best_epoch_stays(trunk, tasks, sources, recipe, tmp_path):
     wild = dataclasses.replace(recipe, epochs=5, optimizer="sgd", schedule="constant", learning_rate=1.0)
     joined = join(trunk, tasks, "last")
     sizes = Sampler().sizes([1, 1], 8, 10)
-    fit_joined(joined, sources, wild, sizes, validation_fraction=0.5, log_dir=tmp_path)
+    sources = {name: data.with_validation(0.5, 80) for name, data in sources.items()}
+    fitted = fit_joined(joined, sources, wild, sizes, log_dir=tmp_path)
     means = logged(tmp_path / "validation", "epoch_accuracy")
-    assert len(means) == 5 and max(means) > means[-1]
+    assert len(means) == 5 and means[fitted.best_epoch] == max(means) > means[-1]
     accuracies = []
     for name, bound in joined.tasks.items():
-        _, held_out = hold_out(sources[name].train, 40, 80)
-        tested = bound.model.evaluate(batches(held_out, bound.task.preprocessing, 32), verbose=0, return_dict=True)
-        accuracies.append(tested["accuracy"])
+        assert sources[name].validation.num_images == 40
+        accuracies.append(evaluate(bound, sources[name], split="validation")["accuracy"])
     assert np.mean(accuracies) == pytest.approx(max(means))
 
 
@@ -115,6 +115,7 @@ def test_tensorboard_gets_losses_accuracies_and_counts_of_images_of_each_task(tr
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     sizes = Sampler("proportional", 1.0).sizes([300, 100], 8, STEPS)
+    sources = {name: data.with_validation(0.1, 80) for name, data in sources.items()}
     fit_joined(join(trunk, tasks), sources, recipe, sizes, log_dir=tmp_path)
     train = EventAccumulator(str(tmp_path / "train")).Reload()
     per_task = {f"epoch_{name}_{what}" for name in sources for what in ("loss", "accuracy", "images")}
@@ -132,12 +133,6 @@ def test_a_loss_that_is_no_number_stops_the_training_and_is_explained(trunk, tas
         TrainingError, match=r"the loss of digits, textures \(share=trunk\) became .* lower --learning_rate"
     ):
         fit_joined(join(trunk, tasks), sources, diverging, sizes)
-
-
-def test_holding_out_all_images_is_refused(trunk, tasks, sources, recipe, sizes):
-    tiny = dataclasses.replace(recipe, max_train_images=1)
-    with pytest.raises(ModelPatchError, match="of 1 training images of 'digits', 1 cannot be held out"):
-        fit_joined(join(trunk, tasks), sources, tiny, sizes)
 
 
 def plain_batches(sources, tasks, sizes):

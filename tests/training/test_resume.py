@@ -57,9 +57,11 @@ def cut(monkeypatch):
         pytest.param("full", "sgd", "none", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.parametrize("validation_fraction", [0, 0.25])
 def test_one_task_goes_on_from_its_last_whole_epoch(
-    trunk, digits, data, recipe, tmp_path, cut, train, optimizer, augmentation
+    trunk, digits, data, recipe, tmp_path, cut, train, optimizer, augmentation, validation_fraction
 ):
+    data = data.with_validation(validation_fraction, 80)
     recipe = dataclasses.replace(
         recipe, epochs=4, optimizer=optimizer, augmentation=augmentation, learning_rate=0.01, max_train_images=80
     )
@@ -108,7 +110,7 @@ def test_dropout_draws_the_numbers_that_would_have_come(digits, data, recipe, tm
 
 
 def test_joined_tasks_go_on_and_know_their_best_epoch(trunk, recipe, tmp_path, cut):
-    sources = {name: open_data(name) for name in ("digits", "textures")}
+    sources = {name: open_data(name).with_validation(0.1, 80) for name in ("digits", "textures")}
     tasks = [Task(name, each.labels, trunk.preprocessing) for name, each in sources.items()]
     # A rate at which the best epoch is not the last one.
     recipe = dataclasses.replace(recipe, epochs=4, learning_rate=0.3, schedule="constant")

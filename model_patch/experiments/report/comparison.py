@@ -16,10 +16,12 @@ COLUMNS = {
     "patch file": lambda row: f"{row['patch_bytes'] / 1000:,.0f} kB",
     "test accuracy": "{accuracy.mean:.4f}",
     "spread": "{accuracy.spread:.4f}",
+    "validation": "{validation.mean:.4f}",
+    "cross-validation": "{folds}",
     "seeds": "{seeds}",
     "seconds": "{train_seconds:.1f}",
 }
-"""`spread` is best minus worst seed."""
+"""`spread` is best minus worst seed, as in brackets of the folds. Columns without values, of splits that a run does not have, are left out."""
 
 
 def summarise(rows: list[dict]) -> list[dict]:
@@ -27,10 +29,13 @@ def summarise(rows: list[dict]) -> list[dict]:
 
     Returns:
         One object per value of `train`, in order of first appearance: the fields of its first row, `accuracy` (a `Sample`,
-        in 0..1), `seeds` (their number), and `train_seconds` (mean).
+        in 0..1), `seeds` (their number), and `train_seconds` (mean); where they were measured the samples `validation` and
+        `folds`, the latter of all folds of all seeds.
     """
     return [
         group[0]
+        | ({"validation": Sample.of(group, "validation_accuracy")} if "validation_accuracy" in group[0] else {})
+        | ({"folds": Sample(sum((tuple(row["fold_accuracies"]) for row in group), ()))} if "fold_accuracies" in group[0] else {})
         | {
             "accuracy": Sample.of(group),
             "seeds": len(group),
@@ -42,7 +47,9 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 def comparison_table(rows: list[dict]) -> Table:
     """Returns the comparison of ways to train."""
-    return table(summarise(rows), COLUMNS)
+    header, cells = table(summarise(rows), COLUMNS)
+    used = [i for i in range(len(header)) if any(row[i] for row in cells)]
+    return [header[i] for i in used], [[row[i] for i in used] for row in cells]
 
 
 def write_comparison(results: dict, folder: Path):
@@ -60,7 +67,7 @@ def write_comparison(results: dict, folder: Path):
     reused = [f"{row['train']} {100 * row['reused_fraction']:.1f} %" for row in summary if "reused_fraction" in row]
     unchanged = f"Trunk weights left unchanged: {', '.join(reused)}." if reused else ""
     notes = " ".join(filter(None, ["`spread`: best minus worst seed.", unchanged, f"{named(results['versions'])}."]))
-    write_report(folder, title, [table(summary, COLUMNS), notes], accuracy_vs_parameters=figure)
+    write_report(folder, title, [comparison_table(results["rows"]), notes], accuracy_vs_parameters=figure)
     if unchanged:
         print(unchanged)
 
