@@ -173,7 +173,9 @@ class ImageData:
         labels = self.train.image_labels(max_train_images)
         most = np.bincount(labels).max()
         if not 2 <= number <= most:
-            raise ModelPatchError(f"folds is {number}: expected 2 to {most}, the images of the largest class of {self.name!r}")
+            raise ModelPatchError(
+                f"folds is {number}: expected 2 to {most}, the images of the largest class of {self.name!r}"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # A class with fewer images than folds is missing in some.
             parts = list(StratifiedKFold(number).split(labels, labels))

@@ -90,7 +90,7 @@ def open_listed(listed: Listed, name: str, skip_bad_images: bool = False, verify
         ModelPatchError: an image cannot be read, or a class has no image.
     """
     source, root, labels, found = listed.source, listed.root, listed.labels, listed.found
-    index = _examine(source, root, sum(listed.files.values(), []), verify_images)
+    index = _examine(source, root, [file for files in listed.files.values() for file in files], verify_images)
     for i in np.flatnonzero((index.rules != 0) & (index.verdict != UNREADABLE)):
         for bit, rule in enumerate(image_files.RULES):
             if index.rules[i] >> bit & 1:

@@ -20,6 +20,7 @@ from model_patch.training.recipe import Recipe
 from model_patch.training.resume import Checkpoint
 from model_patch.training.statistics import estimate_statistics
 
+
 def fit_joined(
     joined: JoinedTasks,
     data: Mapping[str, ImageData],

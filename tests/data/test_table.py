@@ -34,8 +34,7 @@ def test_rows_are_the_images_that_the_same_folders_would_be(table, tmp_path):
 def test_the_split_column_says_what_is_tested_on(table):
     rows = [f"{row},{'val' if '/9.' in row else 'Test' if '/8.' in row else 'training'}" for row in ALL]
     data = open_data(table("split_is_last,LABEL,split", *rows) + "?path=split_is_last")
-    assert (data.train.num_images, data.test.num_images) == (24, 3)
-    assert "3 for validation, beside those to test on: left out" in data.notes[0]
+    assert (data.train.num_images, data.validation.num_images, data.test.num_images) == (24, 3, 3)
     data = open_data(table("path,label,split", *(row for row in rows if "Test" not in row)))
     assert (data.train.num_images, data.test.num_images) == (24, 3)
 

@@ -13,8 +13,8 @@ from model_patch.data.sampling import Sampler, joint_batches
 from model_patch.errors import TrainingError
 from model_patch.join import join
 from model_patch.kinds import TrainSpec
-from model_patch.training.fit import evaluate
 from model_patch.training.callbacks import VALIDATION
+from model_patch.training.fit import evaluate
 from model_patch.training.joint import fit_joined
 from model_patch.training.statistics import estimate_statistics
 from tests.conftest import same, snapshot

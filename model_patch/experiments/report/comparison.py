@@ -35,7 +35,11 @@ def summarise(rows: list[dict]) -> list[dict]:
     return [
         group[0]
         | ({"validation": Sample.of(group, "validation_accuracy")} if "validation_accuracy" in group[0] else {})
-        | ({"folds": Sample(sum((tuple(row["fold_accuracies"]) for row in group), ()))} if "fold_accuracies" in group[0] else {})
+        | (
+            {"folds": Sample(sum((tuple(row["fold_accuracies"]) for row in group), ()))}
+            if "fold_accuracies" in group[0]
+            else {}
+        )
         | {
             "accuracy": Sample.of(group),
             "seeds": len(group),
