@@ -279,6 +279,21 @@ def read_json(path: str | Path):
         raise ModelPatchError(f"{path} is not a readable JSON file ({error})") from None
 
 
+def read_secret(path: str | Path) -> str:
+    """Returns the text of a file without the space around it.
+
+    Raises:
+        ModelPatchError: the file cannot be read, or is empty.
+    """
+    try:
+        secret = Path(path).read_text().strip()
+    except (OSError, ValueError) as error:
+        raise ModelPatchError(f"{path} cannot be read ({error}): give a file with a token") from None
+    if not secret:
+        raise ModelPatchError(f"{path} is empty: expected a token")
+    return secret
+
+
 def matching(names: Sequence[str], inside: Callable[[str], Iterable[str]] | None = None) -> list[str]:
     """Returns the files with the given names or patterns, each once.
 

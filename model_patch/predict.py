@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -201,15 +201,23 @@ class _GroupModel(keras.Model):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Image:
-    """An image that was read: height and width as stored, and float32 pixels in 0..255 for each preprocessing."""
+class DecodedImage:
+    """An image that was decoded.
+
+    Attributes:
+        shape: height and width in pixels, upright.
+        resized: for each preprocessing its float32 pixels `(image_size, image_size, 3)` in 0..255.
+    """
 
     shape: tuple[int, int]
     resized: dict[Preprocessing, np.ndarray]
 
 
-def _reader(preprocessings: Sequence[Preprocessing]):
-    """Returns a function from paths to images, None for those that cannot be read; threads may call it at once."""
+def decoder(preprocessings: Sequence[Preprocessing]) -> Callable[[Sequence[bytes]], list[DecodedImage | None]]:
+    """Returns a function from encoded images to decoded and resized ones, None for those that cannot be read.
+
+    Threads may call it at once.
+    """
     import tensorflow as tf
 
     def one(contents):
@@ -222,7 +230,9 @@ def _reader(preprocessings: Sequence[Preprocessing]):
     def all_of(contents):
         return tf.map_fn(one, contents, fn_output_signature=(tf.TensorSpec((2,), tf.int32), sizes))
 
-    def decoded(contents: list[bytes]) -> list[_Image | None]:
+    def decoded(contents: Sequence[bytes]) -> list[DecodedImage | None]:
+        if not contents:
+            return []
         try:
             with tf.device("CPU"):
                 shapes, resized = all_of(tf.constant(contents, tf.string))
@@ -232,13 +242,22 @@ def _reader(preprocessings: Sequence[Preprocessing]):
             return [*decoded(contents[:half]), *decoded(contents[half:])] if half else [None]
         arrays = [each.numpy() for each in resized]
         return [
-            _Image((int(height), int(width)), {p: array[i] for p, array in zip(preprocessings, arrays, strict=True)})
+            DecodedImage(
+                (int(height), int(width)), {p: array[i] for p, array in zip(preprocessings, arrays, strict=True)}
+            )
             for i, (height, width) in enumerate(shapes.numpy())
         ]
 
-    def read(paths: Sequence[str]) -> list[_Image | None]:
+    return decoded
+
+
+def _reader(preprocessings: Sequence[Preprocessing]):
+    """Returns a function from paths to images, None for those that cannot be read; threads may call it at once."""
+    decoded = decoder(preprocessings)
+
+    def read(paths: Sequence[str]) -> list[DecodedImage | None]:
         found = {i: contents for i, path in enumerate(paths) if (contents := _contents(path)) is not None}
-        images = dict(zip(found, decoded(list(found.values())), strict=True)) if found else {}
+        images = dict(zip(found, decoded(list(found.values())), strict=True))
         return [images.get(i) for i in range(len(paths))]
 
     return read
@@ -251,7 +270,7 @@ def _contents(path: str) -> bytes | None:
         return None
 
 
-def _ahead(read, chunks: Iterable[Sequence[str]]) -> Iterator[tuple[Sequence[str], list[_Image | None]]]:
+def _ahead(read, chunks: Iterable[Sequence[str]]) -> Iterator[tuple[Sequence[str], list[DecodedImage | None]]]:
     """Yields chunks of paths with their images, read by threads, at most one chunk per thread ahead."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:

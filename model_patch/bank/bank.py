@@ -37,7 +37,15 @@ class Bank:
         model: Keras model, images `(batch, height, width, 3)` and rows int32 `(batch,)` to logits `(batch, classes)`.
     """
 
-    def __init__(self, trunk: Trunk, kinds: str = "scale_bias", *, capacity: int = 64, classes: int = 10):
+    def __init__(
+        self,
+        trunk: Trunk,
+        kinds: str = "scale_bias",
+        *,
+        capacity: int = 64,
+        classes: int = 10,
+        max_parts: int | None = None,
+    ):
         """Makes an empty bank.
 
         Args:
@@ -46,6 +54,8 @@ class Bank:
             capacity: how many tasks there is room for at first. A row of MobileNetV2 1.0 takes 136 KB for its scales and
                 biases, 365 KB with depthwise kernels, and 5 KB for each of `classes`.
             classes: classes of the widest head; heads with fewer are filled up.
+            max_parts: in how many parts a batch may be computed at once, each of which is traced; by default what is fastest
+                where one thread predicts. Where as many threads as cores do, 1 is.
 
         Raises:
             ModelPatchError: the kinds or numbers cannot be used, or a layer of the trunk cannot be banked.
@@ -63,7 +73,8 @@ class Bank:
         self._writing = threading.Lock()
         self._rows = _Rows(capacity)
         self._tasks: dict[str, Task] = {}
-        self._compiled = _Compiled(trunk, self.kinds, capacity, classes)
+        self._max_parts = max_parts
+        self._compiled = _Compiled(trunk, self.kinds, capacity, classes, max_parts)
 
     @property
     def model(self) -> keras.Model:
@@ -148,6 +159,12 @@ class Bank:
             # Read after the rows: a model that has grown since holds all that they stood for.
             return self._compiled.run(images, np.array(rows, "int32"))
 
+    def warm(self, sizes: Sequence[int]):
+        """Runs a batch of each size, so that none of them is compiled when a prediction needs it."""
+        for size in sizes:
+            images = np.zeros((size, *self.model.input_shape[0][1:]), "float32")
+            self._compiled.run(images, np.zeros(size, "int32"))
+
     def _check(self, patch: Patch):
         task = patch.task
         if task.type != CLASSIFICATION:
@@ -189,7 +206,7 @@ class Bank:
 
     def _grow(self):
         now = self._compiled
-        self._compiled = now.grown(_Compiled(self.trunk, self.kinds, 2 * now.capacity, self.classes))
+        self._compiled = now.grown(_Compiled(self.trunk, self.kinds, 2 * now.capacity, self.classes, self._max_parts))
         self._rows.extend(range(now.capacity, 2 * now.capacity))
 
 
@@ -263,7 +280,7 @@ class _Compiled:
         run: compiled `model`, images and rows to logits.
     """
 
-    def __init__(self, trunk: Trunk, kinds: Sequence[str], capacity: int, classes: int):
+    def __init__(self, trunk: Trunk, kinds: Sequence[str], capacity: int, classes: int, max_parts: int | None = None):
         self.capacity = capacity
         graph = BankGraph(trunk, kinds)
         self._slots, self.has_own = graph.slots, graph.has_own
@@ -279,7 +296,7 @@ class _Compiled:
         self.channels = features.shape[-1]
         self._head = BankedHead(capacity, self.channels, classes, name=HEAD)
         self.model = keras.Model([images, rows], self._head(features, rows), name="bank")
-        self.run = _compiled(self.model)
+        self.run = _compiled(self.model, max_parts)
 
     def vectors(self, value_of: ValueOf) -> list[list[np.ndarray]]:
         """Returns what the banked layers read for one task."""
@@ -297,7 +314,7 @@ class _Compiled:
         return larger
 
 
-def _compiled(model: keras.Model) -> Callable:
+def _compiled(model: keras.Model, max_parts: int | None) -> Callable:
     """Returns images and rows to logits as compiled functions, which batches of any size share."""
     if keras.backend.backend() != "tensorflow":
         return lambda images, rows: model([images, rows], training=False)
@@ -315,7 +332,7 @@ def _compiled(model: keras.Model) -> Callable:
 
         return run
 
-    functions = {count: in_parts(count) for count in _numbers_of_parts()}
+    functions = {count: in_parts(count) for count in _numbers_of_parts() if count <= (max_parts or count)}
     return lambda images, rows: functions[max(n for n in functions if n == 1 or n * PART <= len(rows))](images, rows)
 
 
