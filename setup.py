@@ -48,8 +48,7 @@ setup(
         "tpu": ["tensorflow-tpu>=2.19"],
         "jax": ["jax"],
         "kerashub": ["keras-hub"],
-        # fsspec opens memory: and local folders; s3:, gs: ... need s3fs, gcsfs ... besides.
-        "serve": ["fsspec", "prometheus_client", "ray[serve]>=2.60", "starlette", "tensorflow-serving-api>=2.19"],
+        "serve": ["prometheus_client", "ray[serve]>=2.60", "starlette", "tensorflow-serving-api>=2.19"],
         # To be timed beside it. Wheels for CPUs alone are smaller: --extra-index-url https://download.pytorch.org/whl/cpu
         "torch": ["torch", "torchvision"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],

@@ -1,28 +1,23 @@
 """Which tasks a server has: the patch files of a folder, local or remote, which may change while it serves."""
 
+import contextlib
 import dataclasses
 import json
 import logging
-import os
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from model_patch.errors import ModelPatchError, PatchError
-from model_patch.files import TEMPORARY, write_bytes
+from model_patch.files import TEMPORARY, as_path, listing, local_copy, write_bytes
 from model_patch.kinds import KINDS, TrainSpec
 from model_patch.patch import MAX_HEADER, METADATA_KEY, Patch
 from model_patch.patch_files import SUFFIX
 from model_patch.serving.engine import Engine
 
 _logger = logging.getLogger(__name__)
-
-HEAD_BYTES = 2**16
-"""How much of a file is read to learn what its patch needs; enough for a thousand labels."""
 
 READERS = 8
 """Files that are read at once, before the server is ready."""
@@ -32,22 +27,16 @@ class PatchFolder:
     """The patch files of a folder, each the task of its name: `FOLDER/digits.safetensors` is `digits`.
 
     Args:
-        location: a path, or a URL such as `s3://bucket/patches` of any file system that `fsspec` knows.
+        location: a path, or a URL such as `s3://bucket/patches`.
 
     Raises:
-        ModelPatchError: the folder does not exist, or the package for its file system is missing.
+        ModelPatchError: the folder does not exist, or its file system is not known.
     """
 
     def __init__(self, location: str):
-        try:
-            path = location if "://" in location else str(Path(location).expanduser())
-            self._files, self._root = fsspec.core.url_to_fs(path)
-            is_folder = self._files.isdir(self._root)
-        except (ImportError, ValueError, OSError) as error:
-            raise ModelPatchError(f"the folder {location} cannot be read: {error}") from None
-        if not is_folder:
+        self._path = as_path(location)
+        if not self._path.is_dir():
             raise ModelPatchError(f"the folder {location} does not exist: give the folder of the patch files")
-        self._is_local = isinstance(self._files, LocalFileSystem)
 
     def list(self) -> dict[str, str]:
         """Returns for each task a text that changes when its file does.
@@ -55,17 +44,10 @@ class PatchFolder:
         Raises:
             OSError: the folder cannot be read.
         """
-        if self._is_local:  # Several times as fast as by `fsspec`, which counts for folders of thousands.
-            with os.scandir(self._root) as entries:
-                files = {each.name: each.stat() for each in entries if each.name.endswith(SUFFIX) and each.is_file()}
-            stamps = {name: f"{stat.st_mtime_ns} {stat.st_size} {stat.st_ino}" for name, stat in files.items()}
-        else:
-            infos = self._files.ls(self._root, detail=True, refresh=True)
-            stamps = {each["name"].rsplit("/", 1)[-1]: str(each) for each in infos if each["type"] == "file"}
         return {
-            name.removesuffix(SUFFIX): stamp
-            for name, stamp in stamps.items()
-            if name.endswith(SUFFIX) and not name.startswith(".")
+            entry.name.removesuffix(SUFFIX): f"{entry.modified} {entry.num_bytes}"
+            for entry in listing(self._path)
+            if entry.name.endswith(SUFFIX) and not entry.is_folder and not entry.name.startswith(".")
         }
 
     def needs(self, name: str) -> tuple[TrainSpec, int]:
@@ -75,37 +57,32 @@ class PatchFolder:
             PatchError: the header cannot be read.
         """
         try:
-            start = self._files.cat_file(self._path(name), start=0, end=HEAD_BYTES)
-            length = int.from_bytes(start[:8], "little")
-            if length + 8 > len(start):
-                start = self._files.cat_file(self._path(name), start=0, end=8 + min(length, MAX_HEADER))
-            manifest = json.loads(json.loads(start[8 : 8 + length])["__metadata__"][METADATA_KEY])
+            with self._file(name).open("rb") as file:
+                length = min(int.from_bytes(file.read(8), "little"), MAX_HEADER)
+                manifest = json.loads(json.loads(file.read(length))["__metadata__"][METADATA_KEY])
             return TrainSpec.parse(manifest["train"], manifest["norm_statistics"]), len(manifest["task"]["labels"])
         except Exception as error:  # Any file may be there.
             raise PatchError(f"the patch {name!r} cannot be read ({error!r})") from None
 
     def load(self, name: str) -> Patch:
         """Reads a patch. Raises as `Patch.load`."""
-        if self._is_local:
-            return Patch.load(self._path(name))
-        try:
-            return parse(self._files.cat_file(self._path(name)), name)
-        except OSError as error:
-            raise PatchError(f"the patch {name!r} cannot be read: {error}") from None
+        with local_copy(self._file(name)) as copy, _named(copy, name):
+            return Patch.load(copy)
 
     def save(self, name: str, contents: bytes):
-        """Writes a patch file, on a local disk whole or not at all; remote stores write whole objects."""
-        if self._is_local:
-            write_bytes(self._path(name), contents)
-        else:
-            self._files.pipe_file(self._path(name), contents)
+        """Writes a patch file, whole or not at all."""
+        write_bytes(self._file(name), contents)
 
     def delete(self, name: str):
-        """Deletes a patch file."""
-        self._files.rm_file(self._path(name))
+        """Deletes a patch file.
 
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name}{SUFFIX}"
+        Raises:
+            OSError: it is not there, or cannot be deleted.
+        """
+        self._file(name).unlink()
+
+    def _file(self, name: str) -> Path:
+        return self._path / f"{name}{SUFFIX}"
 
 
 def parse(contents: bytes, name: str) -> Patch:
@@ -117,10 +94,17 @@ def parse(contents: bytes, name: str) -> Patch:
     with tempfile.NamedTemporaryFile(suffix=TEMPORARY) as file:
         file.write(contents)
         file.flush()
-        try:
+        with _named(file.name, name):
             return Patch.load(file.name)
-        except PatchError as error:
-            raise PatchError(str(error).replace(file.name, repr(name))) from None
+
+
+@contextlib.contextmanager
+def _named(path: str | Path, name: str) -> Iterator[None]:
+    """Within it errors name a task instead of the path of its file, which clients need not know."""
+    try:
+        yield
+    except PatchError as error:
+        raise PatchError(str(error).replace(str(path), repr(name))) from None
 
 
 @dataclasses.dataclass
