@@ -1,6 +1,6 @@
 """Adam for patches: rates relative to each variable's size, and one operation for each of many small variables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -34,17 +34,20 @@ class RelativeAdam(keras.optimizers.Adam):
     Args:
         learning_rate: a number or a schedule.
         relative: whether it is relative.
+        decays: by the path of a variable its weight decay, an array that broadcasts to its shape. It is the gradient of a
+            penalty on the loss (L2), and not decoupled as in AdamW.
         **kwargs: of `keras.optimizers.Adam`.
     """
 
-    def __init__(self, learning_rate=0.001, relative: bool = False, **kwargs):
+    def __init__(self, learning_rate=0.001, relative: bool = False, decays: Mapping | None = None, **kwargs):
         super().__init__(learning_rate, **kwargs)
-        self.relative = relative
+        self.relative, self.decays = relative, {path: np.asarray(each) for path, each in (decays or {}).items()}
 
     def build(self, variables):
         if self.built:
             return
         super().build(variables)
+        self._decay_of = [self.decays.get(variable.path) for variable in variables]
         if self.relative:
             self.sizes = self.add_variable((len(variables),), dtype="float32", name="sizes")
             self.sizes.assign(sizes(variables))
@@ -52,10 +55,15 @@ class RelativeAdam(keras.optimizers.Adam):
     def update_step(self, gradient, variable, learning_rate):
         if self.relative:
             learning_rate = learning_rate * self.sizes[self._get_variable_index(variable)]
-        super().update_step(gradient, variable, learning_rate)
+        super().update_step(self._penalised(gradient, variable), variable, learning_rate)
+
+    def _penalised(self, gradient, variable: keras.Variable):
+        decay = self._decay_of[self._get_variable_index(variable)]
+        return gradient if decay is None else gradient + ops.cast(ops.multiply(variable, decay), gradient.dtype)
 
     def get_config(self):
-        return {**super().get_config(), "relative": self.relative}
+        decays = {path: each.tolist() for path, each in self.decays.items()}
+        return {**super().get_config(), "relative": self.relative, "decays": decays}
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
@@ -69,7 +77,7 @@ class FusedAdam(RelativeAdam):
 
     Args:
         learning_rate: a number or a schedule.
-        relative: whether it is relative to each variable's size.
+        relative, decays: of `RelativeAdam`.
         **kwargs: `beta_1`, `beta_2`, `epsilon` and `name` of `keras.optimizers.Adam`.
     """
 
@@ -95,23 +103,22 @@ class FusedAdam(RelativeAdam):
         ):
             if gradient is None:
                 continue
+            gradient = ops.cast(self._penalised(gradient, variable), "float32")
             var, m, v = (each.value.handle for each in (variable, *moments))
-            tf.raw_ops.ResourceApplyAdam(var=var, m=m, v=v, lr=lr, grad=ops.cast(gradient, "float32"), **scalars)
+            tf.raw_ops.ResourceApplyAdam(var=var, m=m, v=v, lr=lr, grad=gradient, **scalars)
             if variable.constraint is not None:
                 variable.assign(variable.constraint(variable))
         self.iterations.assign_add(1)
 
 
-def adam(learning_rate, relative: bool = False) -> keras.optimizers.Adam:
+def adam(learning_rate, relative: bool = False, decays: Mapping | None = None) -> keras.optimizers.Adam:
     """Returns Adam: `FusedAdam` where it works, and else what sums gradients over replicas and runs on JAX.
 
-    Args:
-        learning_rate: a number or a schedule.
-        relative: whether it is relative to each variable's size, see `RelativeAdam`.
+    Arguments as those of `RelativeAdam`.
     """
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         if not tf.distribute.has_strategy():
-            return FusedAdam(learning_rate, relative)
-    return RelativeAdam(learning_rate, relative) if relative else keras.optimizers.Adam(learning_rate)
+            return FusedAdam(learning_rate, relative, decays)
+    return RelativeAdam(learning_rate, relative, decays) if relative or decays else keras.optimizers.Adam(learning_rate)

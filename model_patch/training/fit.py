@@ -23,7 +23,7 @@ from model_patch.tasks import CLASSIFICATION
 from model_patch.training import replicated
 from model_patch.training.callbacks import InputWait, Progress
 from model_patch.training.joint import fit_joined
-from model_patch.training.last_layer import learn_last_layer
+from model_patch.training.last_layer import LEAST_SPREAD, learn_last_layer
 from model_patch.training.loop import Fitted, run_epochs, tester
 from model_patch.training.recipe import Recipe
 from model_patch.training.statistics import estimate_statistics
@@ -47,8 +47,9 @@ def fit(
     `EstimateStatistics`, nor does it choose a learning rate, cache features, stop at NaN or write a checkpoint.
 
     The last layer of a classification task is learnt first, on features of the unaugmented images: it is the convex
-    problem of `training.last_layer`, and alone needs no epochs, rate or seed. Patches start from it. Only where
-    the recipe says otherwise (`Recipe.learns_last_layer_first`) do they start from a random one.
+    problem of `training.last_layer`, and alone needs no epochs, rate or seed. Patches start from it, and keep its weight
+    decay. They start from a random one where the recipe says so (`Recipe.learns_last_layer_first`), and where the trunk's
+    features hardly differ between images (`last_layer.LEAST_SPREAD`).
 
     Args:
         trained: changes in its patches, and in its heads where they are learnt; joined tasks also in a trunk that they
@@ -91,14 +92,15 @@ def fit_task(
     batches = functools.partial(_batches, bound, data, recipe, seed)
     validation = data.validation if isinstance(data, ImageData) else None
     tested = pipeline.batches(validation, bound.task.preprocessing, recipe.batch_size) if validation else None
-    spec, classifies = bound.train_spec, bound.task.type == CLASSIFICATION
-    resumes = bool(spec.kinds) and checkpoint is not None and checkpoint.exists()
-    if classifies and recipe.learns_last_layer_first(spec) and not resumes:
+    spec, classifies, decays = bound.train_spec, bound.task.type == CLASSIFICATION, {}
+    if classifies and recipe.learns_last_layer_first(spec):
         if spec.kinds:
             # Features are those of the statistics that training begins with.
             estimate_statistics(bound, wait.measured(batches("none", cache=False)))
         images = wait.measured(batches("none", shuffle=False, cache=False))
-        learn_last_layer(bound, *features_and_labels(bound, images, num_images, recipe.batch_size))
+        features = features_and_labels(bound, images, num_images, recipe.batch_size)
+        decay = learn_last_layer(bound, *features, least_spread=LEAST_SPREAD if spec.kinds else 0.0)
+        decays = {} if decay is None else {bound.head.kernel.path: decay}
         if not spec.kinds:
             seconds = time.perf_counter() - start
             return Fitted(seconds, {}, min(1.0, wait.seconds / seconds))
@@ -110,7 +112,7 @@ def fit_task(
         learnt = run_epochs(bound, head, train, num_images, recipe, log_dir, checkpoint, wait, **options)
     else:
         train = functools.partial(batches, recipe.augmentation)
-        options = {"relative": classifies and recipe.is_relative(spec), "validation": tested}
+        options = {"relative": classifies and recipe.is_relative(spec), "decays": decays, "validation": tested}
         learnt = run_epochs(bound, bound.model, train, num_images, recipe, log_dir, checkpoint, wait, **options)
         estimate_statistics(bound, wait.measured(batches("none", cache=False)))
     seconds = time.perf_counter() - start

@@ -3,7 +3,8 @@
     minimise  mean cross-entropy(softmax(features kernel + bias), labels) + weight_decay / 2 |kernel|^2
 
 by L-BFGS, with the weight decay of lowest cross-entropy on images held out. No learning rate is involved. It is also where
-patches start from (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
+patches start from (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution"). They
+keep the weight decay, so that all minimise one objective, the last layer alone over fewer parameters.
 """
 
 import numpy as np
@@ -31,33 +32,46 @@ MOST_WORK = 2**28
 """Images times channels times classes: the weight decay is chosen on as many images as keep within it."""
 
 
-def learn_last_layer(bound: BoundTask, features: np.ndarray, labels: np.ndarray) -> float:
+LEAST_SPREAD = 0.01
+"""Where features differ less from their mean, relative to their size, a last layer learnt on them is no start for a patch: it
+enlarges these differences so much that one relative step of training, about as large, drowns them. Random trunks are so."""
+
+
+def learn_last_layer(
+    bound: BoundTask, features: np.ndarray, labels: np.ndarray, least_spread: float = 0.0
+) -> np.ndarray | None:
     """Sets the last layer of a classification task to the solution.
 
     Args:
         bound: its head changes, nothing else.
         features: what the head takes, of each training image, float32 `(images, channels)`.
         labels: int `(images,)`.
+        least_spread: leaves the last layer unchanged where the features' root mean square distance from their mean is less than
+            this part of their root mean square.
 
     Returns:
-        The weight decay that was chosen, for features scaled as in `WEIGHT_DECAYS`.
+        The weight decay that was chosen, for each row of the kernel as the features are: float32 `(channels, 1)`. None where the
+        last layer is unchanged.
     """
     classes = len(bound.task.labels)
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     scale = (deviation + 0.01 * np.sqrt(np.mean(np.square(deviation))) + 1e-12) ** SPREAD_POWER
     centred = (features - mean) / scale
-    distance = np.sqrt(np.mean(np.sum(np.square(centred), axis=1))) or 1.0
+    distance = np.sqrt(np.mean(np.sum(np.square(centred), axis=1)))
+    if distance < least_spread * np.sqrt(np.mean(np.sum(np.square(features / scale), axis=1))):
+        return None
+    distance = distance or 1.0
     centred, scale = (centred / distance).astype("float32"), scale * distance
     targets = np.eye(classes, dtype="float32")[labels]
     few = max(classes, MOST_WORK // (classes * features.shape[1]))
     weight_decay = choose_weight_decay(centred[:few], targets[:few])
+    enough = min(1.0, few / len(labels))  # Noise averages out over more images, so that they need less weight decay.
     weights = np.zeros((features.shape[1] + 1, classes))
     for each in WEIGHT_DECAYS[: WEIGHT_DECAYS.index(weight_decay) + 1]:
-        # Noise averages out over more images, so that they need less weight decay.
-        weights = _solve(centred, targets, each * min(1.0, few / len(labels)), weights)
+        weights = _solve(centred, targets, each * enough, weights)
     kernel = weights[:-1] / scale[:, None]
     bound.head.set_weights([kernel, weights[-1] - mean @ kernel])
-    return weight_decay
+    return (weight_decay * enough * np.square(scale)).astype("float32")[:, None]
 
 
 def choose_weight_decay(features: np.ndarray, targets: np.ndarray) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from model_patch.bind import BoundTask
 from model_patch.tasks import Task
@@ -45,6 +46,7 @@ def run_epochs(
     *,
     one_call_per_epoch: bool = False,
     relative: bool = False,
+    decays: Mapping[str, np.ndarray] | None = None,
     validation=None,
 ) -> Checkpoint:
     """Trains the model of a bound task, or the part of it that learns, with its task's loss.
@@ -63,7 +65,7 @@ def run_epochs(
         wait: what measures the waiting for `train`; a new one by default.
         one_call_per_epoch: all steps of an epoch are one call of TensorFlow's, for steps so short that Keras' own work around
             each would be most of it. The same is computed; the bar moves, and a NaN loss is seen, once per epoch.
-        relative: as for `Recipe.make_optimizer`.
+        relative, decays: as for `Recipe.make_optimizer`.
         validation: batches of `(x, y)` as in training, that can be gone through more than once; None for none.
 
     Returns:
@@ -77,7 +79,7 @@ def run_epochs(
         return Checkpoint(model)
     steps_per_epoch = math.ceil(num_images / recipe.batch_size)
     in_one_call = one_call_per_epoch and keras.backend.backend() == "tensorflow"
-    optimizer = recipe.make_optimizer(bound.train_spec, steps_per_epoch, relative)
+    optimizer = recipe.make_optimizer(bound.train_spec, steps_per_epoch, relative, decays)
     compile_for(model, bound.task, optimizer, steps_per_execution=steps_per_epoch if in_one_call else 1)
     best = None
     if validation is not None:

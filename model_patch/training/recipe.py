@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from model_patch.data.augment import augmenter
@@ -11,6 +12,7 @@ from model_patch.kinds import TrainSpec
 
 if TYPE_CHECKING:  # Flags take their choices from here, and `--help` imports no Keras.
     import keras
+    import numpy as np
 
 
 def _optimizers():
@@ -19,10 +21,10 @@ def _optimizers():
     return keras.optimizers
 
 
-def _adam(rate, relative: bool = False):
+def _adam(rate, **options):
     from model_patch.training.adam import adam
 
-    return adam(rate, relative)
+    return adam(rate, **options)
 
 
 OPTIMIZERS = {
@@ -123,7 +125,11 @@ class Recipe:
         return patch and self.optimizer == "adam" and self.schedule != "paper"
 
     def make_optimizer(
-        self, train_spec: TrainSpec, steps_per_epoch: int, relative: bool = False
+        self,
+        train_spec: TrainSpec,
+        steps_per_epoch: int,
+        relative: bool = False,
+        decays: Mapping[str, np.ndarray] | None = None,
     ) -> keras.optimizers.Optimizer:
         """Returns a new optimizer with its schedule for `epochs * steps_per_epoch` steps.
 
@@ -131,19 +137,20 @@ class Recipe:
             train_spec: what is trained.
             steps_per_epoch: at least 1.
             relative: whether Adam's rate is relative to each variable's size; a cosine then has a warm-up.
+            decays: Adam's weight decays by the path of a variable, see `training.adam.RelativeAdam`.
         """
-        steps = self.epochs * steps_per_epoch
+        steps, options = self.epochs * steps_per_epoch, {"decays": decays} if decays else {}
         if not relative:
             rate = self.learning_rate or default_learning_rate(self.optimizer, train_spec)
-            return OPTIMIZERS[self.optimizer](SCHEDULES[self.schedule](rate, steps, steps_per_epoch))
+            return OPTIMIZERS[self.optimizer](SCHEDULES[self.schedule](rate, steps, steps_per_epoch), **options)
         rate = self.learning_rate or RELATIVE_LEARNING_RATE
         if self.schedule != "cosine":
-            return _adam(SCHEDULES[self.schedule](rate, steps, steps_per_epoch), relative=True)
+            return _adam(SCHEDULES[self.schedule](rate, steps, steps_per_epoch), relative=True, **options)
         warm_up = max(1, round(WARM_UP * steps))
         cosine = _optimizers().schedules.CosineDecay(
             0.0, max(1, steps - warm_up), warmup_target=rate, warmup_steps=warm_up
         )
-        return _adam(cosine, relative=True)
+        return _adam(cosine, relative=True, **options)
 
 
 def default_learning_rate(optimizer: str, train_spec: TrainSpec) -> float:

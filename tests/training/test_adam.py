@@ -67,3 +67,18 @@ def test_a_relative_rate_is_in_each_variables_own_size():
         moved = {name: np.abs(np.array(v) - start[name]).mean() for name, v in learnt.items()}
         assert moved == pytest.approx({"kernel": 0.04, "bias": 0.04, "gamma": 0.03, "beta": 0.03}, rel=1e-3)
     assert type(optimizer).from_config(optimizer.get_config()).relative
+
+
+@pytest.mark.parametrize("kind", [FusedAdam, RelativeAdam])
+def test_weight_decay_is_a_penalty_on_the_loss(kind):
+    decay = np.array([[0.0], [0.5], [2.0]], "float32")
+    kernels = [keras.Variable(np.full((3, 2), 2.0, "float32")) for _ in range(2)]
+    decayed, plain = kind(0.1, decays={kernels[0].path: decay}), kind(0.1)
+    decayed = kind.from_config(decayed.get_config())
+    for optimizer, kernel, penalty in ((decayed, kernels[0], 0.0), (plain, kernels[1], 1.0)):
+        optimizer.build([kernel])
+        for step in range(3):
+            gradient = np.full((3, 2), 0.1 * step, "float32") + penalty * decay * kernel.numpy()
+            optimizer.apply([tf.constant(gradient)], [kernel])
+    np.testing.assert_allclose(kernels[0], kernels[1], rtol=1e-5)
+    assert not np.allclose(kernels[0][1:], 2.0)
