@@ -4,6 +4,7 @@
         --output=runs/digits/saved_model
     python scripts/export.py --trunk=bundled --patches=A,B,C --format=signatures --output=one_saved_model
     python scripts/export.py --trunk=bundled --patches=A,B,C --format=bank --output=bank
+    python scripts/export.py --trunk=bundled --patches=A,B,C --format=bank --versioned --output=tasks   # tasks/1, tasks/2 ...
     python scripts/export.py --trunk=bundled --patches=A,B,C --format=litert --quantize=dynamic --output=litert
     python scripts/export.py --trunk=bundled --patches=A,B,C --format=litert_set --output=litert_set
 
@@ -19,9 +20,14 @@ from model_patch.experiments import cli
 
 _TRUNK = cli.flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
 _PATCHES = cli.flags.DEFINE_list("patches", None, "Patch files, joined by commas.", required=True)
-_OUTPUT = cli.flags.DEFINE_string("output", None, "Folder to write; it must not exist.", required=True)
+_OUTPUT = cli.flags.DEFINE_string(
+    "output", None, "Folder to write; it must not exist, except with --versioned.", required=True
+)
 _FORMAT = cli.flags.DEFINE_string("format", "saved_model", "saved_model | signatures | bank | litert | litert_set")
 _QUANTIZE = cli.flags.DEFINE_string("quantize", "none", "none | dynamic: kernels as int8, for the LiteRT formats.")
+_VERSIONED = cli.flags.DEFINE_bool(
+    "versioned", False, "Write the next version, OUTPUT/1, OUTPUT/2 ..., for TensorFlow Serving: bank and signatures."
+)
 _CHECK = cli.flags.DEFINE_bool("check", True, "Ask what was written, without this package, and compare.")
 _DATA = cli.flags.DEFINE_string(
     "data", None, "Compare also on the test images of this data: digits | folder:PATH | ..."
@@ -34,14 +40,22 @@ def main():
     from model_patch.predict import open_tasks
 
     tasks = open_tasks(_TRUNK.value, _PATCHES.value)
-    verified = export(_FORMAT.value, tasks, _OUTPUT.value, _QUANTIZE.value, verify=_CHECK.value, data=_DATA.value)
+    verified = export(
+        _FORMAT.value,
+        tasks,
+        _OUTPUT.value,
+        _QUANTIZE.value,
+        verify=_CHECK.value,
+        data=_DATA.value,
+        versioned=_VERSIONED.value,
+    )
     for bound in tasks:
         name, size = bound.task.name, bound.task.preprocessing.image_size
         found = f", largest difference {verified.differences[name]:.1e}" if name in verified.differences else ""
         found += (
             f", the same class on {verified.agreement[name]:.2%} of the images" if name in verified.agreement else ""
         )
-        print(f"{_OUTPUT.value}: task {name}, {len(bound.task.labels)} classes, {size} px{found}")
+        print(f"{verified.folder}: task {name}, {len(bound.task.labels)} classes, {size} px{found}")
 
 
 if __name__ == "__main__":

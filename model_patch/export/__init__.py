@@ -9,7 +9,7 @@ from typing import Any
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.export.verify import agreement, differences
-from model_patch.files import new_folder, require_no_pattern
+from model_patch.files import as_path, listing, new_folder, require_no_pattern
 
 QUANTIZE = ("none", "dynamic")
 """`dynamic` stores kernels as int8 with a scale per output channel; what runs through the net stays float32."""
@@ -29,11 +29,13 @@ class Format:
             asks the written files in processes without this package: from one batch of images per task, float32 `(batch,
             image_size, image_size, 3)` in 0..255, to one dict per task of what `Task.answers` names.
         quantizes: whether kernels can be stored as int8.
+        versioned: whether the folder is one SavedModel, however many tasks there are, so that it can be a numbered version.
     """
 
     summary: str
     module: str
     quantizes: bool = False
+    versioned: bool = False
 
     def load(self) -> Any:
         """Imports the module."""
@@ -42,8 +44,12 @@ class Format:
 
 FORMATS = {
     "saved_model": Format("a SavedModel per task", "model_patch.export.saved_model"),
-    "signatures": Format("one SavedModel, the trunk once, a signature per task", "model_patch.export.signatures"),
-    "bank": Format("one SavedModel of images and task names, tasks mixed in a batch", "model_patch.export.bank"),
+    "signatures": Format(
+        "one SavedModel, the trunk once, a signature per task", "model_patch.export.signatures", versioned=True
+    ),
+    "bank": Format(
+        "one SavedModel of images and task names, tasks mixed in a batch", "model_patch.export.bank", versioned=True
+    ),
     "litert": Format("a .tflite file per task, batch norm folded", "model_patch.export.litert_file", True),
     "litert_set": Format(
         "one .tflite file, the trunk once, and a vector per task", "model_patch.export.litert_set", True
@@ -58,10 +64,12 @@ class Verified:
     Attributes:
         differences: largest difference of any number from the model in memory, by task name; empty if not compared.
         agreement: fraction of real images, in 0..1, with the same class as by the model, by task name; empty without any.
+        folder: that was written.
     """
 
     differences: dict[str, float]
     agreement: dict[str, float]
+    folder: Path
 
 
 def export(
@@ -72,6 +80,7 @@ def export(
     *,
     verify: bool = False,
     data: str | None = None,
+    versioned: bool = False,
 ) -> Verified:
     """Writes tasks in a format, into a new folder: complete and verified, or not at all.
 
@@ -84,6 +93,7 @@ def export(
         quantize: one of `QUANTIZE`.
         verify: compare with the models in memory, see `check`.
         data: compare on real images, too, see `check_on`.
+        versioned: write the next version, `output/1`, `output/2` and so on, as TensorFlow Serving takes them.
 
     Raises:
         ModelPatchError: the folder exists or cannot be made, the format is unknown, cannot be quantized or cannot hold one
@@ -97,19 +107,31 @@ def export(
     if quantize != "none" and not FORMATS[format].quantizes:
         can = ", ".join(name for name, each in FORMATS.items() if each.quantizes)
         raise ModelPatchError(f"--format={format} is not quantized: leave --quantize={quantize} out, or take {can}")
+    if versioned and not FORMATS[format].versioned:
+        can = ", ".join(name for name, each in FORMATS.items() if each.versioned)
+        raise ModelPatchError(f"--format={format} has no versions: leave --versioned out, or take {can}")
     if not tasks:
         raise ModelPatchError("there is no task to export: give at least one patch")
     if "SavedModel" in FORMATS[format].summary:
         require_no_pattern(output)
     tasks = [bound.in_float32() for bound in tasks]
     options = {"quantize": quantize} if FORMATS[format].quantizes else {}
+    output = next_version(output) if versioned else as_path(output)
     with new_folder(output) as folder:
         FORMATS[format].load().export(tasks, folder, **options)
         # Under its own name the folder appears only when all is done: an interrupt leaves nothing in the way.
         return Verified(
             check(format, tasks, folder, quantize) if verify else {},
             check_on(data, format, tasks, folder) if data else {},
+            output,
         )
+
+
+def next_version(base: str | Path) -> Path:
+    """Returns the path of a version that a folder does not have yet: the largest number in it plus one, or 1."""
+    base = as_path(base)
+    names = [entry.name for entry in listing(base, stamps=False)] if base.is_dir() else []
+    return base / str(max((int(name) for name in names if name.isdecimal()), default=0) + 1)
 
 
 def check(format: str, tasks: Sequence[BoundTask], output: str | Path, quantize: str = "none") -> dict[str, float]:

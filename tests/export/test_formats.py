@@ -1,5 +1,6 @@
 """Every format: what is written answers as the models in memory, in a process that has nothing of this package."""
 
+import base64
 import contextlib
 import functools
 import hashlib
@@ -19,11 +20,13 @@ from safetensors.numpy import load_file
 
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind, fold
 from model_patch.detection.task import DetectionTask
-from model_patch.export import FORMATS, check, export
+from model_patch.export import FORMATS, check, export, next_version
 from model_patch.export.litert_file import read_manifest
 from model_patch.graph.settings import dtype_policy
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, random_norms, small_net
+
+DOCS = Path(__file__).parents[2] / "docs" / "tf_serving"
 
 LABELS = {"encoded": tuple("0123456789"), "serving_default": ("a", "b"), "-two words ☂": ("circle", "square", "star")}
 """By task; the names are those of signatures, or look like a flag."""
@@ -66,6 +69,45 @@ def in_memory(bound, pixels):
 
 def size(folder) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def test_versions_are_numbered_and_whole(tasks, tmp_path):
+    base = tmp_path / "tasks"
+    for number in (1, 2):
+        assert export("bank", tasks[:1], base, versioned=True).folder == base / str(number)
+    (base / "7").mkdir()
+    assert next_version(base) == base / "8"
+    with pytest.raises(ModelPatchError):
+        export("bank", [], base, versioned=True)
+    with pytest.raises(ModelPatchError, match="--format=litert has no versions: .* take signatures, bank"):
+        export("litert", tasks[:1], base, versioned=True)
+    assert sorted(path.name for path in base.iterdir()) == ["1", "2", "7"]
+
+
+def test_the_request_of_the_docs_is_one_that_an_exported_bank_answers(tmp_path):
+    """As TensorFlow Serving reads it: the values of each input by name, base64 decoded, stacked to a tensor."""
+    trunk = Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
+    bounds = [bind(trunk, Task(name, ("a", "b"), trunk.preprocessing)) for name in ("digits", "pets")]
+    folder = export("bank", bounds, tmp_path / "tasks", versioned=True).folder
+    request = json.loads((DOCS / "request.json").read_text())
+    columns = {name: [instance[name] for instance in request["instances"]] for name in request["instances"][0]}
+    columns["contents"] = [base64.b64decode(each["b64"]) for each in columns["contents"]]
+    signature = tf.saved_model.load(folder).signatures[request["signature_name"]]
+    answers = signature(**{name: tf.constant(values) for name, values in columns.items()})
+    assert answers["probabilities"].shape == (2, 2) and set(answers) == {"logits", "probabilities", "label"}
+
+
+def test_the_files_for_tensorflow_serving_agree():
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+    (service,) = yaml.safe_load((DOCS / "compose.yaml").read_text())["services"].values()
+    flags = dict(each.removeprefix("--").split("=") for each in service["command"])
+    mounted = [volume.split(":") for volume in service["volumes"]]
+    for flag in ("model_base_path", "batching_parameters_file"):
+        assert flags[flag] in [inner for _, inner, _ in mounted]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    lines = (DOCS / "batching.txt").read_text().splitlines()
+    sizes = [int(line.partition(": ")[2]) for line in lines if line.startswith("allowed_batch_sizes: ")]
+    assert f"max_batch_size {{ value: {sizes[-1]} }}" in lines  # The largest allowed size has to be the limit.
 
 
 @pytest.mark.parametrize("format", FORMATS)
