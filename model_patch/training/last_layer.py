@@ -28,6 +28,10 @@ FOLDS = 5
 MOST_CROSS_VALIDATED = 2000
 """With up to this many images, every fold is held out once; with more, the first fold alone."""
 
+SMALL = 2**22
+"""Images times channels times classes: up to this, NumPy computes a step in less time than starting the operations of a
+framework takes."""
+
 MOST_WORK = 2**28
 """Images times channels times classes: the weight decay is chosen on as many images as keep within it."""
 
@@ -105,28 +109,33 @@ def choose_weight_decay(features: np.ndarray, targets: np.ndarray) -> float:
 def _solve(features, targets, weight_decay: float, start: np.ndarray | None) -> np.ndarray:
     """Starts from zeros or from another solution; returns kernel and, as the last row, bias: float32 `(channels + 1, classes)`."""
     shape = (features.shape[1] + 1, targets.shape[1])
-    features, targets = ops.convert_to_tensor(features), ops.convert_to_tensor(targets)
+    xp = np if features.size * targets.shape[1] <= SMALL else ops
+    features, targets = xp.array(features), xp.array(targets)
 
     def objective(flat):
-        loss, gradient = _objective(flat.reshape(shape), features, targets, weight_decay)
+        loss, gradient = _objective(flat.reshape(shape), features, targets, weight_decay, xp)
         return loss, gradient.ravel()
 
     first = np.zeros(shape) if start is None else start
     options = {"maxiter": ITERATIONS, "ftol": 1e-7}
-    with threadpool_limits(
-        1, "blas"
-    ):  # On vectors this short BLAS' threads wait for each other, on a busy machine for long.
+    # On vectors this short BLAS' threads wait for each other, on a busy machine for long.
+    with threadpool_limits(1, "blas"):
         return minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options).x.reshape(shape)
 
 
-def _objective(weights: np.ndarray, features, targets, weight_decay: float) -> tuple[float, np.ndarray]:
-    """Returns the objective and its gradient with respect to `weights`, float64 `(channels + 1, classes)`."""
-    kernel, bias, features, targets = (
-        ops.convert_to_tensor(each, "float32") for each in (weights[:-1], weights[-1], features, targets)
-    )
-    log_probabilities = ops.log_softmax(ops.matmul(features, kernel) + bias)
-    error = (ops.exp(log_probabilities) - targets) / len(features)
-    gradient = ops.matmul(ops.transpose(features), error) + weight_decay * kernel
-    loss = weight_decay / 2 * ops.sum(ops.square(kernel)) - ops.sum(targets * log_probabilities) / len(features)
-    rows = [ops.convert_to_numpy(part) for part in (gradient, ops.sum(error, axis=0, keepdims=True))]
+def _objective(weights: np.ndarray, features, targets, weight_decay: float, xp=np) -> tuple[float, np.ndarray]:
+    """Returns the objective and its gradient with respect to `weights`, float64 `(channels + 1, classes)`.
+
+    Args:
+        weights, features, targets, weight_decay: as for `_solve`.
+        xp: what computes, NumPy or Keras' operations, in float32.
+    """
+    kernel, bias = xp.array(weights[:-1], "float32"), xp.array(weights[-1], "float32")
+    logits = xp.matmul(features, kernel) + bias
+    logits = logits - xp.max(logits, axis=1, keepdims=True)
+    log_probabilities = logits - xp.log(xp.sum(xp.exp(logits), axis=1, keepdims=True))
+    error = (xp.exp(log_probabilities) - targets) / len(features)
+    gradient = xp.matmul(xp.transpose(features), error) + weight_decay * kernel
+    loss = weight_decay / 2 * xp.sum(xp.square(kernel)) - xp.sum(targets * log_probabilities) / len(features)
+    rows = [ops.convert_to_numpy(part) for part in (gradient, xp.sum(error, axis=0, keepdims=True))]
     return float(loss), np.concatenate(rows).astype("float64")
