@@ -42,6 +42,7 @@ setup(
         "tensorflow-hub",
         "threadpoolctl",
         "tqdm",
+        "universal_pathlib",  # Remote paths: pathlib's methods over fsspec's file systems.
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21"],
@@ -49,9 +50,23 @@ setup(
         "jax": ["jax"],
         "kerashub": ["keras-hub"],
         "serve": ["prometheus_client", "ray[serve]>=2.60", "starlette", "tensorflow-serving-api>=2.19"],
+        "s3": ["s3fs"],
+        "gcs": ["gcsfs"],
         # To be timed beside it. Wheels for CPUs alone are smaller: --extra-index-url https://download.pytorch.org/whl/cpu
         "torch": ["torch", "torchvision"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
-        "test": ["httpx", "hypothesis", "ipykernel", "mlxtend", "mypy", "nbclient", "pytest", "pytest-xdist", "ruff"],
+        "test": [
+            "httpx",
+            "hypothesis",
+            "ipykernel",
+            "mlxtend",
+            "moto[server]",
+            "mypy",
+            "nbclient",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "s3fs",
+        ],
     },
 )

@@ -125,6 +125,16 @@ def _remote_stamp(info: dict) -> tuple[int, int]:
     return int(info.get("size") or 0), int(seconds * 1e9)
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """Returns the contents of a file; of a remote one in one request, while others may be replacing it.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+    """
+    path = as_path(path)
+    return path.fs.cat_file(path.path) if is_remote(path) else path.read_bytes()  # type: ignore[attr-defined]
+
+
 def write_bytes(path: str | Path, contents: bytes):
     """Writes a file whole or not at all.
 
@@ -188,7 +198,10 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             folder.mkdir()
             yield folder
             with _writing(path):
-                _upload(folder, path)
+                remove_folder(path)
+                (path / UPLOADING).write_bytes(b"")
+                upload(folder, path)
+                (path / UPLOADING).unlink()
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,22 +214,23 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         raise ModelPatchError(f"{path} cannot be written ({error}): choose another --output or free the disk") from None
 
 
-def _upload(folder: Path, path: Path):
-    remove_folder(path)
-    marker = path / UPLOADING
-    marker.write_bytes(b"")
+def upload(folder: Path, path: Path):
+    """Writes the files of a local folder into a remote one, deeper ones first, then by name."""
     files = [each.relative_to(folder) for each in folder.rglob("*") if each.is_file()]
-    for each in sorted(files, key=lambda each: (-len(each.parts), each)):
-        path.fs.put_file(str(folder / each), f"{path.path}/{each.as_posix()}")  # type: ignore[attr-defined]
-    marker.unlink()
+    with _writing(path):
+        for each in sorted(files, key=lambda each: (-len(each.parts), each)):
+            path.fs.put_file(str(folder / each), f"{path.path}/{each.as_posix()}")  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
 def local_copy(path: str | Path) -> Iterator[Path]:
     """Yields a local file or folder for libraries that read no other: the path, or a copy that is deleted afterwards.
 
+    A remote path that does not exist is copied as the files whose names start with it, such as those of a checkpoint.
+
     Raises:
-        ModelPatchError: the remote file or folder is missing, cannot be read, or is not there in full.
+        OSError: the remote file or folder is missing or cannot be read.
+        ModelPatchError: the upload of the remote folder was interrupted.
     """
     path = as_path(path)
     if not is_remote(path):
@@ -227,9 +241,17 @@ def local_copy(path: str | Path) -> Iterator[Path]:
         try:
             if (path / UPLOADING).exists():
                 raise ModelPatchError(f"the upload of {path} was interrupted: write it again")
-            path.fs.get(path.path, str(copy), recursive=path.is_dir())  # type: ignore[attr-defined]
+            fs, place = path.fs, path.path  # type: ignore[attr-defined]
+            if path.exists():
+                fs.get(place, str(copy), recursive=path.is_dir())
+            else:
+                fs.get(f"{place}*", f"{scratch}/")
         except FileNotFoundError:
-            raise ModelPatchError(f"{path} does not exist") from None
+            raise FileNotFoundError("it does not exist") from None
+        except (OSError, ModelPatchError):
+            raise
+        except Exception as error:  # Each store's package has errors of its own.
+            raise ConnectionError(str(error)) from error
         yield copy
 
 
@@ -274,7 +296,7 @@ def read_json(path: str | Path):
         return members
 
     try:
-        return json.loads(as_path(path).read_bytes(), object_pairs_hook=unique)
+        return json.loads(read_bytes(path), object_pairs_hook=unique)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelPatchError(f"{path} is not a readable JSON file ({error})") from None
 
@@ -407,7 +429,7 @@ def _lease(path: Path) -> bool:
             return False
         mine = own()
         fs.pipe_file(place, mine)
-        if path.read_bytes() != mine:
+        if read_bytes(path) != mine:
             return False  # Another process took it over, too, and later.
     _leases.add(str(path))
     ended = threading.Event()
@@ -432,12 +454,12 @@ def _lease(path: Path) -> bool:
 def _is_abandoned(path: Path) -> bool:
     """Whether nobody holds the lock of a remote file any more."""
     try:
-        before = path.read_bytes()
+        before = read_bytes(path)
         held = json.loads(before)
         if held["host"] == socket.gethostname() and (held["process"] == os.getpid() or not _lives(held["process"])):
             return True
         time.sleep(3 * RENEWAL_SECONDS)
-        return path.read_bytes() == before
+        return read_bytes(path) == before
     except FileNotFoundError:
         return True
     except (ValueError, KeyError, TypeError):

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from model_patch.errors import ModelPatchError, PatchError, mismatches
-from model_patch.files import write_bytes
+from model_patch.files import as_path, local_copy, write_bytes
 from model_patch.kinds import TrainSpec
 from model_patch.tasks import Task
 
@@ -148,15 +148,17 @@ class Patch:
         Raises:
             PatchError: the file is missing, damaged, or not a patch, or its values are not finite.
         """
-        if Path(path).exists() and not Path(path).is_file():
+        place = as_path(path)
+        if place.exists() and not place.is_file():
             raise PatchError(f"the patch {path} cannot be read: it is not a file")
         try:
-            with Path(path).open("rb") as start:
-                length = _header_bytes(start.read(8))
-            if length > MAX_HEADER:
-                raise PatchError(f"{path} is damaged, or is not a patch file: its header would have {length} bytes")
-            with safetensors.safe_open(path, framework="numpy") as file:
-                return cls._from_file(path, file)
+            with local_copy(place) as local:
+                with local.open("rb") as start:
+                    length = _header_bytes(start.read(8))
+                if length > MAX_HEADER:
+                    raise PatchError(f"{path} is damaged, or is not a patch file: its header would have {length} bytes")
+                with safetensors.safe_open(local, framework="numpy") as file:
+                    return cls._from_file(path, file)
         except PatchError:
             raise
         except OSError as error:

@@ -12,6 +12,7 @@ import numpy as np
 import safetensors.numpy
 
 from model_patch.errors import ModelPatchError, PatchError, mismatches
+from model_patch.files import as_path, local_copy, read_bytes
 from model_patch.patch import METADATA_KEY, Patch
 
 SUFFIX = ".safetensors"
@@ -42,11 +43,11 @@ class PatchFile:
 def read(path: str | Path) -> PatchFile:
     """Reads a patch file. Raises as `Patch.load`."""
     patch = Patch.load(path)
-    contents = Path(path).read_bytes()
+    contents = read_bytes(path)
     dtypes: dict[str, int] = defaultdict(int)
     for tensor in safetensors.numpy.load(contents).values():
         dtypes[tensor.dtype.name] += tensor.size
-    return PatchFile(Path(path), patch, len(contents), hashlib.sha256(contents).hexdigest(), dict(dtypes))
+    return PatchFile(as_path(path), patch, len(contents), hashlib.sha256(contents).hexdigest(), dict(dtypes))
 
 
 def find(path: str | Path) -> tuple[list[PatchFile], list[str]]:
@@ -60,7 +61,7 @@ def find(path: str | Path) -> tuple[list[PatchFile], list[str]]:
     Raises:
         ModelPatchError: the path does not exist, or is a file that is no patch.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_dir():
         return [read(path)], []
     found, damaged = [], []
@@ -76,7 +77,7 @@ def find(path: str | Path) -> tuple[list[PatchFile], list[str]]:
 def _is_foreign(path: Path) -> bool:
     """Whether it is a whole safetensors file of something else than a patch."""
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with local_copy(path) as local, safetensors.safe_open(local, framework="numpy") as file:
             return METADATA_KEY not in (file.metadata() or {})
     except (OSError, safetensors.SafetensorError):
         return False
@@ -294,7 +295,7 @@ def convert(path: str | Path, output: str | Path, dtype: str) -> tuple[PatchFile
 
 def save_new(patch: Patch, output: str | Path, dtype: str):
     """Writes a patch where there is no file yet. Raises as `Patch.save`, and where the output exists."""
-    if Path(output).exists():
+    if as_path(output).exists():
         raise ModelPatchError(f"{output} exists: choose another --output, or delete it")
     patch.save(output, dtype)
 

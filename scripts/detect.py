@@ -3,7 +3,8 @@
     python scripts/detect.py train --workdir=runs/detect
     python scripts/detect.py train --workdir=runs/detect --data=scenes:mnist --seeds=0 --epochs=5
     python scripts/detect.py evaluate runs/detect/detectors/seed0.safetensors --data=scenes:mnist
-    python scripts/detect.py predict runs/detect/detectors/seed0.safetensors photos/*.jpg --output=found
+    python scripts/detect.py predict runs/detect/detectors/seed0.safetensors photos --output=found
+    python scripts/detect.py predict runs/detect/detectors/seed0.safetensors photos --output=found.jsonl
     python scripts/detect.py export runs/detect/detectors/seed0.safetensors --output=runs/detect/saved_model
 
 Training writes to the workdir: results.json, results.md, and for each seed the detector, a patch file, under detectors/, a
@@ -24,7 +25,11 @@ cli.define_config("detect_scenes")
 _DEVICES = cli.define_devices()
 cli.flags.DEFINE_string("workdir", None, "Folder for all files of a training.")
 cli.flags.DEFINE_bool("dry_run", False, cli.DRY_RUN)
-cli.flags.DEFINE_string("output", None, "Folder for pictures, or of the SavedModel to write, which must not exist.")
+cli.flags.DEFINE_string(
+    "output",
+    None,
+    "For predict a folder for pictures, or a .csv or .jsonl file for a line per image; for export the folder to make.",
+)
 cli.flags.DEFINE_float("score", 0.4, "Minimum score of a detection that is shown.", lower_bound=0.0, upper_bound=1.0)
 
 
@@ -53,10 +58,23 @@ def evaluate(detector, *, data, trunk=None, max_test_images=None):
 
 
 def predict(detector, image, *images, output, trunk=None, score=0.4):
-    """Prints the detections in image files, and writes a picture of each."""
+    """Prints the detections in image files and writes a picture of each, or writes a table with a line per image."""
     from model_patch.detection.detector import open_detector, predict_files
+    from model_patch.experiments.predictions import PredictionFile, images_from, is_table, write_predictions
 
-    for found in predict_files(open_detector(detector, trunk), [image, *images], output, score):
+    given = images_from([image, *images])
+    bound = open_detector(detector, trunk)
+    if is_table(output):
+        file = PredictionFile(output, [bound.task.name], ["objects"])
+        keys = "label", "score", "box"
+        write_predictions(
+            lambda paths: predict_files(bound, paths, score),
+            given,
+            file,
+            lambda found: (found.file, bound.task.name, [dict(zip(keys, each, strict=True)) for each in found.objects]),
+        )
+        return
+    for found in predict_files(bound, iter(given[0]), score, output):
         for label, value, (ymin, xmin, ymax, xmax) in found.objects:
             print(f"{found.file}  {label} {value:.3f}  ymin {ymin:.3f} xmin {xmin:.3f} ymax {ymax:.3f} xmax {xmax:.3f}")
         if not found.objects:

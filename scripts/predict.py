@@ -9,9 +9,6 @@ With --output the same command resumes with the images that are missing in the f
 the end, and the exit status is 1.
 """
 
-import itertools
-import sys
-
 from model_patch.experiments import cli
 
 _TRUNK = cli.flags.DEFINE_string("trunk", None, "The trunk that the patches were made on, scheme:rest.", required=True)
@@ -36,31 +33,27 @@ _PROBABILITIES = cli.flags.DEFINE_bool("probabilities", False, "Write the probab
 
 def main():
     """Opens trunk and patches, and prints or writes a line per image and task."""
-    from model_patch.data.image_files import image_paths
-    from model_patch.experiments.predictions import PredictionFile, paths_from
+    from model_patch.experiments.predictions import PredictionFile, images_from, write_predictions
     from model_patch.predict import choose_tasks, open_tasks, predict
-    from model_patch.progress import progress
 
-    from_input = _IMAGES.value == ["-"]
-    paths = paths_from(sys.stdin) if from_input else image_paths(_IMAGES.value)
-    total = None if from_input else len(paths)
+    images = images_from(_IMAGES.value)
     tasks = choose_tasks(open_tasks(_TRUNK.value, _PATCHES.value), _TASKS.value)
-    file = None
+
+    def predicted(paths):
+        return predict(tasks, iter(paths), _TOP.value, _PICK_RESOLUTION.value)
+
+    def row(answer):
+        return answer.file, answer.task, *answer.top[0], *([answer.probabilities] if _PROBABILITIES.value else [])
+
     if _OUTPUT.value:
+        values = ["label", "probability", *(["probabilities"] if _PROBABILITIES.value else [])]
         names = [bound.task.name for bound in tasks]
-        file = PredictionFile(
-            _OUTPUT.value, names, one_each=_PICK_RESOLUTION.value, all_probabilities=_PROBABILITIES.value
-        )
-        paths = file.missing(paths)
-    answers = predict(tasks, iter(paths), _TOP.value, _PICK_RESOLUTION.value)
-    of_images = itertools.groupby(answers, lambda answer: answer.file)
-    for _, of_image in progress(of_images, "predicting", total, "image") if file else of_images:
-        if file:
-            file.append(list(of_image))
-            continue
-        for answer in of_image:
-            labels = "  ".join(f"{label} {probability:.3f}" for label, probability in answer.top)
-            print(f"{answer.file}  {answer.task}: {labels}")
+        file = PredictionFile(_OUTPUT.value, names, values, one_each=_PICK_RESOLUTION.value)
+        write_predictions(predicted, images, file, row)
+        return
+    for answer in predicted(images[0]):
+        labels = "  ".join(f"{label} {probability:.3f}" for label, probability in answer.top)
+        print(f"{answer.file}  {answer.task}: {labels}")
 
 
 if __name__ == "__main__":

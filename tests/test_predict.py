@@ -4,8 +4,9 @@ import pytest
 from PIL import Image
 
 from model_patch import ModelPatchError, Patch, Preprocessing, Task, Trunk, bind
+from model_patch.data.stream import BATCH, BadImagesError
 from model_patch.errors import PatchError
-from model_patch.predict import BATCH, BadImagesError, choose_tasks, open_tasks, pick, predict
+from model_patch.predict import choose_tasks, open_tasks, pick, predict
 from tests.conftest import small_net
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from model_patch.errors import ModelPatchError
-from model_patch.files import as_path
+from model_patch.files import read_bytes
 from model_patch.preprocessing import background
 
 EXIF_BYTES = 2**17
@@ -41,7 +41,7 @@ def read_file(path, remote: bool = False):
         return tf.io.read_file(path)
 
     def contents(path: bytes) -> np.ndarray:
-        return np.array(as_path(os.fsdecode(path)).read_bytes(), dtype=object)
+        return np.array(read_bytes(os.fsdecode(path)), dtype=object)
 
     return tf.ensure_shape(tf.numpy_function(contents, [path], tf.string), ())
 
@@ -139,7 +139,7 @@ def decode_file(path: str | Path, alpha: str = "white"):
     import tensorflow as tf
 
     try:
-        return decode(tf.constant(as_path(path).read_bytes()), alpha)
+        return decode(tf.constant(read_bytes(path)), alpha)
     except FileNotFoundError:
         raise ModelPatchError(f"the image {path} does not exist") from None
     except OSError as error:

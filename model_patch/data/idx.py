@@ -13,6 +13,7 @@ import numpy as np
 
 from model_patch.data.images import ImageData, array_split
 from model_patch.errors import ModelPatchError
+from model_patch.files import as_path, read_bytes
 from model_patch.spec import Spec
 
 FILES = {
@@ -40,7 +41,7 @@ def open_idx(spec: Spec) -> ImageData:
             names than classes.
     """
     option = spec.take(labels="")["labels"]
-    folder = Path(spec.rest)
+    folder = as_path(spec.rest)
     if not spec.rest or not folder.is_dir():
         raise ModelPatchError(f"{spec.text!r} names no folder: expected idx:PATH, with {FILES['train'][0]} in it")
     arrays = {split: _read_split(folder, *names) for split, names in FILES.items()}
@@ -88,7 +89,7 @@ def _read(path: Path, num_axes: int) -> np.ndarray:
         ModelPatchError: the file is not such an array with `num_axes` axes, or is longer or shorter than its header says.
     """
     try:
-        contents = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        contents = gzip.decompress(read_bytes(path)) if path.suffix == ".gz" else read_bytes(path)
     except (OSError, EOFError, zlib.error) as error:
         raise ModelPatchError(f"{path} cannot be read: {error}") from None
     start = 4 * (1 + num_axes)

@@ -22,7 +22,7 @@ from model_patch.data.folder_index import READABLE, UNKNOWN, UNREADABLE, FolderI
 from model_patch.data.images import NUM_NAMED, ImageData, Split
 from model_patch.data.split_names import TEST, TRAIN
 from model_patch.errors import ModelPatchError
-from model_patch.files import as_path, is_remote, joined, stamp
+from model_patch.files import as_path, is_remote, joined, read_bytes, stamp
 from model_patch.progress import progress
 
 _logger = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def _decoded(path: str, alpha: str = "white") -> np.ndarray | None:
 
     try:
         with tf.device("CPU"):
-            return decode(as_path(path).read_bytes(), alpha).numpy()
+            return decode(read_bytes(path), alpha).numpy()
     except tf.errors.OpError:
         return None
     except OSError as error:

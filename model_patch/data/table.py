@@ -16,7 +16,7 @@ from model_patch.data import image_files, split_names
 from model_patch.data.images import NUM_NAMED, ImageData
 from model_patch.data.labelled_files import File, Found, Listed, check_classes, open_listed, stamped
 from model_patch.errors import ModelPatchError
-from model_patch.files import as_path
+from model_patch.files import as_path, read_bytes
 from model_patch.spec import Spec
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path", "filepath")
@@ -112,7 +112,7 @@ def read_rows(file: Path, path: str = "", label: str = "", split: str = "") -> I
         ModelPatchError: the file is missing, is no text in UTF-8, or lacks a column.
     """
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = read_bytes(file).decode("utf-8-sig")
     except FileNotFoundError:
         raise ModelPatchError(f"the file {str(file)!r} does not exist: expected csv:FILE") from None
     except (OSError, UnicodeDecodeError) as error:

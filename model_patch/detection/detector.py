@@ -1,19 +1,22 @@
 """Using a detector that was trained: open it, measure it, and run it on image files."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from model_patch.bind import BoundTask, bind_patch
 from model_patch.data.decoding import decode_file
+from model_patch.data.image_files import image_paths
+from model_patch.data.stream import Filler, read_images
 from model_patch.detection.data import open_detection_data
-from model_patch.detection.evaluation import detect, evaluate_detector
+from model_patch.detection.evaluation import evaluate_detector, finder
 from model_patch.detection.pictures import draw, save_png
 from model_patch.detection.task import DetectionTask
 from model_patch.errors import ModelPatchError
-from model_patch.files import matching
+from model_patch.files import as_path
 from model_patch.patch import Patch
 from model_patch.trunks import open_trunk
 
@@ -25,12 +28,12 @@ class Found:
     Attributes:
         file: the image's path.
         objects: `(label, score, box)`, best first; boxes are `(ymin, xmin, ymax, xmax)` in 0..1.
-        picture: path of the image with its boxes.
+        picture: path of the image with its boxes; None if it was not drawn.
     """
 
     file: str
     objects: tuple[tuple[str, float, tuple[float, float, float, float]], ...]
-    picture: Path
+    picture: Path | None
 
 
 def open_detector(path: str | Path, trunk: str | None = None) -> BoundTask:
@@ -66,28 +69,37 @@ def evaluate_on(bound: BoundTask, data: str, max_images: int | None = None) -> d
     return evaluate_detector(bound, opened.test, max_images=max_images or None)
 
 
-def predict_files(bound: BoundTask, files: Sequence[str], folder: str | Path, score: float) -> Iterator[Found]:
-    """Yields what a detector finds in each file, and writes a picture of it.
+def predict_files(
+    bound: BoundTask, files: str | Iterable[str], score: float = 0.4, pictures: str | Path | None = None
+) -> Iterator[Found]:
+    """Yields what a detector finds in each file, in their order; memory does not grow with their number.
 
     Args:
         bound: a detection task.
-        files: paths of image files or patterns, see `files.matching`.
-        folder: for the pictures, `NAME.png` for an image `NAME.jpg`.
-        score: least score of what is shown.
+        files: paths, patterns and folders, or an iterator of paths, as for `model_patch.predict`.
+        score: least score of what is yielded and drawn.
+        pictures: folder for a picture of each image, `NAME.png` for `NAME.jpg`, `NAME-2.png` for the next of that name;
+            None draws none.
 
     Raises:
-        ModelPatchError: a file is missing or is not an image, or two files have one name; before anything is written.
+        ModelPatchError: a name in a list matches no file; before anything is yielded.
+        BadImagesError: images that are missing or cannot be read; after everything else was yielded.
     """
-    paths = matching(files)
-    stems = [Path(path).stem for path in paths]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
-    if twice:
-        raise ModelPatchError(f"two images are called {twice!r}, and so would be their pictures: give them one by one")
-    images = [decode_file(path, bound.task.preprocessing.alpha) for path in paths]
-    resized = (bound.task.preprocessing.resize(image)[None] for image in images)
-    for path, stem, image, found in zip(paths, stems, images, detect(bound, resized, len(paths)), strict=True):
-        shown = found.above(score)
-        picture = Path(folder) / f"{stem}.png"
-        save_png(draw(np.asarray(image), shown, bound.task.labels), picture)
-        objects = zip(shown.classes, shown.scores.tolist(), shown.boxes.tolist(), strict=True)
-        yield Found(path, tuple((bound.task.labels[i], value, tuple(box)) for i, value, box in objects), picture)
+    files = [files] if isinstance(files, str) else files
+    return _found(bound, image_paths(files) if isinstance(files, Sequence) else files, score, pictures)
+
+
+def _found(bound: BoundTask, paths: Iterable[str], score: float, pictures: str | Path | None) -> Iterator[Found]:
+    prepare, labels, find = bound.task.preprocessing, bound.task.labels, finder(bound)
+    filled = Filler(prepare)
+    stems: Counter[str] = Counter()
+    for files, images in read_images(paths, [prepare]):
+        for file, found in zip(files, find(filled(images)), strict=False):
+            shown, picture = found.above(score), None
+            if pictures is not None:
+                stem = Path(file).stem
+                stems[stem] += 1
+                picture = as_path(pictures) / (f"{stem}.png" if stems[stem] == 1 else f"{stem}-{stems[stem]}.png")
+                save_png(draw(np.asarray(decode_file(file, prepare.alpha)), shown, labels), picture)
+            objects = zip(shown.classes, shown.scores.tolist(), shown.boxes.tolist(), strict=True)
+            yield Found(file, tuple((labels[i], value, tuple(box)) for i, value, box in objects), picture)

@@ -46,13 +46,24 @@ def detect(bound: BoundTask, images, num_images: int) -> Iterator[Detections]:
         images: iterable of batches `(batch, height, width, 3)`, resized, in 0..255.
         num_images: how many there are, for the progress bar.
     """
-    predict = _predictor(bound)
+    find = finder(bound)
     with progress(None, "detecting", num_images, "image") as bar:
         for batch in images:
-            outputs = {name: np.asarray(value) for name, value in predict(batch).items() if name != "labels"}
-            for *found, count in zip(*(outputs[name] for name in ("boxes", "scores", "classes", "count")), strict=True):
-                yield Detections(*(each[:count] for each in found))
+            for found in find(batch):
+                yield found
                 bar.update()
+
+
+def finder(bound: BoundTask) -> Callable[[np.ndarray], list[Detections]]:
+    """Returns a function from a batch of resized images, in 0..255, to what a detector finds in each."""
+    predict = _predictor(bound)
+
+    def find(batch) -> list[Detections]:
+        outputs = {name: np.asarray(value) for name, value in predict(batch).items() if name != "labels"}
+        of_images = zip(*(outputs[name] for name in ("boxes", "scores", "classes", "count")), strict=True)
+        return [Detections(*(each[:count] for each in found)) for *found, count in of_images]
+
+    return find
 
 
 def _predictor(bound: BoundTask) -> Callable:

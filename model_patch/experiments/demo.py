@@ -1,6 +1,5 @@
 """The main job from end to end, offline: tasks trained one after the other on one trunk, compared, exported and verified."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from model_patch.errors import require_each_once
 from model_patch.experiments.report.output import prediction_grid, save_figure
 from model_patch.experiments.report.table import print_table
 from model_patch.experiments.transfer import patch_path, transfer
-from model_patch.files import write_bytes
+from model_patch.files import as_path, remove_folder, write_bytes
 from model_patch.progress import progress
 
 
@@ -26,7 +25,7 @@ def demo(config: ConfigDict, workdir: str | Path):
         RuntimeError: a SavedModel differs from the model in memory, which is a bug of this package.
     """
     require_each_once("tasks", config.tasks)
-    workdir, compared, patches = Path(workdir), config.tasks[0], {}
+    workdir, compared, patches = as_path(workdir), config.tasks[0], {}
     for name in config.tasks:
         task_config = config.transfer.copy_and_resolve_references()
         task_config.update(data=name, train=config.compare if name == compared else (config.train,))
@@ -38,7 +37,7 @@ def demo(config: ConfigDict, workdir: str | Path):
 
     print("\nVerifying each SavedModel in a process of its own, with TensorFlow alone", flush=True)
     trunk = mp.open_trunk(config.transfer.trunk, config.transfer.image_size or None)
-    shutil.rmtree(workdir / "saved_models", ignore_errors=True)
+    remove_folder(workdir / "saved_models")
     rows, grid = [], []
     for name, path in progress(patches.items(), "exporting", unit="task"):
         bound = mp.bind_patch(trunk, mp.Patch.load(path))

@@ -20,7 +20,7 @@ from model_patch.experiments.report.sample import Sample
 from model_patch.experiments.report.table import table
 from model_patch.experiments.transfer import make_recipe
 from model_patch.experiments.workdir import Workdir, versions
-from model_patch.files import read_json
+from model_patch.files import as_path, read_json
 from model_patch.patch import check_dtype
 from model_patch.trunks.saving import saved_spec
 
@@ -35,12 +35,12 @@ PICTURE_SCORE = 0.4
 
 def detector_path(workdir: str | Path, seed: int) -> Path:
     """Returns where `train_detector` writes the patch of one seed."""
-    return Path(workdir) / "detectors" / f"seed{seed}.safetensors"
+    return as_path(workdir) / "detectors" / f"seed{seed}.safetensors"
 
 
 def trunk_stem(workdir: str | Path, seed: int) -> Path:
     """Returns where `train_detector` writes the trunk of one seed, without its extension."""
-    return Path(workdir) / "trunks" / f"seed{seed}"
+    return as_path(workdir) / "trunks" / f"seed{seed}"
 
 
 def train_detector(config: ConfigDict, workdir: str | Path) -> dict:
@@ -128,7 +128,7 @@ def trunk_of(detector: str, seed: int | None = None) -> str:
     Raises:
         ModelPatchError: the folder holds no detector, or none of that seed.
     """
-    folder = Path(detector)
+    folder = as_path(detector)
     if not folder.is_dir():
         if ":" not in detector and detector != "bundled":
             raise mp.ModelPatchError(

@@ -20,6 +20,7 @@ from model_patch.bind import Counts
 from model_patch.experiments import multitask, transfer
 from model_patch.experiments.detector import make_task
 from model_patch.experiments.report.table import print_table, table
+from model_patch.files import as_path
 from model_patch.spec import parse
 
 _logger = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def random_data(text: str) -> str:
     if spec.scheme == "scenes":
         return random_data(spec.rest)
     classes = NUM_CLASSES.get(_name_of(text))
-    if classes is None or (spec.scheme in ("folder", "idx") and Path(spec.rest).is_dir()):
+    if classes is None or (spec.scheme in ("folder", "idx") and as_path(spec.rest).is_dir()):
         try:
             classes = len(mp.open_data(text).labels)
         except mp.ModelPatchError as error:

@@ -16,6 +16,7 @@ from model_patch.experiments.choices import HEADS
 from model_patch.experiments.report.joint import write_joint_report
 from model_patch.experiments.transfer import PATCHES, image_preprocessing, make_recipe
 from model_patch.experiments.workdir import Workdir, versions
+from model_patch.files import as_path
 from model_patch.join import check_join
 from model_patch.patch import check_dtype
 from model_patch.training.joint import fit_joined
@@ -29,12 +30,12 @@ TRUNKS = "trunks"
 
 def patch_path(workdir: Path, share: str, task: str, seed: int) -> Path:
     """Returns where `multitask` writes the patch of one row."""
-    return Path(workdir) / PATCHES / f"{share}-{task}-seed{seed}.safetensors"
+    return as_path(workdir) / PATCHES / f"{share}-{task}-seed{seed}.safetensors"
 
 
 def trunk_stem(workdir: str | Path, share: str, seed: int) -> Path:
     """Returns where `multitask` writes the trunk that was trained for one row, without the ending."""
-    return Path(workdir) / TRUNKS / f"{share}-seed{seed}"
+    return as_path(workdir) / TRUNKS / f"{share}-seed{seed}"
 
 
 @dataclasses.dataclass(frozen=True)

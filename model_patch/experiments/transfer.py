@@ -13,6 +13,7 @@ from model_patch.errors import require_each_once, require_seeds
 from model_patch.experiments.report.comparison import write_comparison
 from model_patch.experiments.report.machine import machine
 from model_patch.experiments.workdir import Workdir, versions
+from model_patch.files import as_path
 from model_patch.patch import check_dtype
 
 _logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ PATCHES = "patches"
 
 def patch_path(workdir: Path, train: str, seed: int) -> Path:
     """Returns where `transfer` writes the patch of one row."""
-    return Path(workdir) / PATCHES / f"{train}-seed{seed}.safetensors"
+    return as_path(workdir) / PATCHES / f"{train}-seed{seed}.safetensors"
 
 
 def transfer(config: ConfigDict, workdir: str | Path) -> dict:

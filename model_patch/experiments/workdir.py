@@ -4,7 +4,6 @@ import atexit
 import importlib.metadata
 import json
 import platform
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import keras
 
 from model_patch import __version__
 from model_patch.errors import ModelPatchError
-from model_patch.files import lock, read_json, remove_leftovers, write_json
+from model_patch.files import as_path, is_remote, lock, read_json, remove_folder, remove_leftovers, write_json
 
 LOCK = ".lock"
 """File in a workdir that the process which runs in it holds."""
@@ -24,18 +23,19 @@ def claim(workdir: str | Path):
     Raises:
         ModelPatchError: another process is running in it.
     """
-    is_new = not Path(workdir).exists()
-    if not lock(Path(workdir) / LOCK):
+    workdir = as_path(workdir)
+    is_new = not workdir.exists()
+    if not lock(workdir / LOCK):
         raise ModelPatchError(
             f"another process is running in the workdir {workdir}: wait for its end, or choose another --workdir"
         )
-    if is_new:
-        atexit.register(_remove_if_empty, Path(workdir).absolute())
+    if is_new and not is_remote(workdir):  # A store has no empty folders.
+        atexit.register(_remove_if_empty, workdir.absolute())
 
 
 def _remove_if_empty(folder: Path):
     if folder.exists() and [each.name for each in folder.iterdir()] == [LOCK]:
-        shutil.rmtree(folder)
+        remove_folder(folder)
 
 
 class Workdir:
@@ -63,7 +63,7 @@ class Workdir:
             ModelPatchError: the folder holds a run with another configuration, or files that are no run, or a process
                 that lives is running in it.
         """
-        self.path = Path(path)
+        self.path = as_path(path)
         config = json.loads(json.dumps(config))  # As it will be read again: tuples are lists there.
         if self.path.exists() and not self.path.is_dir():
             raise ModelPatchError(f"the workdir {path} is a file: expected a folder, or a name for a new one")
@@ -93,7 +93,7 @@ class Workdir:
     def write_results(self, results: dict):
         """Replaces the results file, whole or not at all; the checkpoints of the rows now in it are deleted."""
         write_json(self.path / self.RESULTS, results)
-        shutil.rmtree(self.path / self.CHECKPOINTS, ignore_errors=True)
+        remove_folder(self.path / self.CHECKPOINTS)
 
     def run_rows(self, facts: dict, keys: Sequence[dict], train_row: Callable[..., list[dict]]) -> dict:
         """Trains the rows that are missing, one after the other, and writes the results after each.

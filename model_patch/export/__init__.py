@@ -9,7 +9,7 @@ from typing import Any
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.export.verify import agreement, differences
-from model_patch.files import as_path, listing, new_folder, require_no_pattern
+from model_patch.files import as_path, listing, local_copy, new_folder, require_no_pattern
 
 QUANTIZE = ("none", "dynamic")
 """`dynamic` stores kernels as int8 with a scale per output channel; what runs through the net stays float32."""
@@ -144,7 +144,8 @@ def check(format: str, tasks: Sequence[BoundTask], output: str | Path, quantize:
         RuntimeError: the files do not run, or answer otherwise.
     """
     tasks = [bound.in_float32() for bound in tasks]
-    return differences(FORMATS[format].load().answers, Path(output), tasks, exact=quantize == "none")
+    with local_copy(output) as local:
+        return differences(FORMATS[format].load().answers, local, tasks, exact=quantize == "none")
 
 
 def check_on(data: str, format: str, tasks: Sequence[BoundTask], output: str | Path) -> dict[str, float]:
@@ -171,4 +172,5 @@ def check_on(data: str, format: str, tasks: Sequence[BoundTask], output: str | P
         resized = dataclasses.replace(bound.task.preprocessing, mode="none")
         ((batch, _),) = batches(test, resized, MAX_IMAGES, max_images=MAX_IMAGES).as_numpy_iterator()
         images.append(batch)
-    return agreement(FORMATS[format].load().answers, Path(output), tasks, images)
+    with local_copy(output) as local:
+        return agreement(FORMATS[format].load().answers, local, tasks, images)

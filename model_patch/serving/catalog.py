@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from model_patch.errors import ModelPatchError, PatchError
-from model_patch.files import TEMPORARY, as_path, listing, local_copy, write_bytes
+from model_patch.files import TEMPORARY, as_path, listing, write_bytes
 from model_patch.kinds import KINDS, TrainSpec
 from model_patch.patch import MAX_HEADER, METADATA_KEY, Patch
 from model_patch.patch_files import SUFFIX
@@ -66,8 +66,8 @@ class PatchFolder:
 
     def load(self, name: str) -> Patch:
         """Reads a patch. Raises as `Patch.load`."""
-        with local_copy(self._file(name)) as copy, _named(copy, name):
-            return Patch.load(copy)
+        with _named(self._file(name), name):
+            return Patch.load(self._file(name))
 
     def save(self, name: str, contents: bytes):
         """Writes a patch file, whole or not at all."""

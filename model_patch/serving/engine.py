@@ -18,9 +18,9 @@ from PIL import Image
 
 from model_patch.bank import Bank
 from model_patch.data.decoding import FORMATS
+from model_patch.data.stream import decoder
 from model_patch.errors import ModelPatchError, require_number
 from model_patch.patch import Patch
-from model_patch.predict import decoder
 from model_patch.preprocessing import Preprocessing
 from model_patch.tasks import Task
 from model_patch.trunk import Trunk

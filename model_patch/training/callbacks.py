@@ -1,6 +1,7 @@
 """Keras callbacks of every training."""
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError, TrainingError
+from model_patch.files import is_remote, upload
 from model_patch.progress import progress
 
 VALIDATION = "val_accuracy"
@@ -204,15 +206,21 @@ class Logs(keras.callbacks.TensorBoard):
     """Keras' TensorBoard, which says in one sentence that its files cannot be written, as on a full disk.
 
     Args:
-        folder: for TensorBoard's files.
+        folder: for TensorBoard's files; into a remote one they are uploaded when training ends.
     """
 
     def __init__(self, folder: Path):
-        super().__init__(str(folder), write_graph=False)
+        self.folder, self.scratch = folder, tempfile.TemporaryDirectory() if is_remote(folder) else None
+        super().__init__(self.scratch.name if self.scratch else str(folder), write_graph=False)
 
+    def on_train_end(self, logs=None):
+        self.close(logs)
+        if self.scratch:
+            upload(Path(self.scratch.name), self.folder)
+
+    close = _in_one_sentence("on_train_end")
     set_model = _in_one_sentence("set_model")
     on_train_begin = _in_one_sentence("on_train_begin")
-    on_train_end = _in_one_sentence("on_train_end")
     on_test_begin = _in_one_sentence("on_test_begin")
     on_test_end = _in_one_sentence("on_test_end")
     on_epoch_end = _in_one_sentence("on_epoch_end")

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from model_patch.errors import ModelPatchError
-from model_patch.files import write_bytes
+from model_patch.files import local_copy, write_bytes
 from model_patch.training.callbacks import KeepBest
 
 METADATA_KEY = "training"
@@ -53,7 +53,7 @@ class Checkpoint(keras.callbacks.Callback):
         if self.path is None or not self.path.exists():
             return 0
         try:
-            with safetensors.safe_open(self.path, framework="numpy") as file:
+            with local_copy(self.path) as local, safetensors.safe_open(local, framework="numpy") as file:
                 state = json.loads(file.metadata()[METADATA_KEY])
                 values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             best = [values.pop(f"best/{i}") for i in range(state["best_values"])]

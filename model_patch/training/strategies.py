@@ -8,11 +8,11 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import keras
 
 from model_patch.errors import ModelPatchError, unknown
+from model_patch.files import as_path
 from model_patch.training import STRATEGIES
 
 MIXED_PRECISION = "mixed_bfloat16"
@@ -71,7 +71,7 @@ def own_workdir(workdir: str, strategy: str) -> str:
     index = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
     if strategy != "multi_worker" or not index:
         return workdir
-    path = Path(workdir)
+    path = as_path(workdir)
     return str(path.with_name(f"{path.name}-worker{index}"))
 
 

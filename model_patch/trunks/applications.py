@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError, reason
+from model_patch.files import as_path, local_copy
 from model_patch.graph import keras_private
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
@@ -92,7 +93,7 @@ def open_application(spec: Spec, image_size: int | None = None) -> Trunk:
     model = build(name, size, "imagenet" if weights == "imagenet" else None, seed, arguments)
     trunk = Trunk(model, spec.text, Preprocessing(size, mode_of(NETS[name])))
     if weights not in ("imagenet", "none"):
-        _load(trunk, Path(weights), name)
+        _load(trunk, as_path(weights), name)
     return trunk
 
 
@@ -100,7 +101,7 @@ def _check_weights_file(spec: Spec, weights: str):
     if not weights.endswith(WEIGHTS_FILES):
         expected = f"imagenet, none, or a path ending in {', '.join(WEIGHTS_FILES)}"
         raise ModelPatchError(f"weights={weights} in {spec.text!r} is no kind of weights: expected {expected}")
-    if not Path(weights).is_file():
+    if not as_path(weights).is_file():
         raise ModelPatchError(
             f"the weights file {weights} does not exist: give weights=PATH of a file, or weights=none"
         )
@@ -115,8 +116,8 @@ def _load(trunk: Trunk, path: Path, name: str):
     for variable in floats.values():
         variable.assign(np.full(variable.shape, np.nan))
     try:
-        with warnings.catch_warnings(action="ignore"):
-            trunk.model.load_weights(path)
+        with warnings.catch_warnings(action="ignore"), local_copy(path) as local:
+            trunk.model.load_weights(local)
     except Exception as error:  # Whatever Keras and HDF5 raise while they read it, it is about this file.
         raise ModelPatchError(f"the weights {path} do not fit {name} without its top: {reason(error)}") from None
     missing = [key for key, v in floats.items() if np.isnan(keras.ops.convert_to_numpy(v)).any()]

@@ -13,6 +13,7 @@ import h5py
 import keras
 
 from model_patch.errors import ModelPatchError, reason
+from model_patch.files import as_path, local_copy
 from model_patch.graph.keras_private import maker
 from model_patch.graph.rewrite import functional, layer_at, output_of, resized
 from model_patch.preprocessing import Preprocessing
@@ -73,7 +74,7 @@ def open_file(spec: Spec, image_size: int | None = None) -> Trunk:
     options = spec.take(preprocessing="", image_size="")
     if options["image_size"] and not options["image_size"].isdecimal():
         raise ModelPatchError(f"image_size={options['image_size']} in {spec.text!r} is not a number of pixels")
-    path = Path(spec.rest)
+    path = as_path(spec.rest)
     model = functional(load_model(path))
     if spec.fragment:
         model = _at(model, spec.fragment)
@@ -103,7 +104,15 @@ def load_model(path: Path) -> keras.Model:
         raise ModelPatchError(f"the trunk file {path} does not exist: expected file:PATH of a .keras or .h5 file")
     if path.suffix not in SUFFIXES:
         raise ModelPatchError(f"{path} is no saved Keras model: expected a file ending in {', '.join(SUFFIXES)}")
-    config = _config(path)
+    try:
+        with local_copy(path) as local:
+            return _load(path, local)
+    except OSError as error:
+        raise ModelPatchError(f"{path} cannot be read: {reason(error)}") from None
+
+
+def _load(path: Path, local: Path) -> keras.Model:
+    config = _config(path, local)
     classes, allows = _layer_classes(config), _allows_lambdas.get()
     for name in sorted(classes.intersection(UNREADABLE)):
         raise ModelPatchError(
@@ -120,19 +129,19 @@ def load_model(path: Path) -> keras.Model:
     translated = keras2.translated(config)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            source = path if translated == config else keras2.with_config(path, translated, Path(folder))
+            source = local if translated == config else keras2.with_config(local, translated, Path(folder))
             return keras.models.load_model(source, compile=False, safe_mode=not allows)
         except Exception as error:  # Whatever Keras, zip and HDF5 raise while they read it, it is about this file.
             raise ModelPatchError(f"{path} cannot be loaded as a Keras model: {reason(error)}") from None
 
 
-def _config(path: Path):
+def _config(path: Path, local: Path):
     """Returns a saved model's configuration, without making anything of it."""
     try:
         if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(local) as archive:
                 return json.loads(archive.read("config.json"))
-        with h5py.File(path) as file:
+        with h5py.File(local) as file:
             config = file.attrs.get("model_config")
             if config is not None:
                 return json.loads(config)

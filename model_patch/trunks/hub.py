@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from model_patch.errors import ModelPatchError, reason
-from model_patch.files import require_no_pattern
+from model_patch.files import as_path, require_no_pattern
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
@@ -71,8 +71,8 @@ def resolve(handle: str) -> Path:
     Raises:
         ModelPatchError: it is neither a folder with a SavedModel nor in the cache, and cannot be downloaded.
     """
-    if "://" not in handle:
-        folder = Path(handle)
+    if not handle.startswith(("http://", "https://")):
+        folder = as_path(handle)
         if not any((folder / name).is_file() for name in FILES):
             raise ModelPatchError(f"{handle} is not a folder with a SavedModel: it has no {FILES[0]}")
         require_no_pattern(folder)

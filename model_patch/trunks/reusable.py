@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from model_patch.errors import ModelPatchError, reason
+from model_patch.files import local_copy
 
 FILES = ("saved_model.pb", "saved_model.pbtxt")
 """One of these lies in the folder of every SavedModel."""
@@ -19,8 +20,9 @@ def load_module(folder: Path):
     import tensorflow as tf
 
     try:
-        with tf.compat.v1.name_scope(None):  # Its variables' names must not depend on where it is loaded.
-            module = tf.saved_model.load(str(folder))
+        # Its variables' names must not depend on where it is loaded.
+        with tf.compat.v1.name_scope(None), local_copy(folder) as local:
+            module = tf.saved_model.load(str(local))
     except Exception as error:  # Whatever TensorFlow raises while it reads them, it is about these files.
         raise ModelPatchError(f"{folder} cannot be loaded as a SavedModel: {reason(error)}") from None
     if not callable(module) or not getattr(module, "variables", None):

@@ -1,6 +1,5 @@
 """A SavedModel as one Keras layer: how a net that is only known as a function can still be patched."""
 
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from model_patch.errors import ModelPatchError
+from model_patch.files import as_path
 from model_patch.trunks.reusable import call_module, features_of, load_module
 
 SCALE_BIAS = {"gamma", "beta"}
@@ -54,7 +54,7 @@ class SavedModelLayer(keras.layers.Layer):
     def build(self, input_shape):
         if self._module is None:
             # Past Keras' attribute tracking, which would count the module's variables as the layer's.
-            object.__setattr__(self, "_module", load_module(Path(self.folder)))
+            object.__setattr__(self, "_module", load_module(as_path(self.folder)))
         slots = set().union(*self._mp_slots.values())
         shared = getattr(self, "_trunk_variables", {})
         self.held = {}

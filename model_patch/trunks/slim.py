@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from model_patch.errors import ModelPatchError, reason
-from model_patch.files import require_no_pattern
+from model_patch.files import local_copy, require_no_pattern
 from model_patch.preprocessing import Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
@@ -48,12 +48,19 @@ def read_checkpoint(path: str) -> dict[str, np.ndarray]:
     Raises:
         ModelPatchError: there is no checkpoint, or it is damaged.
     """
+    try:
+        with local_copy(path) as local:
+            return _read_checkpoint(str(path), str(local))
+    except OSError as error:
+        raise ModelPatchError(f"{path} cannot be read: {reason(error)}") from None
+
+
+def _read_checkpoint(path: str, local: str) -> dict[str, np.ndarray]:
     import tensorflow as tf
 
-    path = str(path)
     # `latest_checkpoint` would take the folder's name for a pattern.
-    state = tf.train.get_checkpoint_state(path) if Path(path).is_dir() else None
-    found = state.model_checkpoint_path if state else path.removesuffix(".index")
+    state = tf.train.get_checkpoint_state(local) if Path(local).is_dir() else None
+    found = state.model_checkpoint_path if state else local.removesuffix(".index")
     if not any(Path(each).is_file() for each in (found, f"{found}.index")):
         raise ModelPatchError(f"no checkpoint is at {path}: expected slim:PATH of model.ckpt, without .index or .data")
     require_no_pattern(found)

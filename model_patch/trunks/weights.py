@@ -8,7 +8,7 @@ import safetensors
 import safetensors.numpy
 
 from model_patch.errors import ModelPatchError, mismatches
-from model_patch.files import write_bytes
+from model_patch.files import local_copy, write_bytes
 from model_patch.graph.rewrite import walk
 from model_patch.trunk import Trunk
 
@@ -26,7 +26,8 @@ def load_weights(trunk: Trunk, path: str | Path):
         ModelPatchError: the file is missing or damaged, or its keys or shapes are not those of the trunk.
     """
     try:
-        values = safetensors.numpy.load_file(path)
+        with local_copy(path) as local:
+            values = safetensors.numpy.load_file(local)
     except OSError as error:
         raise ModelPatchError(f"the weights {path} cannot be read: {error}") from None
     except safetensors.SafetensorError as error:

@@ -6,6 +6,7 @@ from PIL import Image
 
 from configs import detect_scenes
 from model_patch import ModelPatchError, Patch, Task, bind
+from model_patch.data.stream import BadImagesError
 from model_patch.detection.detector import evaluate_on, open_detector, predict_files
 from model_patch.experiments.detector import detector_path, train_detector, trunk_of
 from model_patch.trunks import open_trunk
@@ -93,12 +94,30 @@ def test_image_files_are_answered_with_labels_boxes_and_pictures(run, tmp_path):
     for name in ("a.png", "b.jpg"):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), "uint8")).save(tmp_path / name)
     bound = open_detector(detector_path(run[0], 0))
-    one, two = predict_files(bound, [f"{tmp_path}/*.*g"], tmp_path / "out", score=0.0)
+    one, two = predict_files(bound, [f"{tmp_path}/*.*g"], 0.0, tmp_path / "out")
     assert (one.file, two.file) == (f"{tmp_path}/a.png", f"{tmp_path}/b.jpg") and one.objects
     label, score, box = one.objects[0]
     assert label in "0123456789" and 0 <= score <= 1 and len(box) == 4
     with Image.open(two.picture) as picture:
         assert picture.size == (80 * 8, 50 * 8)
+
+
+def test_detections_are_a_stream_in_which_bad_images_are_named_at_the_end(run, tmp_path):
+    """Over 64 images, one of them alone, and no pictures: every one gets what it gets by itself."""
+    random = np.random.default_rng(0)
+    for i in range(67):
+        Image.fromarray(random.integers(0, 256, (20 + i, 30, 3), "uint8")).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "30.png").write_bytes(b"no image")
+    bound, found = open_detector(detector_path(run[0], 0)), []
+    with pytest.raises(BadImagesError, match=r"1 of 67 images cannot be read: .*30.png"):
+        found.extend(predict_files(bound, str(tmp_path), score=0.0))
+    assert [each.file[-6:] for each in found] == [f"{i:02}.png" for i in range(67) if i != 30]
+    for each in (found[0], found[-1]):
+        (alone,) = predict_files(bound, each.file, score=0.0)
+        assert each.picture is None and [label for label, _, _ in alone.objects] == [
+            label for label, _, _ in each.objects
+        ]
+        np.testing.assert_allclose([o[1] for o in alone.objects], [o[1] for o in each.objects], atol=1e-5)
 
 
 def test_what_cannot_be_used_is_refused(run, trunk_file, trunk, tmp_path):
@@ -119,11 +138,11 @@ def test_what_cannot_be_used_is_refused(run, trunk_file, trunk, tmp_path):
         ModelPatchError, match="has 1 classes, 'car' first, and the detector 'digits-scenes' 10, '0' first"
     ):
         evaluate_on(bound, f"coco:{tmp_path}?train_images=.&test_images=.")
-    with pytest.raises(ModelPatchError, match="two images are called 'a'"):
-        next(predict_files(bound, [f"{tmp_path}/a.png", f"{tmp_path}/x/a.png"], tmp_path / "out", 0.5))
     with pytest.raises(ModelPatchError, match="nowhere.png does not exist"):
-        next(predict_files(bound, [f"{tmp_path}/a.png", f"{tmp_path}/nowhere.png"], tmp_path / "out", 0.5))
+        next(predict_files(bound, [f"{tmp_path}/a.png", f"{tmp_path}/nowhere.png"], 0.5, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+    found = predict_files(bound, [f"{tmp_path}/a.png", f"{tmp_path}/x/a.png"], 0.5, tmp_path / "out")
+    assert [each.picture.name for each in found] == ["a.png", "a-2.png"]
     with pytest.raises(ModelPatchError, match="holds no detector yet: train it"):
         trunk_of(str(tmp_path))
     with pytest.raises(ModelPatchError, match="holds no detector of seed 3, only 0"):

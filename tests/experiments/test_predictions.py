@@ -7,23 +7,20 @@ import pytest
 
 from model_patch import ModelPatchError
 from model_patch.experiments.predictions import PredictionFile, paths_from
-from model_patch.predict import Answer
 
 PATHS = ["a.png", 'odd, "quoted"\nname.png', "über.png", "d.png"]
 TASKS = ("shapes", "colours")
 
 
-def answers(path):
-    of_labels = {"x": 0.25, "y": 0.75}
-    return [Answer(path, task, (("y", 0.75),), of_labels) for task in TASKS]
+VALUES = ("label", "probability")
 
 
-def write(path, paths=PATHS, **options):
+def write(path, paths=PATHS, more=None):
     """Writes predictions of the paths that are missing; returns these."""
-    file = PredictionFile(path, TASKS, **options)
+    file = PredictionFile(path, TASKS, [*VALUES, *([] if more is None else ["more"])])
     missing = list(file.missing(paths))
     for each in missing:
-        file.append(answers(each))
+        file.append([(each, task, "y", 0.75, *([] if more is None else [more])) for task in TASKS])
     return missing
 
 
@@ -44,11 +41,11 @@ def test_a_line_per_image_and_task_with_the_most_probable_label(path):
     assert all(row["label"] == "y" and float(row["probability"]) == 0.75 for row in rows)
 
 
-def test_all_probabilities_are_written_if_asked_for(path):
-    write(path, all_probabilities=True)
+@pytest.mark.parametrize("more", [{"x": 0.25, "y": 0.75}, [], [{"label": "x", "box": [0, 0.5, 1, 1]}]])
+def test_values_of_several_parts_are_json(path, more):
+    write(path, more=more)
     for row in read(path):
-        held = row["probabilities"]
-        assert (json.loads(held) if isinstance(held, str) else held) == {"x": 0.25, "y": 0.75}
+        assert (json.loads(row["more"]) if path.suffix == ".csv" else row["more"]) == more
 
 
 def test_wherever_a_run_was_cut_off_the_next_one_completes_the_file(path):
@@ -65,18 +62,18 @@ def test_a_file_of_other_tasks_or_columns_is_refused_and_left_alone(path):
     write(path)
     before = path.read_bytes()
     with pytest.raises(ModelPatchError, match="other columns or tasks"):
-        PredictionFile(path, ["others"])
+        PredictionFile(path, ["others"], VALUES)
     with pytest.raises(ModelPatchError, match="other columns or tasks"):
-        PredictionFile(path, TASKS, all_probabilities=True)
+        PredictionFile(path, TASKS, [*VALUES, "more"])
     assert path.read_bytes() == before
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path):
     with pytest.raises(ModelPatchError, match=r"--output=.*\.txt is no table: expected .*\.csv or \.jsonl"):
-        PredictionFile(tmp_path / "x.txt", TASKS)
+        PredictionFile(tmp_path / "x.txt", TASKS, VALUES)
     (tmp_path / "x.jsonl").write_text("not JSON\n")
     with pytest.raises(ModelPatchError, match="other columns or tasks"):
-        PredictionFile(tmp_path / "x.jsonl", TASKS)
+        PredictionFile(tmp_path / "x.jsonl", TASKS, VALUES)
 
 
 def test_lines_of_standard_input_are_paths():

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from model_patch.data.decoding import FORMATS, decode
+from model_patch.data.decoding import FORMATS, decode, read_file
 from model_patch.data.image_files import Frame, read_frame
 from model_patch.detection.data import coco_file
 from model_patch.detection.data.coco_file import TOLERANCE, CocoFile
 from model_patch.detection.data.images import DetectionData, DetectionSplit, ragged_split, turned
 from model_patch.errors import ModelPatchError
+from model_patch.files import as_path, is_remote
 from model_patch.progress import progress
 from model_patch.spec import Spec
 
@@ -38,7 +39,7 @@ def open_coco(spec: Spec) -> DetectionData:
             cannot be read; a box is not in pixels or lies wholly outside its image; train and test have different categories.
     """
     options = spec.take(train="train.json", test="test.json", train_images=".", test_images=".")
-    root = Path(spec.rest)
+    root = as_path(spec.rest)
     if not spec.rest or not root.is_dir():
         raise ModelPatchError(f"{spec.text!r} names no folder: expected coco:FOLDER with annotation files in it")
     train, test = (coco_file.read(root / options[name]) for name in ("train", "test"))
@@ -69,7 +70,7 @@ class Annotated:
 
 def _compare(train: CocoFile, test: CocoFile, train_folder: Path, test_folder: Path, notes: list[str]):
     trained, tested = (
-        {os.path.normpath(folder / image.file_name) for image in file.images.values()}
+        {os.path.normpath(str(folder / image.file_name)) for image in file.images.values()}
         for file, folder in ((train, train_folder), (test, test_folder))
     )
     if both := trained & tested:
@@ -125,12 +126,12 @@ def annotated(file: CocoFile, folder: Path, notes: list[str]) -> list[Annotated]
 
 
 def _split(images: list[Annotated]) -> DetectionSplit:
+    remote = any(is_remote(each.path) for each in images[:1])
+
     def load(path):
-        import tensorflow as tf
+        return decode(read_file(path, remote))
 
-        return decode(tf.io.read_file(path))
-
-    paths = [os.fsencode(each.path) for each in images]
+    paths = [os.fsencode(str(each.path)) for each in images]
     boxes, classes, crowds = ([getattr(each, part) for each in images] for part in ("boxes", "classes", "crowds"))
     return ragged_split(paths, boxes, classes, crowds, load, sum(map(len, paths)))
 

@@ -12,6 +12,7 @@ import model_patch as mp
 from model_patch.experiments.benchmark.output import new_results, write_suite
 from model_patch.experiments.benchmark.timing import interleaved, milliseconds
 from model_patch.experiments.report.table import table
+from model_patch.files import as_path
 from model_patch.training.adam import adam
 
 _logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def run(config: ConfigDict, workdir: str | Path):
     }
     title = f"{config.trunk} at {config.image_size} px, {config.joint_tasks} x {config.joint_images_per_task} images"
     note = "`ratio`: median over rounds; `spread`: its quartiles."
-    write_suite(Path(workdir), "joint", title, results, [table(results["rows"], columns), note])
+    write_suite(as_path(workdir), "joint", title, results, [table(results["rows"], columns), note])
 
 
 def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) -> dict:

@@ -37,6 +37,7 @@ from model_patch.experiments.benchmark.timing import (
 from model_patch.experiments.report.output import new_axes
 from model_patch.experiments.report.sample import grouped
 from model_patch.experiments.report.table import Table, table
+from model_patch.files import as_path
 from model_patch.training.adam import adam
 from model_patch.training.loop import run_epochs
 
@@ -76,7 +77,7 @@ def run(config: ConfigDict, workdir: str | Path):
         for cost in [key for key in rows[0] if key != "work"]:
             law = fit_cost([row["work"] for row in rows], [row[cost] for row in rows])
             results["laws"].append({"part": part, "cost": cost, **law})
-        _report(results, Path(workdir))
+        _report(results, as_path(workdir))
         _logger.info("%s: done", part)
 
 

@@ -29,7 +29,7 @@ from model_patch.experiments.report.sample import grouped
 from model_patch.experiments.report.table import Table, table
 from model_patch.export.saved_model import export_saved_model
 from model_patch.export.vector_net import vector_net
-from model_patch.files import write_json
+from model_patch.files import as_path, write_json
 
 _logger = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ def run(config: ConfigDict, workdir: str | Path):
         for mix, batch in itertools.product(config.mixes if num_tasks > 1 else ("identical",), config.batch_sizes):
             results["rows"] += _cell(answers, mix, batch, num_tasks, trunk, config)
             _logger.info("%d tasks, %s, batch %d: done", num_tasks, mix, batch)
-        write_json(Path(workdir) / "serving.json", results)
-    _report(results, Path(workdir))
+        write_json(as_path(workdir) / "serving.json", results)
+    _report(results, as_path(workdir))
 
 
 def _set_op_threads(count: int):

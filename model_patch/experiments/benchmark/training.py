@@ -43,6 +43,7 @@ from model_patch.experiments.report.machine import num_cores
 from model_patch.experiments.report.output import new_axes
 from model_patch.experiments.report.sample import grouped
 from model_patch.experiments.report.table import Table, table
+from model_patch.files import as_path
 from model_patch.spec import parse
 from model_patch.training.adam import adam
 
@@ -110,11 +111,11 @@ def run(config: ConfigDict, workdir: str | Path):
             if row["form"] in config.training_memory_of:
                 row["peak_bytes"] = in_own_process(_peak_memory, config.classes, trunk, size, batch, row["form"])
         results["rows"] += rows
-        _report(results, Path(workdir))
+        _report(results, as_path(workdir))
         _logger.info("%s, %d px, batch %d: done", trunk, size, batch)
     if config.training_epochs_of:
         results["epochs"] = epochs_of(config)
-        _report(results, Path(workdir))
+        _report(results, as_path(workdir))
 
 
 def _cell(config: ConfigDict, trunk: str, size: int, batch: int, not_run: list[dict]) -> list[dict]:
