@@ -33,8 +33,8 @@ RENEWAL_SECONDS = 10.0
 _locks: dict[tuple[int, int], int] = {}
 """Descriptors of the locks that this process holds, by device and inode; the operating system lets them go at its end."""
 
-_leases: set[str] = set()
-"""Remote files whose locks this process holds."""
+_leases: dict[str, Callable[[], None]] = {}
+"""Functions that give back the locks on remote files that this process holds, by path."""
 
 
 def is_remote(path: str | Path) -> bool:
@@ -431,7 +431,6 @@ def _lease(path: Path) -> bool:
         fs.pipe_file(place, mine)
         if read_bytes(path) != mine:
             return False  # Another process took it over, too, and later.
-    _leases.add(str(path))
     ended = threading.Event()
 
     def renew():
@@ -440,12 +439,15 @@ def _lease(path: Path) -> bool:
                 fs.pipe_file(place, own())
 
     def release():
+        if _leases.pop(str(path), None) is None:
+            return
         ended.set()
         renewing.join(RENEWAL_SECONDS)
         with contextlib.suppress(Exception):
             fs.rm_file(place)
 
     renewing = threading.Thread(target=renew, daemon=True)
+    _leases[str(path)] = release
     renewing.start()
     atexit.register(release)
     return True
