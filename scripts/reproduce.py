@@ -1,6 +1,7 @@
 """Runs the paper's experiments at our scale and writes the page of their results, docs/results.md.
 
     python scripts/reproduce.py --suite=small --workdir=runs/small
+    python scripts/reproduce.py --suite=real --workdir=runs/real      # after scripts/real_bench.py
     python scripts/reproduce.py --suite=small --workdir=runs/small --only=rates,expressivity
     python scripts/reproduce.py --suite=small --workdir=runs/smoke --smoke
 
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from model_patch.experiments import cli
 
-_SUITE = cli.flags.DEFINE_string("suite", "small", "Which experiments: small.")
+_SUITE = cli.flags.DEFINE_string("suite", "small", "Which experiments: small or real.")
 _WORKDIR = cli.flags.DEFINE_string("workdir", None, "Folder for the runs.", required=True)
 _OUTPUT = cli.flags.DEFINE_string("output", None, "Folder of the page; by default docs, with --smoke the workdir.")
 _ONLY = cli.flags.DEFINE_list("only", (), "Names of the experiments to run; by default all.")

@@ -17,7 +17,7 @@ from model_patch.errors import require_seeds
 from model_patch.experiments.report.machine import machine
 from model_patch.experiments.report.output import named, write_report
 from model_patch.experiments.report.sample import Sample
-from model_patch.experiments.report.table import table
+from model_patch.experiments.report.table import Table, table
 from model_patch.experiments.transfer import make_recipe
 from model_patch.experiments.workdir import Workdir, versions
 from model_patch.files import as_path, read_json
@@ -194,9 +194,13 @@ COLUMNS = {
 }
 
 
+def detector_table(rows: list[dict]) -> Table:
+    """Returns a line per seed, and their mean."""
+    means = {metric: Sample.of(rows, metric).mean for metric in METRICS}
+    return table([*rows, {"seed": "mean", **means}], COLUMNS)
+
+
 def write_detector_report(results: dict, folder: Path):
     """Prints the table of a run and writes it to `results.md`."""
-    rows = results["rows"]
-    means = {metric: Sample.of(rows, metric).mean for metric in METRICS}
     title = f"{results['data']} at {results['image_size']} px, {results['train']}"
-    write_report(folder, title, [table([*rows, {"seed": "mean", **means}], COLUMNS), f"{named(results['versions'])}."])
+    write_report(folder, title, [detector_table(results["rows"]), f"{named(results['versions'])}."])

