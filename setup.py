@@ -15,12 +15,19 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["model_patch", "model_patch.*"]),
-    package_data={"model_patch": ["*.pyi"], "model_patch.trunks": ["bundled/*"]},
+    package_data={
+        "model_patch": ["*.pyi"],
+        "model_patch.trunks": ["bundled/*"],
+        "model_patch.experiments.report": ["*.j2"],
+    },
     install_requires=[
         "absl-py",
         "ai-edge-litert",  # Runs exported .tflite files to verify them; tensorflow writes them.
+        "cleanlab",  # Finds labels that may be wrong.
         "h5py",
+        "imagehash",  # Finds near duplicates.
         "importlib_resources",  # tensorflow-datasets imports it, but does not require it.
+        "jinja2",
         "keras>=3.15,<4",
         "lazy_loader>=0.6",  # Earlier ones let the module model_patch.bind hide the function.
         "matplotlib",

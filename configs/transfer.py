@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.learning_rates: tuple[float, ...] = ()  # Several rates to compare, instead of learning_rate.
     config.schedule = "cosine"  # Learning-rate schedule: constant | cosine | paper
     config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: the data's, from 30 epochs on
+    config.balance = "none"  # How classes of unequal size are counted: weights in the loss, or how often images come.
     config.validation_fraction = 0.1  # Share of the training images that chooses the best epoch; 0: the last epoch.
     config.patience = 0  # Stop after so many epochs without a better one on the validation images; 0: never.
     config.folds = 0  # Cross-validate on the training images, too, in this many folds; 0: do not.
@@ -35,6 +36,7 @@ def get_config() -> ConfigDict:
     config.skip_bad_images = False  # Leave out image files that cannot be read.
     config.verify_images = False  # Decode every image of a folder before training, unless an earlier run did.
     config.remat = False  # Train with less memory and more time: most feature maps are recomputed for their gradients.
+    config.report_images = 24  # Most images in each list of the report; 0: none, and no thumbnails.
     config.patch_dtype = "float32"  # Type of the values in patch files.
     config.seeds = (0,)  # Seeds, a row of results each, for example 0,1,2.
     return config

@@ -88,7 +88,9 @@ class Task:
         """Returns new metrics of int labels and logits; the first is the one that results report, in 0..1."""
         import keras
 
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        from model_patch.training.balanced import MacroAccuracy
+
+        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroAccuracy(len(self.labels))]
 
     def answers(self, outputs) -> dict:
         """Returns what an exported model says, given the logits `(batch, classes)`; runs inside TensorFlow's graphs.

@@ -4,8 +4,9 @@
     python scripts/transfer.py --trunk='keras:MobileNetV2?weights=imagenet' --data=folder:photos \
         --train=last,scale_bias+last --seeds=0,1,2 --workdir=runs/photos
 
-Writes to the workdir: results.json, results.md, accuracy_vs_parameters.png, a patch file per row under patches/, and
-TensorBoard logs under tensorboard/. With several --learning_rates each rate has a folder with all that, and the workdir a
+Writes to the workdir: report.html and results.md with all tables and figures, results.json, a patch file per row under
+patches/, the one to ship as best.safetensors, what it gets wrong as evaluation.json, and TensorBoard logs under
+tensorboard/. With several --learning_rates each rate has a folder with all that, and the workdir a
 table and a plot of accuracy against learning rate. The same command resumes with the rows that are missing.
 """
 

@@ -1,6 +1,9 @@
 """From images to batches that a trunk takes."""
 
+import numpy as np
+
 from model_patch.data.augment import augmenter
+from model_patch.data.balance import resampled
 from model_patch.data.epochs import in_epochs, numbered, shuffled
 from model_patch.data.images import Split
 from model_patch.errors import require_number
@@ -22,6 +25,7 @@ def batches(
     augmentation: str = "none",
     shuffle_seed: int | None = None,
     epochs: range = range(1),
+    class_weights: np.ndarray | None = None,
     cache: bool = True,
     shuffle_bytes: int = SHUFFLE_BYTES,
 ):
@@ -39,6 +43,8 @@ def batches(
         shuffle_seed: reshuffles in every epoch; None keeps the split's order. The batches of an epoch are a function
             of this seed and of the epoch's number, whichever epochs come before it.
         epochs: numbers of the epochs, whose batches follow one another.
+        class_weights: how often the images of each class come in an epoch, on average, see `data.balance.resampled`; by
+            default once.
         cache: whether images are cached. Otherwise only requested images are decoded.
         shuffle_bytes: images that are not cached are shuffled in their stored form, in a buffer of this many bytes.
 
@@ -70,18 +76,20 @@ def batches(
     images = split.stored(number)
     if cache:
         images = load(images).cache()
+    repeats = split.skips or class_weights is not None
 
     def one_epoch(epoch):
+        each = images if class_weights is None else resampled(images, class_weights, shuffle_seed or 0, epoch)
         if cache:
             # A buffer of all images reads the cache to its end at once: stopping early never leaves it half filled.
-            chosen = shuffle(images, number, epoch)
+            chosen = shuffle(each, number, epoch)
         else:
             at_once = split.num_images * shuffle_bytes // max(1, split.stored_bytes)
-            chosen = load(shuffle(images, max(1, min(number, at_once)), epoch))
+            chosen = load(shuffle(each, max(1, min(number, at_once)), epoch))
         if not plain:
             chosen = numbered(chosen, shuffle_seed or 0, epoch).map(augment_and_resize, tf.data.AUTOTUNE)
         # Others come a second time in the place of images that are left out, so that an epoch keeps its length.
-        return chosen.repeat().take(number) if split.skips else chosen
+        return chosen.repeat().take(number) if repeats else chosen
 
     if split.skips and shuffle_seed is None and plain:
         chosen = load(split.stored(number)).batch(batch_size)  # Each once, as many as there are.

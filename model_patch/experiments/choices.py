@@ -1,5 +1,6 @@
 """The options that take one of a few names, by flag. Without Keras, so that `--help` and mistakes take no time."""
 
+from model_patch.data.balance import BALANCES
 from model_patch.data.sampling import SAMPLERS
 from model_patch.detection import CONFIDENCES
 from model_patch.kinds import NORM_STATISTICS, SHARE
@@ -12,6 +13,7 @@ HEADS = ("auto", "own", "shared")
 """Whether joined tasks have a head each or one for all; `auto`: one where they are resolutions of one data set."""
 
 CHOICES = {
+    "balance": BALANCES,
     "confidence": tuple(CONFIDENCES),
     "head": HEADS,
     "norm_statistics": NORM_STATISTICS,

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 import model_patch as mp
 from model_patch.errors import require_each_once
 from model_patch.experiments.report.output import prediction_grid, save_figure
+from model_patch.experiments.report.page import REPORT
 from model_patch.experiments.report.table import print_table
 from model_patch.experiments.transfer import patch_path, transfer
 from model_patch.files import as_path, remove_folder, write_bytes
@@ -54,5 +55,6 @@ def demo(config: ConfigDict, workdir: str | Path):
     header = ("task", "patch", "SavedModel", "correct on test images", "maximum difference to the model in memory")
     print_table("One trunk, a patch per task", header, rows)
     save_figure(prediction_grid(grid), workdir / "predictions.png")
-    written = "results.json, results.md, accuracy_vs_parameters.png, predictions.png, patches/, saved_models/"
+    written = "results.json, results.md, predictions.png, best.safetensors, patches/, saved_models/"
     print(f"\nWritten to {workdir}: {written}")
+    print(f"Report: {workdir / REPORT}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shlex
 from pathlib import Path
 
 import keras
@@ -9,17 +10,27 @@ from ml_collections import ConfigDict
 
 import model_patch as mp
 from model_patch.bind import check_bind
+from model_patch.data.balance import imbalance
 from model_patch.errors import require_each_once, require_seeds
-from model_patch.experiments.report.comparison import write_comparison
+from model_patch.experiments.choice import choose
+from model_patch.experiments.evaluate import evaluate_task, splits_of
 from model_patch.experiments.report.machine import machine
+from model_patch.experiments.report.page import REPORT
+from model_patch.experiments.report.transfer import write_transfer_report
 from model_patch.experiments.workdir import Workdir, versions
-from model_patch.files import as_path
+from model_patch.files import as_path, write_bytes
 from model_patch.patch import check_dtype
 
 _logger = logging.getLogger(__name__)
 
 PATCHES = "patches"
 """Folder of the patch files in the workdir."""
+
+BEST = "best.safetensors"
+"""Name of the copy of the chosen patch in the workdir."""
+
+CURVES = ("loss", "accuracy", "val_loss", "val_accuracy")
+"""Logs of each epoch that are kept in the results."""
 
 
 def patch_path(workdir: Path, train: str, seed: int) -> Path:
@@ -30,7 +41,9 @@ def patch_path(workdir: Path, train: str, seed: int) -> Path:
 def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     """Trains every row of a comparison: each of `config.train` with each of `config.seeds`.
 
-    Writes, after each row, `results.json` and the row's patch file; at the end a table and a plot. Rows that are finished
+    Writes, after each row, `results.json` and the row's patch file; at the end tables and plots as `results.md` and
+    `report.html`, the patch to ship as `best.safetensors`, see `choice.choose`, and what was found of it in
+    `evaluation.json`. Rows that are finished
     are not trained again, and one that was interrupted resumes after its last complete epoch.
 
     Args:
@@ -38,19 +51,21 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
         workdir: folder for all files.
 
     Returns:
-        The contents of `results.json`: `trunk`, `data`, `image_size`, `versions`, `machine` and a list of `rows` with
+        The contents of `results.json`: `trunk`, `data`, `image_size`, `images` (their number by split), `versions`, `machine` and a list of `rows` with
         `train`, `seed`, `trained_parameters`, `trained_fraction` (0..1), `reused_fraction` (of the trunk, 0..1),
-        `patch_bytes`, `test_accuracy` (0..1), `train_seconds` and `input_wait` (0..1), the share of them spent waiting for
+        `patch_bytes`, `test_accuracy` and `test_macro_accuracy` (0..1), `train_seconds` and `input_wait` (0..1), the share of them spent waiting for
         a batch; with validation images `validation_accuracy` (0..1) and, where epochs are trained, `best_epoch`, the number
-        of the one kept, from 0; with `config.folds` `fold_accuracies` (0..1), of a training each on the other folds.
+        of the one kept, from 0, and the `curves` by epoch; with `config.folds` `fold_accuracies` (0..1), of a training each on the other folds.
 
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
     trunk, task, train_specs, data, folds, recipe = open_run(config)
     folder = Workdir(workdir, config.to_dict())
-    for note in data.notes:
-        _logger.warning(note)
+    known = data.train.known_labels
+    for note in [*data.notes, *([imbalance(known, data.labels)] if known is not None else [])]:
+        if note:
+            _logger.warning(note)
 
     def trained(train: str, seed: int, data: mp.ImageData, name: str, log_dir: Path | None = None):
         keras.utils.set_random_seed(seed)
@@ -70,6 +85,10 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
             optional["validation_accuracy"] = mp.evaluate(bound, data, recipe, split="validation")["accuracy"]
         if fitted.best_epoch is not None:
             optional["best_epoch"] = fitted.best_epoch
+        if fitted.history:
+            optional["curves"] = {
+                name: [round(value, 5) for value in values] for name, values in fitted.history.items() if name in CURVES
+            }
         metrics = mp.evaluate(bound, data, recipe)
         path = patch_path(folder.path, train, seed)
         bound.patch(metrics).save(path, config.patch_dtype)
@@ -82,6 +101,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
                 "reused_fraction": bound.reused_fraction(),
                 "patch_bytes": path.stat().st_size,
                 "test_accuracy": metrics["accuracy"],
+                "test_macro_accuracy": metrics["macro_accuracy"],
                 "train_seconds": fitted.seconds,
                 "input_wait": round(fitted.input_wait, 4),
                 **optional,
@@ -89,17 +109,37 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
         ]
 
     size = trunk.preprocessing.image_size
+    used = dataclasses.replace(
+        data,
+        train=data.train.first(recipe.max_train_images or None),
+        test=data.test.first(recipe.max_test_images or None),
+    )
     facts = {
         "trunk": config.trunk,
         "data": config.data,
         "image_size": size,
+        "images": {part: split.num_images for part, split in splits_of(used).items()},
         "versions": versions(),
         "machine": machine(),
     }
     keys = [{"train": train, "seed": seed} for seed in config.seeds for train in train_specs]
     results = folder.run_rows(facts, keys, train_row)
-    write_comparison(results, folder.path)
+    choice = choose(results["rows"], facts["images"])
+    best = folder.path / BEST
+    write_bytes(best, patch_path(folder.path, choice.train, choice.seed).read_bytes())
+    evaluation = evaluate_task(mp.bind_patch(trunk, mp.Patch.load(best)), used, config.report_images)
+    write_transfer_report(results, choice, evaluation, used, folder.path, config.report_images)
+    _print_commands(config, best)
     return results
+
+
+def _print_commands(config: ConfigDict, best: Path):
+    """Prints the commands that use the chosen patch."""
+    trunk, best_ = shlex.quote(f"--trunk={config.trunk}"), shlex.quote(f"--patches={best}")
+    output = shlex.quote(f"--output={best.with_name('saved_model')}")
+    print(f"Report: {best.with_name(REPORT)}")
+    print(f"Predict: python scripts/predict.py {trunk} {best_} --images=IMAGES")
+    print(f"Export:  python scripts/export.py {trunk} {best_} {output}")
 
 
 def open_run(

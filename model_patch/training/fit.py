@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
@@ -11,12 +11,13 @@ import numpy as np
 
 from model_patch.bind import BoundTask
 from model_patch.data import pipeline
+from model_patch.data.balance import class_weights, resampled
 from model_patch.data.epochs import in_epochs, shuffled
 from model_patch.data.images import ImageData, bad_images_named
 from model_patch.detection.data import DetectionData
 from model_patch.detection.data import pipeline as detection_pipeline
 from model_patch.detection.evaluation import evaluate_detector
-from model_patch.errors import require_seed
+from model_patch.errors import ModelPatchError, require_seed
 from model_patch.join import JoinedTasks
 from model_patch.progress import progress
 from model_patch.tasks import CLASSIFICATION
@@ -92,6 +93,7 @@ def fit_task(
     batches = functools.partial(_batches, bound, data, recipe, seed)
     validation = data.validation if isinstance(data, ImageData) else None
     tested = pipeline.batches(validation, bound.task.preprocessing, recipe.batch_size) if validation else None
+    weights = _class_weights(bound, data, recipe)
     spec, classifies, decays = bound.train_spec, bound.task.type == CLASSIFICATION, {}
     if classifies and recipe.learns_last_layer_first(spec):
         if spec.kinds:
@@ -99,20 +101,27 @@ def fit_task(
             estimate_statistics(bound, wait.measured(batches("none", cache=False)))
         images = wait.measured(batches("none", shuffle=False, cache=False))
         features = features_and_labels(bound, images, num_images, recipe.batch_size)
-        decay = learn_last_layer(bound, *features, least_spread=LEAST_SPREAD if spec.kinds else 0.0)
+        decay = learn_last_layer(bound, *features, weights, least_spread=LEAST_SPREAD if spec.kinds else 0.0)
         decays = {} if decay is None else {bound.head.kernel.path: decay}
         if not spec.kinds:
             seconds = time.perf_counter() - start
             return Fitted(seconds, {}, min(1.0, wait.seconds / seconds))
     if classifies and not spec.kinds:
         images = wait.measured(batches("none", shuffle=False, cache=False))
-        train, head = features_and_head(bound, images, recipe.batch_size, num_images, seed)
+        drawn = weights if recipe.balance == "sampling" else None
+        train, head = features_and_head(bound, images, recipe.batch_size, num_images, seed, drawn)
         tested = features_of(bound, tested, validation.num_images, recipe.batch_size) if validation else None
-        options = {"one_call_per_epoch": True, "validation": tested}
+        options = {"one_call_per_epoch": True, "validation": tested, "class_weights": weights}
         learnt = run_epochs(bound, head, train, num_images, recipe, log_dir, checkpoint, wait, **options)
     else:
-        train = functools.partial(batches, recipe.augmentation)
-        options = {"relative": classifies and recipe.is_relative(spec), "decays": decays, "validation": tested}
+        drawn = {"class_weights": weights} if recipe.balance == "sampling" else {}
+        train = functools.partial(batches, recipe.augmentation, **drawn)
+        options = {
+            "relative": classifies and recipe.is_relative(spec),
+            "decays": decays,
+            "validation": tested,
+            "class_weights": weights,
+        }
         learnt = run_epochs(bound, bound.model, train, num_images, recipe, log_dir, checkpoint, wait, **options)
         estimate_statistics(bound, wait.measured(batches("none", cache=False)))
     seconds = time.perf_counter() - start
@@ -180,9 +189,14 @@ def _batches(
     )
 
 
-def features_and_labels(bound: BoundTask, images, num_images: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Runs the trunk once over batches of images: returns float32 `(images, channels)` and int64 `(images,)`."""
-    forward = replicated.predictor(bound.features)
+def features_and_labels(
+    bound: BoundTask, images, num_images: int, batch_size: int, forward: Callable | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs the trunk once over batches of images: returns float32 `(images, channels)` and int64 `(images,)`.
+
+    Several calls share one trace if they are given one `forward`, `replicated.predictor(bound.features)`.
+    """
+    forward = forward or replicated.predictor(bound.features)
     # As arrays: under another backend than TensorFlow, Keras takes none of its tensors.
     outputs = [
         (np.asarray(forward(x.numpy())), y)
@@ -200,7 +214,18 @@ def features_of(bound: BoundTask, images, num_images: int, batch_size: int):
     return tf.data.Dataset.from_tensor_slices(features).batch(batch_size)
 
 
-def features_and_head(bound: BoundTask, images, batch_size: int, num_images: int, seed: int):
+def _class_weights(bound: BoundTask, data: ImageData | DetectionData, recipe: Recipe) -> np.ndarray | None:
+    """Returns the weights of the classes where they are balanced."""
+    if recipe.balance == "none":
+        return None
+    if not isinstance(data, ImageData):
+        raise ModelPatchError(f"balance is {recipe.balance}: expected none for a {bound.task.type} task")
+    return class_weights(data.train.image_labels(recipe.max_train_images or None), len(bound.task.labels))
+
+
+def features_and_head(
+    bound: BoundTask, images, batch_size: int, num_images: int, seed: int, drawn: np.ndarray | None = None
+):
     """Caches the features of the images.
 
     Args:
@@ -209,6 +234,7 @@ def features_and_head(bound: BoundTask, images, batch_size: int, num_images: int
         batch_size: of the batches that are returned.
         num_images: how many there are, for the progress bar.
         seed: of the order.
+        drawn: how often the images of each class come in an epoch, on average; by default once.
 
     Returns:
         A function from a range of epochs to batches of `(features, labels)`, and the head as a model of its own.
@@ -220,7 +246,10 @@ def features_and_head(bound: BoundTask, images, batch_size: int, num_images: int
 
     def train(epochs: range):
         def one_epoch(epoch):
-            return shuffled(cached, len(labels), seed, epoch)
+            if drawn is None:
+                return shuffled(cached, len(labels), seed, epoch)
+            each = resampled(cached, drawn, seed, epoch)
+            return shuffled(each, len(labels), seed, epoch).repeat().take(len(labels))
 
         return in_epochs(one_epoch, epochs, len(labels), batch_size).prefetch(tf.data.AUTOTUNE)
 

@@ -12,6 +12,7 @@ from model_patch.bind import BoundTask
 from model_patch.data.images import ImageData, Split
 from model_patch.data.pipeline import batches
 from model_patch.data.sampling import Sampler, joint_batches
+from model_patch.errors import ModelPatchError
 from model_patch.join import JoinedTasks
 from model_patch.kinds import TrainSpec
 from model_patch.training.callbacks import InputWait, KeepBest, Logs, Progress, StopAtNaN
@@ -57,8 +58,13 @@ def fit_joined(
         What it took, testing on validation images included.
 
     Raises:
+        ModelPatchError: the recipe balances classes, which joint training does not.
         TrainingError: the loss became NaN.
     """
+    if recipe.balance != "none":
+        raise ModelPatchError(
+            f"balance is {recipe.balance}: expected none for joined tasks, whose images a sampler draws"
+        )
     start, wait = time.perf_counter(), InputWait()
     most = recipe.max_train_images or None
     if sizes is None:

@@ -42,7 +42,11 @@ enlarges these differences so much that one relative step of training, about as 
 
 
 def learn_last_layer(
-    bound: BoundTask, features: np.ndarray, labels: np.ndarray, least_spread: float = 0.0
+    bound: BoundTask,
+    features: np.ndarray,
+    labels: np.ndarray,
+    class_weights: np.ndarray | None = None,
+    least_spread: float = 0.0,
 ) -> np.ndarray | None:
     """Sets the last layer of a classification task to the solution.
 
@@ -50,6 +54,8 @@ def learn_last_layer(
         bound: its head changes, nothing else.
         features: what the head takes, of each training image, float32 `(images, channels)`.
         labels: int `(images,)`.
+        class_weights: how much an image of each class counts, float32 `(classes,)`, with the mean 1 over all images; by
+            default 1 each.
         least_spread: leaves the last layer unchanged where the features' root mean square distance from their mean is less than
             this part of their root mean square.
 
@@ -67,6 +73,8 @@ def learn_last_layer(
     distance = distance or 1.0
     centred, scale = (centred / distance).astype("float32"), scale * distance
     targets = np.eye(classes, dtype="float32")[labels]
+    if class_weights is not None:
+        targets *= class_weights[labels, None]
     few = max(classes, MOST_WORK // (classes * features.shape[1]))
     weight_decay = choose_weight_decay(centred[:few], targets[:few])
     enough = min(1.0, few / len(labels))  # Noise averages out over more images, so that they need less weight decay.
@@ -85,7 +93,7 @@ def choose_weight_decay(features: np.ndarray, targets: np.ndarray) -> float:
 
     Args:
         features: centred and scaled, float32 `(images, channels)`.
-        targets: one-hot, float32 `(images, classes)`.
+        targets: one-hot, times the weight of the image, float32 `(images, classes)`.
     """
     if len(features) < 2 * FOLDS:
         return WEIGHT_DECAYS[0]
@@ -134,7 +142,7 @@ def _objective(weights: np.ndarray, features, targets, weight_decay: float, xp=n
     logits = xp.matmul(features, kernel) + bias
     logits = logits - xp.max(logits, axis=1, keepdims=True)
     log_probabilities = logits - xp.log(xp.sum(xp.exp(logits), axis=1, keepdims=True))
-    error = (xp.exp(log_probabilities) - targets) / len(features)
+    error = (xp.exp(log_probabilities) * xp.sum(targets, axis=1, keepdims=True) - targets) / len(features)
     gradient = xp.matmul(xp.transpose(features), error) + weight_decay * kernel
     loss = weight_decay / 2 * xp.sum(xp.square(kernel)) - xp.sum(targets * log_probabilities) / len(features)
     rows = [ops.convert_to_numpy(part) for part in (gradient, xp.sum(error, axis=0, keepdims=True))]

@@ -12,6 +12,7 @@ import numpy as np
 from model_patch.bind import BoundTask
 from model_patch.tasks import Task
 from model_patch.training import replicated, strategies
+from model_patch.training.balanced import Weighted
 from model_patch.training.callbacks import InputWait, KeepBest, Logs, Progress, StopAtNaN
 from model_patch.training.recipe import Recipe
 from model_patch.training.resume import Checkpoint
@@ -48,6 +49,7 @@ def run_epochs(
     relative: bool = False,
     decays: Mapping[str, np.ndarray] | None = None,
     validation=None,
+    class_weights: np.ndarray | None = None,
 ) -> Checkpoint:
     """Trains the model of a bound task, or the part of it that learns, with its task's loss.
 
@@ -67,6 +69,7 @@ def run_epochs(
             each would be most of it. The same is computed; the bar moves, and a NaN loss is seen, once per epoch.
         relative, decays: as for `Recipe.make_optimizer`.
         validation: batches of `(x, y)` as in training, that can be gone through more than once; None for none.
+        class_weights: by class, of a task whose classes the recipe balances; with `balance=weights` the loss is weighted.
 
     Returns:
         The checkpoint, which has the history of all epochs; an empty one where `model` learns nothing by gradient.
@@ -80,12 +83,15 @@ def run_epochs(
     steps_per_epoch = math.ceil(num_images / recipe.batch_size)
     in_one_call = one_call_per_epoch and keras.backend.backend() == "tensorflow"
     optimizer = recipe.make_optimizer(bound.train_spec, steps_per_epoch, relative, decays)
-    compile_for(model, bound.task, optimizer, steps_per_execution=steps_per_epoch if in_one_call else 1)
+    weights = class_weights if recipe.balance == "weights" else None
+    compile_for(model, bound.task, optimizer, steps_per_epoch if in_one_call else 1, weights)
     best = None
     if validation is not None:
-        # A head that takes all steps of an epoch in one call is tested as a model that does not.
-        test = tester(bound, keras.Model(model.input, model.output) if in_one_call else model)
-        best = KeepBest({"": lambda: test(validation)}, {"": bound.task.metrics()[0].name}, recipe.patience)
+        # What takes all steps of an epoch in one call, or has another loss, is tested as a model that does not.
+        is_other = in_one_call or weights is not None
+        test = tester(bound, keras.Model(model.input, model.output) if is_other else model)
+        chosen_by = bound.task.metrics()[0 if recipe.balance == "none" else 1].name
+        best = KeepBest({"": lambda: test(validation)}, {"": chosen_by}, recipe.patience)
     kept = Checkpoint(model, checkpoint, best)
     finished = kept.restore()
     all_callbacks: list[keras.callbacks.Callback] = [
@@ -172,7 +178,11 @@ _COMPILED: weakref.WeakKeyDictionary[keras.Model, keras.losses.Loss] = weakref.W
 
 
 def compile_for(
-    model: keras.Model, task: Task, optimizer: keras.optimizers.Optimizer | None = None, steps_per_execution: int = 1
+    model: keras.Model,
+    task: Task,
+    optimizer: keras.optimizers.Optimizer | None = None,
+    steps_per_execution: int = 1,
+    class_weights: np.ndarray | None = None,
 ):
     """Compiles a model with the loss and the metrics of a task.
 
@@ -184,9 +194,12 @@ def compile_for(
         task: whose.
         optimizer: to train with; None to test only.
         steps_per_execution: steps in one call.
+        class_weights: how much an image of each class counts in the loss; by default 1 each.
     """
     if optimizer is None and model.compiled and _COMPILED.get(model) is model.loss:
         return
     # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
-    model.compile(optimizer, loss=task.loss(), metrics=task.metrics(), steps_per_execution=steps_per_execution)
-    _COMPILED[model] = model.loss
+    loss = task.loss() if class_weights is None else Weighted(task.loss(), class_weights)
+    model.compile(optimizer, loss=loss, metrics=task.metrics(), steps_per_execution=steps_per_execution)
+    if class_weights is None:
+        _COMPILED[model] = model.loss

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from model_patch.data.augment import augmenter
+from model_patch.data.balance import BALANCES
 from model_patch.errors import require_number, unknown
 from model_patch.kinds import TrainSpec
 
@@ -77,6 +78,8 @@ class Recipe:
             classification task Adam's is relative to each variable's size, see `is_relative`.
         schedule: a name in `SCHEDULES`.
         augmentation: names joined by `+`, see `model_patch.data.augment`.
+        balance: how classes of unequal size are counted, one of `data.balance.BALANCES`; with another than `none` the
+            best epoch is that of the highest macro accuracy.
         patience: where there are validation images, epochs without a better one after which training stops; 0 for never.
         max_train_images, max_test_images: use at most this many, the first ones; 0 for all.
 
@@ -90,6 +93,7 @@ class Recipe:
     learning_rate: float = 0.0
     schedule: str = "cosine"
     augmentation: str = "none"
+    balance: str = "none"
     patience: int = 0
     max_train_images: int = 0
     max_test_images: int = 0
@@ -99,6 +103,8 @@ class Recipe:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
+        if self.balance not in BALANCES:
+            raise unknown("balance", self.balance, BALANCES)
         augmenter(self.augmentation)
         for field, least in (
             ("epochs", 1),

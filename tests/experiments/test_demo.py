@@ -19,4 +19,5 @@ def test_every_task_is_trained_exported_verified_and_drawn(tmp_path, capsys):
         assert (tmp_path / "run" / "saved_models" / name / "saved_model.pb").exists()
     with Image.open(tmp_path / "run" / "predictions.png") as picture:
         assert picture.format == "PNG"
-    assert " of 12" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert " of 12" in printed and printed.endswith(f"Report: {tmp_path}/run/report.html\n")

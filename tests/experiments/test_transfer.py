@@ -8,7 +8,7 @@ from model_patch.experiments.transfer import patch_path, transfer
 from tests.conftest import small_net
 
 ROW = {"train", "seed", "trained_parameters", "trained_fraction", "reused_fraction", "patch_bytes", "test_accuracy"}
-ROW |= {"train_seconds", "input_wait", "validation_accuracy"}
+ROW |= {"train_seconds", "input_wait", "validation_accuracy", "test_macro_accuracy"}
 
 
 @pytest.fixture
@@ -29,13 +29,21 @@ def test_every_row_is_trained_saved_and_reported(config, tmp_path):
         (train, seed) for seed in (0, 3) for train in config.train
     ]
     last, patched = results["rows"][:2]
-    assert last.keys() == ROW and patched.keys() == ROW | {"best_epoch"} and 0 <= last["test_accuracy"] <= 1
+    assert last.keys() == ROW and patched.keys() == ROW | {"best_epoch", "curves"} and 0 <= last["test_accuracy"] <= 1
     assert last["trained_parameters"] == 16 * 10 + 10 < patched["trained_parameters"]
     for row in results["rows"]:
         path = patch_path(tmp_path / "run", row["train"], row["seed"])
         assert path.stat().st_size == row["patch_bytes"]
         assert Patch.load(path).metrics["accuracy"] == row["test_accuracy"]
-    for name in ("results.md", "accuracy_vs_parameters.png", "tensorboard/scale_bias+last-seed0"):
+    best = (tmp_path / "run" / "best.safetensors").read_bytes()
+    assert best in [patch_path(tmp_path / "run", row["train"], row["seed"]).read_bytes() for row in results["rows"]]
+    for name in (
+        "results.md",
+        "report.html",
+        "evaluation.json",
+        "accuracy_vs_parameters.png",
+        "tensorboard/scale_bias+last-seed0",
+    ):
         assert (tmp_path / "run" / name).exists()
 
 

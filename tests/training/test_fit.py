@@ -203,7 +203,7 @@ def test_joined_tasks_and_detectors_are_fitted_and_tested_by_the_same_functions(
     before = snapshot(joined.tasks["two"].head_variables)
     assert mp.fit(joined, both, few).history["two_loss"]
     assert not same(before, snapshot(joined.tasks["two"].head_variables))
-    assert mp.evaluate(joined, both, few)["one"].keys() == {"loss", "accuracy"}
+    assert mp.evaluate(joined, both, few)["one"].keys() == {"loss", "accuracy", "macro_accuracy"}
     scenes = mp.open_detection_data("scenes:digits?size=32&train=8&test=8")
     detector = mp.bind(trunk, mp.DetectionTask.on(trunk, "found", scenes.labels), "last")
     means = {key: np.array(v) for key, v in detector.head_variables.items() if "moving_mean" in key}

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from model_patch.experiments.report.output import named, new_axes, write_report
+from model_patch.experiments.report.output import accuracy_limits, legend_below, named, new_axes, write_report
+from model_patch.experiments.report.page import Figure
 from model_patch.experiments.report.sample import Sample, grouped
 from model_patch.experiments.report.table import Table, table
 
@@ -16,6 +17,7 @@ COLUMNS = {
     "patch file": lambda row: f"{row['patch_bytes'] / 1000:,.0f} kB",
     "test accuracy": "{accuracy.mean:.4f}",
     "spread": "{accuracy.spread:.4f}",
+    "macro": "{macro.mean:.4f}",
     "validation": "{validation.mean:.4f}",
     "cross-validation": "{folds}",
     "seeds": "{seeds}",
@@ -24,16 +26,20 @@ COLUMNS = {
 """`spread` is best minus worst seed, as in brackets of the folds. Columns without values, of splits that a run does not have, are left out."""
 
 
+MARKERS = "osD^vP*Xph"
+
+
 def summarise(rows: list[dict]) -> list[dict]:
     """Averages the rows of `results.json` over seeds.
 
     Returns:
         One object per value of `train`, in order of first appearance: the fields of its first row, `accuracy` (a `Sample`,
-        in 0..1), `seeds` (their number), and `train_seconds` (mean); where they were measured the samples `validation` and
-        `folds`, the latter of all folds of all seeds.
+        in 0..1), `seeds` (their number), and `train_seconds` (mean); where they were measured the samples `macro`,
+        `validation` and `folds`, the last of all folds of all seeds.
     """
     return [
         group[0]
+        | ({"macro": Sample.of(group, "test_macro_accuracy")} if "test_macro_accuracy" in group[0] else {})
         | ({"validation": Sample.of(group, "validation_accuracy")} if "validation_accuracy" in group[0] else {})
         | (
             {"folds": Sample(sum((tuple(row["fold_accuracies"]) for row in group), ()))}
@@ -56,24 +62,33 @@ def comparison_table(rows: list[dict]) -> Table:
     return [header[i] for i in used], [[row[i] for i in used] for row in cells]
 
 
-def write_comparison(results: dict, folder: Path):
-    """Prints the comparison of ways to train and writes it to `results.md` and `accuracy_vs_parameters.png`."""
+def comparison_parts(results: dict) -> list[str | Table | Figure]:
+    """Returns the comparison of ways to train: a table, notes, and accuracy against trained parameters."""
     summary = summarise(results["rows"])
-    title = f"{results['data']} on {results['trunk']} at {results['image_size']} px"
-    figure, axes = new_axes()
-    for row in summary:
+    figure, axes = new_axes(6.5, 5)
+    for i, row in enumerate(summary):
         x, y = max(row["trained_parameters"], 1), row["accuracy"].mean
-        axes.errorbar(x, y, yerr=[[bar] for bar in row["accuracy"].bars], fmt="o", capsize=3, color="tab:blue")
-        axes.annotate(row["train"], (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
-    axes.margins(x=0.2, y=0.15)
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy", title=title)
+        bars = [[bar] for bar in row["accuracy"].bars]
+        axes.errorbar(x, y, yerr=bars, fmt=MARKERS[i % len(MARKERS)], capsize=3, label=row["train"])
+    lowest = min(min(row["accuracy"].values) for row in summary)
+    axes.margins(x=0.1)
+    axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy", ylim=accuracy_limits(lowest))
+    legend_below(figure)
     # Runs of earlier versions did not record what they reuse.
     reused = [f"{row['train']} {100 * row['reused_fraction']:.1f} %" for row in summary if "reused_fraction" in row]
-    unchanged = f"Trunk weights left unchanged: {', '.join(reused)}." if reused else ""
-    notes = " ".join(filter(None, ["`spread`: best minus worst seed.", unchanged, f"{named(results['versions'])}."]))
-    write_report(folder, title, [comparison_table(results["rows"]), notes], accuracy_vs_parameters=figure)
-    if unchanged:
-        print(unchanged)
+    notes = ["`spread`: best minus worst seed."]
+    if any("folds" in row for row in summary):
+        notes.append("`cross-validation`: mean over folds, in brackets best minus worst fold.")
+    if reused:
+        notes.append(f"Trunk weights left unchanged: {', '.join(reused)}.")
+    notes.append(f"{named(results['versions'])}.")
+    plot = Figure("accuracy_vs_parameters", figure, "Test accuracy by number of trained parameters")
+    return [comparison_table(results["rows"]), " ".join(notes), plot]
+
+
+def title_of(results: dict) -> str:
+    """Returns the heading of a report on ways to train."""
+    return f"{results['data']} on {results['trunk']} at {results['image_size']} px"
 
 
 def by_rate(rows: Iterable[dict]) -> dict[str, dict[float, Sample]]:
@@ -107,7 +122,8 @@ def write_rates(results: dict, folder: Path):
         means = [accuracies.mean for accuracies in each.values()]
         bars = list(zip(*(accuracies.bars for accuracies in each.values()), strict=True))
         axes.errorbar(list(each), means, yerr=bars, fmt="o-", capsize=3, label=train)
-    axes.set(xscale="log", xlabel="learning rate", ylabel="test accuracy", title=title)
+    lowest = min(min(each.values) for rates in by_rate(results["rows"]).values() for each in rates.values())
+    axes.set(xscale="log", xlabel="learning rate", ylabel="test accuracy", title=title, ylim=accuracy_limits(lowest))
     axes.legend(title="trained", fontsize=8)
     notes = f"Mean over seeds; in brackets best minus worst seed. {named(results['versions'])}."
     write_report(folder, title, [rates_table(results["rows"]), notes], accuracy_vs_learning_rate=figure)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_patch.experiments.report.output import named, new_axes, write_report
+from model_patch.experiments.report.output import accuracy_limits, named, new_axes, write_report
 from model_patch.experiments.report.sample import Sample, grouped
 from model_patch.experiments.report.table import Table, table
 
@@ -89,7 +89,7 @@ def plot(summary: list[dict], title: str, resolutions: bool):
         axes.set(xlabel="image size in pixels", xticks=list(summary[0]["image_sizes"].values()))
     else:
         lowest = min(min(sample.values) for row in summary for sample in row["tasks"].values())
-        axes.set(xticks=range(len(names)), xticklabels=names, ylim=(max(0.0, lowest - 0.1), None))
+        axes.set(xticks=range(len(names)), xticklabels=names, ylim=accuracy_limits(lowest))
     axes.set(ylabel="test accuracy", title=title)
     axes.legend(title="shared by the tasks", fontsize=8, loc="lower right")
     return figure

@@ -48,15 +48,30 @@ def new_axes(width: float = 7, height: float = 4.5, rows: int = 1, columns: int 
     return figure, panels[0, 0] if panels.size == 1 else panels
 
 
-def save_figure(figure, path: Path):
-    """Writes a matplotlib figure as PNG, whole or not at all."""
+def legend_below(figure, columns: int = 2):
+    """Names what a figure shows below it, where nothing is covered."""
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
+
+
+def accuracy_limits(lowest: float) -> tuple[float, float]:
+    """Returns the limits of an axis of accuracies, within 0..1, with some room around the lowest and below 1."""
+    return max(0.0, lowest - 0.25 * (1.0 - lowest) - 0.02), 1.0
+
+
+def figure_bytes(figure) -> bytes:
+    """Returns a matplotlib figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_figure(figure, path: Path):
+    """Writes a matplotlib figure as PNG, whole or not at all."""
+    write_bytes(path, figure_bytes(figure))
 
 
 def prediction_grid(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str], Sequence[str]]]):
-    """Draws one row of images per task, each with its predicted label, in red if it is wrong.
+    """Draws one row of images per task, each with its true and its predicted label, in red if they differ.
 
     Args:
         rows: per task its name, images uint8 `(height, width, 3)` of any size, predicted labels and true labels.
@@ -65,13 +80,13 @@ def prediction_grid(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str
         A matplotlib figure.
     """
     columns = max(len(images) for _, images, _, _ in rows)
-    figure, _ = new_axes(1.1 * columns + 1, 1.4 * len(rows), len(rows), columns)
+    figure, _ = new_axes(1.2 * columns + 1, 1.6 * len(rows), len(rows), columns)
     grid = np.reshape(figure.axes, (len(rows), columns))
     for cells, (name, images, predicted, true) in zip(grid, rows, strict=True):
         for axes in cells:
             axes.set_axis_off()
         for axes, image, label, truth in zip(cells, images, predicted, true, strict=False):
             axes.imshow(image)
-            axes.set_title(label, fontsize=8, color="black" if label == truth else "red")
+            axes.set_title(f"true: {truth}\npredicted: {label}", fontsize=7, color="black" if label == truth else "red")
         cells[0].text(-0.15, 0.5, name, rotation=90, ha="right", va="center", fontsize=9, transform=cells[0].transAxes)
     return figure

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_patch.experiments.report.comparison import summarise, write_comparison
+from model_patch.experiments.report.comparison import comparison_parts, summarise
 from model_patch.experiments.report.output import prediction_grid, save_figure
+from model_patch.experiments.report.page import Section, write_page
 from model_patch.experiments.report.table import markdown, print_table, table
 
 
@@ -33,22 +34,27 @@ def test_rows_are_averaged_over_seeds_in_their_order(results):
     assert (last["train"], last["accuracy"].values) == ("last", (0.5,))
 
 
-def test_a_report_is_a_table_and_a_picture(results, tmp_path, capsys):
-    write_comparison(results, tmp_path)
+def test_a_comparison_is_a_table_and_a_picture(results, tmp_path):
+    write_page(tmp_path, "title", [Section("Ways to train", comparison_parts(results))])
     text = (tmp_path / "results.md").read_text()
-    assert "# digits on bundled at 48 px" in text
     assert "| scale_bias+last | 1,234 | 3.4 % | 56 kB | 0.8125 | 0.1250 | 2 | 2.5 |" in text
-    sentence = "Trunk weights left unchanged: scale_bias+last 96.5 %, last 96.5 %."
-    assert sentence in text and sentence in capsys.readouterr().out
+    assert "Trunk weights left unchanged: scale_bias+last 96.5 %, last 96.5 %." in text
     with Image.open(tmp_path / "accuracy_vs_parameters.png") as picture:
         assert picture.format == "PNG" and len(np.unique(picture)) > 10
 
 
-def test_a_run_that_did_not_note_what_is_reused_is_reported_without(results, tmp_path):
+def test_a_run_that_did_not_note_what_is_reused_is_reported_without(results):
     for each in results["rows"]:
         del each["reused_fraction"]
-    write_comparison(results, tmp_path)
-    assert "left unchanged" not in (tmp_path / "results.md").read_text()
+    assert "left unchanged" not in comparison_parts(results)[1]
+
+
+def test_accuracies_are_drawn_within_0_and_1_and_named_beside_the_plot(results):
+    results["rows"][0]["test_accuracy"] = 1.0
+    figure = comparison_parts(results)[2].figure
+    low, high = figure.axes[0].get_ylim()
+    assert 0 <= low < 0.5 and high == 1.0
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["scale_bias+last", "last"]
 
 
 @pytest.mark.parametrize("columns", ["20", "80"])
@@ -72,6 +78,7 @@ def test_a_wrong_answer_is_red_in_the_grid(tmp_path):
     images = [np.full((8, 8, 3), value, "uint8") for value in (0, 128, 255)]
     figure = prediction_grid([("greys", images, ("black", "grey", "grey"), ("black", "grey", "white"))])
     assert [axes.title.get_color() for axes in figure.axes] == ["black", "black", "red"]
+    assert figure.axes[2].title.get_text() == "true: white\npredicted: grey"
     save_figure(figure, tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.size[0] > picture.size[1]

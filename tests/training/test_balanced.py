@@ -1,0 +1,59 @@
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from model_patch import ModelPatchError, bind
+from model_patch.data.images import array_split
+from model_patch.join import join
+from model_patch.training.balanced import MacroAccuracy, Weighted
+from model_patch.training.fit import evaluate, fit
+
+
+def test_macro_accuracy_is_the_mean_recall_of_the_classes_seen():
+    from sklearn.metrics import balanced_accuracy_score
+
+    random = np.random.RandomState(0)
+    labels, outputs = random.choice([0, 1, 3], 200, p=[0.8, 0.15, 0.05]), random.rand(200, 4)
+    outputs[np.arange(200), labels] += 0.5
+    metric = MacroAccuracy(4)
+    for part in (slice(0, 150), slice(150, 200)):
+        metric.update_state(labels[part], outputs[part])
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        expected = balanced_accuracy_score(labels, outputs.argmax(axis=1))
+    assert float(metric.result()) == pytest.approx(expected)
+
+
+def test_a_weighted_loss_counts_images_by_their_class():
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    labels, outputs = np.array([0, 1, 1]), np.random.RandomState(0).randn(3, 2).astype("float32")
+    each = np.array([float(loss(labels[i : i + 1], outputs[i : i + 1])) for i in range(3)])
+    weighted = Weighted(loss, np.array([3.0, 0.5], "float32"))
+    assert float(weighted(labels, outputs)) == pytest.approx(np.mean(each * [3, 0.5, 0.5]), rel=1e-5)
+
+
+@pytest.fixture
+def uneven(data):
+    """Of digits 0 to 9 the first has 200 training images, the others 6 each."""
+    examples = list(data.train.dataset().as_numpy_iterator())
+    kept = [x for label in range(10) for x in [e for e in examples if e[1] == label][: 6 if label else 200]]
+    images, labels = (np.array(part) for part in zip(*kept, strict=True))
+    return dataclasses.replace(data, train=array_split(images, labels))
+
+
+@pytest.mark.parametrize(("train", "rate", "epochs"), [("last", 0.0, 1), ("last", 0.1, 40), ("bias+last", 0.01, 4)])
+def test_balanced_classes_raise_macro_accuracy(trunk, digits, uneven, recipe, train, rate, epochs):
+    recipe = dataclasses.replace(recipe, epochs=epochs, max_train_images=0, max_test_images=300, learning_rate=rate)
+    found = {}
+    for balance in ("none", "weights", "sampling"):
+        keras.utils.set_random_seed(0)
+        bound = bind(trunk, digits, train)
+        fit(bound, uneven, dataclasses.replace(recipe, balance=balance))
+        found[balance] = evaluate(bound, uneven, recipe)["macro_accuracy"]
+    assert min(found["weights"], found["sampling"]) > found["none"]
+
+
+def test_joined_tasks_are_not_balanced(trunk, digits, data, recipe):
+    with pytest.raises(ModelPatchError, match="balance is weights: expected none for joined tasks"):
+        fit(join(trunk, [digits]), {"digits": data}, dataclasses.replace(recipe, balance="weights"))
