@@ -83,7 +83,6 @@ def _save(bank: Bank, folder: Path):
     module.row_of = tf.lookup.StaticHashTable(rows, default_value=-1)
     module.labels = tf.constant(labels, tf.string)
 
-    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32), tf.TensorSpec((None,), tf.string)])
     def answer(resized, names):
         row = module.row_of.lookup(names)
         unknown = tf.boolean_mask(names, row < 0)
@@ -94,13 +93,19 @@ def _save(bank: Bank, folder: Path):
         label = tf.gather(tf.gather(module.labels, row), tf.argmax(logits, axis=-1), batch_dims=1)
         return {"logits": logits, "probabilities": tf.nn.softmax(logits), "label": label}
 
-    names = tf.TensorSpec((None,), tf.string, name="tasks")
+    names, resized_images = (
+        tf.TensorSpec((None,), tf.string, name="tasks"),
+        tf.TensorSpec((None, size, size, 3), tf.float32),
+    )
+    answer = tf.function(answer, autograph=False).get_concrete_function(resized_images, names)
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="images"), names])
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="images"), names], autograph=False
+    )
     def serve(images, tasks):
         return answer(prepare.resize(images), tasks)
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="contents"), names])
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="contents"), names], autograph=False)
     def serve_encoded(contents, tasks):
         return answer(reader(prepare)(contents), tasks)
 

@@ -1,25 +1,28 @@
-"""Calls a SavedModel in a process that has TensorFlow and nothing of this package: proof that the export stands alone.
+"""Calls SavedModels in a process that has TensorFlow and nothing of this package: proof that exports stand alone.
 
-Run as a file, `python clean_saved_model.py SAVED_MODEL IMAGES.npy ANSWERS.npz [SIGNATURE...]`; it imports no other module of
-the package. IMAGES is a float32 array `(batch, height, width, 3)` in 0..255; ANSWERS holds what `serving_default` returns for
-it, or the signatures, or tasks of a bank, that are named, each with its name before the slash.
+Run as a file, `python clean_saved_model.py CALLS.json`; it imports no other module of the package. CALLS holds a list of
+`[SAVED_MODEL, IMAGES.npy, ANSWERS.npz, [SIGNATURE, ...]]`. IMAGES is a float32 array `(batch, height, width, 3)` in 0..255;
+ANSWERS will hold what `serving_default` returns for it, or the signatures, or tasks of a bank, that are named, each with its
+name before the slash.
 """
 
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 
 def main():
-    """Loads the model, calls it and writes its answers."""
-    saved_model, images, answers, *names = sys.argv[1:]
-    signatures = tf.saved_model.load(saved_model).signatures
-    pixels = tf.constant(np.load(images))
-    outputs = {f"{name}/{key}": value for name in names for key, value in _ask(signatures, name, pixels).items()}
-    outputs = outputs or signatures["serving_default"](images=pixels)
+    """Loads each model, calls it and writes its answers."""
+    for saved_model, images, answers, names in json.loads(Path(sys.argv[1]).read_text()):
+        signatures = tf.saved_model.load(saved_model).signatures
+        pixels = tf.constant(np.load(images))
+        outputs = {f"{name}/{key}": value for name in names for key, value in _ask(signatures, name, pixels).items()}
+        outputs = outputs or signatures["serving_default"](images=pixels)
+        np.savez(answers, **{name: _storable(value.numpy()) for name, value in outputs.items()})
     assert not any(name.partition(".")[0] == "model_patch" for name in sys.modules), "the package was imported"
-    np.savez(answers, **{name: _storable(value.numpy()) for name, value in outputs.items()})
 
 
 def _ask(signatures, name: str, pixels):

@@ -22,6 +22,24 @@ from model_patch.preprocessing import Preprocessing
 MANIFEST = "model_patch.json"
 """Name of the description inside the file: a zip archive behind the net, as in TensorFlow Lite's own metadata."""
 
+_SPELT_OUT = {
+    "Rsqrt": [("Sqrt", [""], "y"), ("Reciprocal", ["Sqrt"], "y")],
+    "Softplus": [
+        ("Abs", [""], "y"),
+        ("Neg", ["Abs"], "y"),
+        ("Exp", ["Neg"], "y"),
+        ("Log1p", ["Exp"], "y"),
+        ("Relu", [""], "activations"),
+        ("AddV2", ["Relu", "Log1p"], "z"),
+        ("Relu", ["AddV2"], "activations"),
+    ],
+}
+"""Operations that LiteRT computes wrong where TensorFlow does not, and what stands for them: operation, inputs, its output.
+
+With XNNPACK, the interpreter's default, 1 / sqrt(0) is NaN, not infinity: `keras.ops.normalize` of zeros, and so
+`UnitNormalization` behind a ReLU, were NaN. Its softplus is infinity from 89 on.
+"""
+
 
 def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
     """Writes `folder/NAME.tflite` for each task, its batch norms folded.
@@ -51,8 +69,8 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
 
 def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Returns what each task's file answers, see `model_patch.export.Format`."""
-    files = [folder / f"{bound.task.name}.tflite" for bound in tasks]
-    return [run_in_clean_process(clean_litert.__file__, *each) for each in zip(files, images, strict=True)]
+    calls = [(folder / f"{bound.task.name}.tflite", batch, ()) for bound, batch in zip(tasks, images, strict=True)]
+    return run_in_clean_process(clean_litert.__file__, calls)
 
 
 def _converted(model: keras.Model, prepare: Preprocessing, quantize: str) -> bytes:
@@ -97,11 +115,11 @@ def convert(answer: Callable, inputs: dict[str, tuple], variables: Sequence[kera
 
     module = tf.Module()
     module.variables_of_net = [variable.value for variable in variables]
-    module.answer = tf.function(
-        answer, input_signature=[tf.TensorSpec(shape, tf.float32, name=name) for name, shape in inputs.items()]
-    )
+    specs = [tf.TensorSpec(shape, tf.float32, name=name) for name, shape in inputs.items()]
+    module.answer = tf.function(answer, input_signature=specs, autograph=False)
     with tempfile.TemporaryDirectory() as scratch:
         tf.saved_model.save(module, scratch, {"serving_default": module.answer.get_concrete_function()})
+        _spell_out(Path(scratch) / tf.saved_model.SAVED_MODEL_FILENAME_PB)
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch, signature_keys=["serving_default"])
         if quantize == "dynamic":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -111,6 +129,30 @@ def convert(answer: Callable, inputs: dict[str, tuple], variables: Sequence[kera
             raise ModelPatchError(
                 f"LiteRT cannot hold this net ({reason(error)}): export it as saved_model or signatures"
             ) from None
+
+
+def _spell_out(saved_model: Path):
+    """Replaces the operations of a SavedModel that LiteRT computes wrong by what they stand for, see `_SPELT_OUT`."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    saved = SavedModel.FromString(saved_model.read_bytes())
+    for graph in (meta.graph_def for meta in saved.meta_graphs):
+        _spell_out_nodes(graph.node, in_function=False)
+        for function in graph.library.function:
+            _spell_out_nodes(function.node_def, in_function=True)
+    saved_model.write_bytes(saved.SerializeToString())
+
+
+def _spell_out_nodes(nodes, in_function: bool):
+    for node in [node for node in nodes if node.op in _SPELT_OUT]:
+        given = {"": node.input[0]}
+        *steps, last = _SPELT_OUT[node.op]
+        for op, inputs, output in steps:
+            step = nodes.add(name=f"{node.name}/{op}", op=op, input=[given[each] for each in inputs])
+            step.attr["T"].CopyFrom(node.attr["T"])
+            given[op] = f"{step.name}:{output}:0" if in_function else step.name
+        node.op = last[0]  # Its output has the name of the operation's that it replaces.
+        node.input[:] = [given[each] for each in last[1]] + [each for each in node.input if each.startswith("^")]
 
 
 def with_manifest(contents: bytes, manifest: dict) -> bytes:

@@ -64,9 +64,10 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
 
 def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Returns what the net answers with the vector of each task, see `model_patch.export.Format`."""
-    found = []
-    for bound, batch in zip(tasks, images, strict=True):
-        vector = str(folder / f"{bound.task.name}.safetensors")
-        given = run_in_clean_process(clean_litert.__file__, folder / NET, batch, vector)
-        found.append({name: each[:, : len(bound.task.labels)] for name, each in given.items()})
-    return found
+    vectors = [folder / f"{bound.task.name}.safetensors" for bound in tasks]
+    calls = [(folder / NET, batch, (vector,)) for batch, vector in zip(images, vectors, strict=True)]
+    given = run_in_clean_process(clean_litert.__file__, calls)
+    return [
+        {name: each[:, : len(bound.task.labels)] for name, each in answer.items()}
+        for bound, answer in zip(tasks, given, strict=True)
+    ]

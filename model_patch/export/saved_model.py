@@ -55,8 +55,8 @@ def export(tasks: Sequence[BoundTask], folder: Path):
 
 def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Returns what each task's SavedModel answers, see `model_patch.export.Format`."""
-    folders = [_of(folder, bound, tasks) for bound in tasks]
-    return [run_in_clean_process(clean_saved_model.__file__, *each) for each in zip(folders, images, strict=True)]
+    calls = [(_of(folder, bound, tasks), batch, ()) for bound, batch in zip(tasks, images, strict=True)]
+    return run_in_clean_process(clean_saved_model.__file__, calls)
 
 
 def _of(folder: Path, bound: BoundTask, tasks: Sequence[BoundTask]) -> Path:
@@ -129,13 +129,15 @@ def serving(prepare: Preprocessing, answer: Callable):
     import tensorflow as tf
 
     size = prepare.image_size
-    answer = tf.function(answer, input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)])
+    resized = tf.TensorSpec((None, size, size, 3), tf.float32)
+    # Concrete: a tf.function is traced again by each function that calls it.
+    answer = tf.function(answer, autograph=False).get_concrete_function(resized)
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="images")])
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="images")], autograph=False)
     def serve(images):
         return answer(prepare.resize(images))
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="contents")])
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="contents")], autograph=False)
     def serve_encoded(contents):
         return answer(reader(prepare)(contents))
 
@@ -152,8 +154,8 @@ def reader(prepare: Preprocessing):
 
     resized = tf.TensorSpec((prepare.image_size, prepare.image_size, 3), tf.float32)
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
     def read(contents):
         return tf.map_fn(lambda one: prepare.resize(decode(one, prepare.alpha)), contents, fn_output_signature=resized)
 
-    return read
+    return read.get_concrete_function()

@@ -48,15 +48,16 @@ def export(tasks: Sequence[BoundTask], folder: Path):
     module.weights = [variable.value for variable in net.constants]
     module.vectors = {name: tf.Variable(vector, trainable=False) for name, vector in net.vectors.items()}
 
-    scale = tasks[0].task.preprocessing.scale  # The trunk's: one for all.
-
-    @tf.function
-    def logits(resized, vector):
-        return net.model([scale(resized), vector], training=False)
+    size = tasks[0].task.preprocessing.image_size
+    specs = tf.TensorSpec((None, size, size, 3), tf.float32), tf.TensorSpec((net.num_values,), tf.float32)
+    call = tf.function(lambda scaled, vector: net.model([scaled, vector], training=False), autograph=False)
+    logits = call.get_concrete_function(*specs)
 
     def answer(bound):
-        vector, classes = module.vectors[bound.task.name], len(bound.task.labels)
-        return lambda resized: bound.task.answers(logits(resized, vector.read_value())[:, :classes])
+        task, vector = bound.task, module.vectors[bound.task.name]
+        return lambda resized: task.answers(
+            logits(task.preprocessing.scale(resized), vector.read_value())[:, : len(task.labels)]
+        )
 
     signatures = {}
     for bound in tasks:
@@ -78,7 +79,7 @@ def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarra
 def ask_by_name(folder: Path, tasks: Sequence[BoundTask], images: np.ndarray) -> list[dict[str, np.ndarray]]:
     """Asks one SavedModel about the same images for each task, in one process; returns the answers in the tasks' order."""
     names = [bound.task.name for bound in tasks]
-    given = run_in_clean_process(clean_saved_model.__file__, folder, images, *names)
+    (given,) = run_in_clean_process(clean_saved_model.__file__, [(folder, images, names)])
     return [
         {key.removeprefix(f"{name}/"): each for key, each in given.items() if key.startswith(f"{name}/")}
         for name in names

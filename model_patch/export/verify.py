@@ -1,5 +1,6 @@
-"""Asks exported files in a process of their own, which has nothing of this package: proof that they stand alone."""
+"""Calls exported files in a process of their own, which has nothing of this package: proof that they stand alone."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -17,36 +18,44 @@ TOLERANCE = 1e-4
 NUM_IMAGES = 2
 
 
-def run_in_clean_process(script: str, model: str | Path, images: np.ndarray, *arguments: str) -> dict[str, np.ndarray]:
-    """Runs one of the scripts of this folder, `python SCRIPT MODEL IMAGES.npy ANSWERS.npz ARGUMENT...`.
+def run_in_clean_process(
+    script: str, calls: Sequence[tuple[str | Path, np.ndarray, Sequence[str | Path]]]
+) -> list[dict[str, np.ndarray]]:
+    """Runs one of the scripts of this folder, `python SCRIPT CALLS.json`, once for all calls.
 
     Args:
         script: path of the script.
-        model: what it calls.
-        images: float32 `(batch, height, width, 3)` in 0..255.
-        *arguments: further ones of the script.
+        calls: what it calls; the images, float32 `(batch, height, width, 3)` in 0..255; further arguments of the script.
 
     Returns:
-        What it answers, by name.
+        What each call answers, by name.
 
     Raises:
         ModelPatchError: a library that it needs is not installed.
         RuntimeError: it fails otherwise.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        inputs, outputs = Path(scratch) / "images.npy", Path(scratch) / "answers.npz"
-        np.save(inputs, images)
+        written = []
+        for i, (model, images, arguments) in enumerate(calls):
+            inputs, outputs = Path(scratch) / f"{i}.npy", Path(scratch) / f"{i}.npz"
+            np.save(inputs, images)
+            written.append([str(model), str(inputs), str(outputs), [str(each) for each in arguments]])
+        listed = Path(scratch) / "calls.json"
+        listed.write_text(json.dumps(written))
         # -P: the folder of the script is not searched for modules.
-        command = [sys.executable, "-P", script, str(model), str(inputs), str(outputs), *arguments]
-        called = subprocess.run(command, capture_output=True, text=True)
+        called = subprocess.run([sys.executable, "-P", script, str(listed)], capture_output=True, text=True)
         if "No module named 'ai_edge_litert'" in called.stderr:
             raise ModelPatchError(
                 "LiteRT files are verified with ai-edge-litert, which is not installed: pip install it, or give --nocheck"
             )
         if called.returncode:
-            raise RuntimeError(f"the export {Path(model).name} does not run on its own:\n{called.stderr}")
-        with np.load(outputs) as answers:
-            return dict(answers)
+            failed = next((Path(model) for model, _, outputs, _ in written if not Path(outputs).exists()), script)
+            raise RuntimeError(f"the export {Path(failed).name} does not run on its own:\n{called.stderr}")
+        found = []
+        for _, _, outputs, _ in written:
+            with np.load(outputs) as answers:
+                found.append(dict(answers))
+        return found
 
 
 def differences(answers: Callable, folder: Path, tasks: Sequence[BoundTask], exact: bool = True) -> dict[str, float]:

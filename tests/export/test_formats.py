@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -112,9 +113,8 @@ def test_the_files_for_tensorflow_serving_agree():
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_is_written_answers_as_the_models_in_memory(tasks, written, format):
-    chosen = tasks[:2] if format == "saved_model" else tasks  # Each is called in a process of its own there.
-    differences = check(format, chosen, written(format))
-    assert differences.keys() == {bound.task.name for bound in chosen} and max(differences.values()) <= 1e-5
+    differences = check(format, tasks, written(format))
+    assert differences.keys() == {bound.task.name for bound in tasks} and max(differences.values()) <= 1e-5
 
 
 def test_an_answer_that_differs_is_an_error(trunk, task, tmp_path):
@@ -164,6 +164,31 @@ def test_an_export_that_does_not_run_leaves_nothing(trunk, task, tmp_path, monke
     with pytest.raises(RuntimeError, match="does not run on its own"):
         export("litert", [bind(trunk, task)], tmp_path / "out", verify=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_files_the_one_that_does_not_run_is_named(tasks, tmp_path):
+    export("litert", tasks, tmp_path / "out")
+    damaged = tmp_path / "out" / f"{tasks[1].task.name}.tflite"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    with pytest.raises(RuntimeError, match="the export serving_default.tflite does not run on its own"):
+        check("litert", tasks, tmp_path / "out")
+
+
+@pytest.mark.parametrize("format", ["litert", "litert_set"])
+def test_litert_computes_what_tensorflow_does_where_its_own_operations_do_not(format, tmp_path):
+    image = keras.Input((SIZE, SIZE, 3))
+    zeros = keras.layers.ReLU()(keras.layers.Conv2D(3, 1, use_bias=False)(image) - 1e4)
+    maps = [
+        keras.layers.UnitNormalization(axis=1)(zeros),
+        keras.ops.minimum(keras.ops.rsqrt(zeros), 1.0),
+        keras.ops.softplus(image),
+        keras.ops.softplus(-image),
+        keras.layers.Activation("mish")(image),
+    ]
+    net = keras.Model(image, keras.layers.BatchNormalization()(keras.layers.Concatenate()(maps)))
+    trunk = Trunk(net, "test", Preprocessing(SIZE, "none"))
+    bound = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing))
+    assert export(format, [bound], tmp_path / "out", verify=True).differences["two"] < 1e-2  # Logits are near 100.
 
 
 def test_the_saved_model_of_one_task_is_the_folder_itself_which_is_not_overwritten(trunk, task, tmp_path):

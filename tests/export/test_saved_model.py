@@ -1,6 +1,4 @@
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -15,6 +13,7 @@ from model_patch.data.decoding import decode
 from model_patch.data.pipeline import batches
 from model_patch.export import clean_saved_model, export
 from model_patch.export.saved_model import export_saved_model
+from model_patch.export.verify import run_in_clean_process
 from model_patch.predict import predict
 from model_patch.preprocessing import RESIZE
 from tests.conftest import small_net, train_steps
@@ -38,20 +37,11 @@ def pixels():
 
 def test_a_process_without_this_package_gets_the_same_answers(bound, pixels, tmp_path):
     export_saved_model(bound, tmp_path / "task")
-    np.save(tmp_path / "images.npy", pixels)
-    command = [
-        sys.executable,
-        clean_saved_model.__file__,
-        tmp_path / "task",
-        tmp_path / "images.npy",
-        tmp_path / "answers.npz",
-    ]
-    subprocess.run(command, check=True, cwd=tmp_path)
-    with np.load(tmp_path / "answers.npz") as answers:
-        expected = in_memory(bound, pixels)
-        np.testing.assert_allclose(answers["probabilities"], expected, atol=1e-5)
-        np.testing.assert_allclose(tf.nn.softmax(answers["logits"]), expected, atol=1e-5)
-        assert [x.decode() for x in answers["label"]] == [bound.task.labels[i] for i in expected.argmax(-1)]
+    (answers,) = run_in_clean_process(clean_saved_model.__file__, [(tmp_path / "task", pixels, ())])
+    expected = in_memory(bound, pixels)
+    np.testing.assert_allclose(answers["probabilities"], expected, atol=1e-5)
+    np.testing.assert_allclose(tf.nn.softmax(answers["logits"]), expected, atol=1e-5)
+    assert [x.decode() for x in answers["label"]] == [bound.task.labels[i] for i in expected.argmax(-1)]
 
 
 @pytest.mark.parametrize("mode", ["caffe", "torch"])  # The other modes do less.

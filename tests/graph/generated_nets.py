@@ -44,6 +44,10 @@ def volume(x):
     return layers.Reshape((*x.shape[1:3], x.shape[3] // 2, 2))(x)
 
 
+def pool(x):
+    return layers.AveragePooling2D(4)(x) if min(x.shape[1:3]) >= 8 else x
+
+
 def vector(x):
     return layers.GlobalAveragePooling2D()(x)
 
@@ -148,7 +152,7 @@ RECIPES = {
     "Conv3DTranspose": on(volume, lambda r: layers.Conv3DTranspose(4, 2)),
     "ConvLSTM1D": simple(lambda r: layers.ConvLSTM1D(4, 3, dropout=0.2)),
     "ConvLSTM2D": on(volume, lambda r: layers.ConvLSTM2D(4, 2, recurrent_dropout=0.2, dropout=0.1)),
-    "ConvLSTM3D": lambda r, x: layers.ConvLSTM3D(3, 2)(layers.Reshape((2, -1, x.shape[2], x.shape[3], 1))(pool(x))),
+    "ConvLSTM3D": on(pool, lambda r: lambda x: layers.ConvLSTM3D(3, 2)(layers.Reshape((2, -1, *x.shape[1:3], 1))(x))),
     "Cropping1D": on(sequence, lambda r: layers.Cropping1D((2, 1))),
     "Cropping2D": simple(lambda r: layers.Cropping2D(((0, 1), (2, 1)))),
     "Cropping3D": on(volume, lambda r: layers.Cropping3D(((0, 1), (2, 1), (1, 0)))),
@@ -199,7 +203,8 @@ RECIPES = {
     "PReLU": simple(lambda r: layers.PReLU(shared_axes=[[1, 2], [1], [2, 3]][int(r.integers(3))])),
     "Permute": simple(lambda r: layers.Permute([(2, 1, 3), (3, 1, 2), (1, 3, 2)][int(r.integers(3))])),
     "Pipeline": lambda r, x: layers.Pipeline([layers.Rescaling(0.5), layers.RandomFlip()])(x),
-    "RMSNormalization": simple(lambda r: layers.RMSNormalization(axis=axis(r))),
+    # Keras multiplies by the scale along the last axis, whatever the axis is.
+    "RMSNormalization": simple(lambda r: layers.RMSNormalization(axis=3 if axis(r) > 0 else -1)),
     "RNN": recurrent(lambda r: layers.RNN([layers.SimpleRNNCell(4, dropout=0.2), layers.GRUCell(3)])),
     "RandAugment": augment("RandAugment"),
     "RandomBrightness": augment("RandomBrightness", factor=0.5),
@@ -295,10 +300,6 @@ OPERATIONS = {
     "where": lambda r, x: ops.where(x > 0, x, 0.1 * x),
     "slice": lambda r, x: x[:, ::2, :, ::-1],
 }
-
-
-def pool(x):
-    return layers.AveragePooling2D(4)(x) if min(x.shape[1:3]) >= 8 else x
 
 
 def normalization(r: R, x):

@@ -178,8 +178,10 @@ def test_a_generated_net_computes_what_plain_keras_does(name):
 @tensorflow_only
 @pytest.mark.parametrize("seed", range(NETS))
 def test_no_generated_net_is_silently_wrong(seed, tmp_path):
-    name = NAMES[seed % len(NAMES)]
-    # One kind a net, in turns: all of them with every export took minutes a net.
-    kind = KINDS[(seed + seed // len(NAMES)) % len(KINDS)]
-    journey = Journey(name, seed).run([kind], FORMATS, tmp_path)
+    name, first = NAMES[seed % len(NAMES)], (seed + seed // len(NAMES)) % len(KINDS)
+    journey = Journey(name, seed)
+    for kind in KINDS[first:] + KINDS[:first]:  # One kind a net, in turns, that it has slots for and that is shared.
+        journey.run([kind], FORMATS, tmp_path)
+        if "trunk" in journey.refused or (kind != "full" and f"bind {kind}" in journey.passed):
+            break
     print(name, "passed:", len(journey.passed), "refused:", journey.refused)

@@ -1,8 +1,6 @@
 """A detector as a user makes it and uses it: trained, measured, asked about files, exported, and made a classifier."""
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +9,7 @@ from PIL import Image
 
 from model_patch import Patch, bind_patch
 from model_patch.export import clean_saved_model
+from model_patch.export.verify import run_in_clean_process
 from model_patch.trunks import open_trunk
 from tests.conftest import small_net
 from tests.scripts.run_script import error_of, run_script
@@ -65,18 +64,10 @@ def test_it_is_measured_and_asked_about_files(work, tmp_path):
 def test_its_export_runs_in_plain_tensorflow(work, tmp_path):
     ran = run_script("detect", "export", detector(work), f"--output={tmp_path}/saved")
     assert ran.returncode == 0 and "10 classes, 64 px" in ran.stdout, ran.stderr[-2000:]
-    np.save(tmp_path / "images.npy", np.zeros((2, 20, 30, 3), "float32"))
-    command = [
-        sys.executable,
-        clean_saved_model.__file__,
-        tmp_path / "saved",
-        tmp_path / "images.npy",
-        tmp_path / "answers.npz",
-    ]
-    subprocess.run(command, check=True, cwd=tmp_path)
-    with np.load(tmp_path / "answers.npz") as answers:
-        assert answers["boxes"].shape == (2, 100, 4)
-        assert answers["scores"].shape == answers["classes"].shape == answers["labels"].shape == (2, 100)
+    calls = [(tmp_path / "saved", np.zeros((2, 20, 30, 3), "float32"), ())]
+    (answers,) = run_in_clean_process(clean_saved_model.__file__, calls)
+    assert answers["boxes"].shape == (2, 100, 4)
+    assert answers["scores"].shape == answers["classes"].shape == answers["labels"].shape == (2, 100)
 
 
 def test_its_trunk_becomes_a_classifier(work, tmp_path):

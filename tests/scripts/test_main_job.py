@@ -1,8 +1,6 @@
 """Transfer, export and predict as a user runs them, one after the other, and what they say when they cannot."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from PIL import Image
 
 from model_patch.data import open_data
 from model_patch.export import clean_saved_model
+from model_patch.export.verify import run_in_clean_process
 from tests.conftest import small_net
 from tests.scripts.run_script import error_of, run_script
 
@@ -47,13 +46,9 @@ def test_an_exported_task_runs_in_plain_tensorflow(work):
     ran = run_script("export", *flags, f"--output={output}")
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert "10 classes" in ran.stdout and float(ran.stdout.rpartition("largest difference ")[2]) < 1e-4
-    np.save(work / "images.npy", np.zeros((2, 20, 30, 3), "float32"))
-    subprocess.run(
-        [sys.executable, clean_saved_model.__file__, output, work / "images.npy", work / "answers.npz"],
-        check=True,
-        cwd=work,
-    )
-    assert np.load(work / "answers.npz")["probabilities"].shape == (2, 10)
+    calls = [(output, np.zeros((2, 20, 30, 3), "float32"), ())]
+    (answers,) = run_in_clean_process(clean_saved_model.__file__, calls)
+    assert answers["probabilities"].shape == (2, 10)
 
 
 def test_predict_asks_every_task_about_every_image(work):
