@@ -149,7 +149,8 @@ def bind(
 
     Args:
         trunk: stays frozen and unchanged, and can be bound to any number of tasks.
-        task: gets a new last layer with random values.
+        task: gets a new last layer with random values. Its preprocessing applies, not the trunk's, of which it needs to share
+            the image size only.
         train: what is trained, see `TrainSpec.parse`.
         seed: of the last layer's initial values.
         momentum: weight of the old average in the patch's moving statistics, in [0, 1). The nets of keras.applications
@@ -163,8 +164,8 @@ def bind(
 
     Raises:
         ModelPatchError: `train` is not understood, `remat` is given on another backend than TensorFlow, a number is out of
-            range, the trunk has no slot for one of its kinds, or is being trained itself, or the tasks that share a head
-            differ in their labels.
+            range, the trunk has no slot for one of its kinds, takes images of another size, or is being trained itself, or
+            the tasks that share a head differ in their labels.
     """
     require_seed(seed)
     require_number("momentum", momentum, 0, 1)
@@ -235,6 +236,11 @@ def _check(trunk: Trunk, task: Task, train_spec: TrainSpec, head_task: Task | No
             raise ModelPatchError(
                 f"the trunk {trunk.name} has no slot for {kind}: choose another kind, or another trunk"
             )
+    taken, given = trunk.preprocessing.image_size, task.preprocessing.image_size
+    if given != taken:
+        raise ModelPatchError(
+            f"the task {task.name!r} takes images of {given} px and the trunk {trunk.name} {taken} px: open the trunk at {given} px"
+        )
     if trunk.model.trainable_variables:
         raise ModelPatchError(f"the trunk {trunk.name} is in joint training: freeze() the joined tasks before you bind")
     if head_task and head_task.labels != task.labels:

@@ -159,3 +159,10 @@ def test_a_bound_model_saved_to_hdf5_is_loaded_with_the_same_outputs(trunk, task
     model.save(tmp_path / "bound.h5")
     loaded = keras.models.load_model(tmp_path / "bound.h5")
     assert np.array_equal(loaded(images), model(images))
+
+
+def test_a_task_at_another_image_size_than_the_trunks_is_refused(trunk, task):
+    other = Task(task.name, task.labels, Preprocessing(SIZE + 1, task.preprocessing.mode))
+    message = f"'shapes' takes images of {SIZE + 1} px and the trunk test {SIZE} px: open the trunk at {SIZE + 1} px"
+    with pytest.raises(ModelPatchError, match=message):
+        bind(trunk, other)

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from model_patch.bind import BoundTask
+from model_patch.errors import ModelPatchError
 from model_patch.export import clean_litert
 from model_patch.export.litert_file import convert, input_of, probable, with_manifest
 from model_patch.export.saved_model import require_tensorflow
@@ -36,11 +37,17 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
     Arguments as `model_patch.export.litert_file.export`. With `dynamic`, the vector remains float32.
 
     Raises:
-        ModelPatchError: as `vector_net`, or Keras runs on another backend than TensorFlow.
+        ModelPatchError: as `vector_net`, the tasks scale images differently, or Keras runs on another backend than TensorFlow.
     """
     require_tensorflow("a LiteRT file")
     net = vector_net(tasks)
     prepare = tasks[0].task.preprocessing
+    for task in (bound.task for bound in tasks):
+        if task.preprocessing.mode != prepare.mode:
+            raise ModelPatchError(
+                f"the tasks {tasks[0].task.name!r} and {task.name!r} scale images differently ({prepare.mode} and "
+                f"{task.preprocessing.mode}), and one net scales them for all: export them as litert or signatures"
+            )
 
     def answer(images, vector):
         return probable(net.model([prepare.scale(images), vector], training=False))

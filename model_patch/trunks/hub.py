@@ -1,6 +1,7 @@
 """Trunks out of TensorFlow Hub: reusable SavedModels, by URL or in a folder."""
 
 import hashlib
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +16,8 @@ from model_patch.spec import Spec
 from model_patch.trunk import Trunk
 from model_patch.trunks.reusable import FILES, features_of, load_module, own_size
 from model_patch.trunks.source import Source, recognise
+
+_logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
 """Largest difference between a module's features and those of the Keras net that replaces it, for features of size 1."""
@@ -139,7 +142,12 @@ def _same_net(module, source: Source, size: int) -> tuple[keras.Model, bool, str
 def _as_is(spec: Spec, folder: Path, size: int, mode: str) -> Trunk:
     from model_patch.trunks.saved_model_layer import SavedModelLayer
 
+    policy = keras.config.dtype_policy().name
+    if policy != "float32":
+        _logger.warning(
+            "%s runs as a single layer, which computes in float32: %s does not apply to it", spec.text, policy
+        )
     preprocessing = Preprocessing(size, mode)
-    image = keras.Input((size, size, 3), name="image")
-    layer = SavedModelLayer(str(folder), name="module")
+    image = keras.Input((size, size, 3), name="image", dtype="float32")
+    layer = SavedModelLayer(str(folder), name="module", dtype="float32")
     return Trunk(keras.Model(image, layer(image), name="hub"), spec.text, preprocessing)

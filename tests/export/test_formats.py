@@ -125,6 +125,16 @@ def test_an_answer_that_differs_is_an_error(trunk, task, tmp_path):
         check("litert", [bound], tmp_path / "out")
 
 
+def test_tasks_that_scale_images_differently_keep_their_own_scaling_or_are_refused(trunk, tmp_path):
+    tasks = [bind(trunk, Task(mode, ("a", "b"), Preprocessing(SIZE, mode))) for mode in ("tf", "caffe")]
+    exported = export("signatures", tasks, tmp_path / "signatures", verify=True)
+    assert max(exported.differences.values()) < 1e-3  # Logits of pixels in 0..255.
+    with pytest.raises(
+        ModelPatchError, match=r"'tf' and 'caffe' scale images differently .tf and caffe.*export them as"
+    ):
+        export("litert_set", tasks, tmp_path / "set")
+
+
 @contextlib.contextmanager
 def interrupted_by_a_child():
     """Presses Ctrl-C, once, as soon as this process has a child: an export has one when it is being verified."""

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from model_patch import ModelPatchError, Task, bind, join
 from model_patch.export.saved_model import export_saved_model
+from model_patch.graph.settings import dtype_policy
 from model_patch.trunks import hub, open_trunk
 from tests.conftest import same, snapshot, train_steps
 from tests.scripts.run_script import run_script
@@ -230,6 +231,19 @@ def test_a_task_on_a_module_that_runs_as_it_is_is_exported(unknown_module, task,
     files = [str(tmp_path / name) for name in ("task", "images.npy", "answers.npy")]
     ran = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=True)
     assert float(ran.stdout) < 1e-5
+
+
+def test_a_module_that_runs_as_it_is_says_that_mixed_precision_does_not_apply_and_trains(
+    unknown_module, task, unit_images, labels, caplog
+):
+    expected = bind(open_trunk(f"hub:{unknown_module}"), task).model(unit_images)
+    assert not caplog.messages
+    with dtype_policy("mixed_bfloat16"):
+        bound = bind(open_trunk(f"hub:{unknown_module}"), task)
+        np.testing.assert_allclose(bound.model(unit_images), expected, atol=1e-6)
+        train_steps(bound, unit_images, labels[:4])
+    (said,) = caplog.messages
+    assert said.endswith("runs as a single layer, which computes in float32: mixed_bfloat16 does not apply to it")
 
 
 def test_a_module_in_the_cache_is_used_and_one_that_cannot_be_downloaded_is_named(small_module, tmp_path, monkeypatch):
