@@ -59,6 +59,7 @@ setup(
         "serve": ["prometheus_client", "ray[serve]>=2.60", "starlette", "tensorflow-serving-api>=2.19"],
         "s3": ["s3fs"],
         "gcs": ["gcsfs"],
+        "kaggle": ["kagglehub"],  # Downloads models of Kaggle; what is in its cache opens without it.
         # To be timed beside it. Wheels for CPUs alone are smaller: --extra-index-url https://download.pytorch.org/whl/cpu
         "torch": ["torch", "torchvision"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],

@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.head = "auto"  # A head per task (own), or one for all (shared); auto: shared among resolutions.
     config.head_from = ""  # Patch file whose head all tasks use: adds a resolution to a frozen trunk.
     config.train_trunk = True  # Train the trunk on all tasks, or leave it frozen.
+    config.pooling = "auto"  # Of a trunk that gives tokens: class | mean | class+mean | auto: class if it has one.
     config.norm_statistics = "auto"  # Batch-norm statistics: of the batch, or the trunk's (frozen).
     config.sampler = "uniform"  # How a step's images are split among the tasks.
     config.sampler_power = 0.5  # proportional: exponent of the number of images; annealed: the exponent at the end.

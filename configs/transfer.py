@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.train = (  # Ways to train, a row each: patch kinds and last joined by +, or full.
         *("last", "scale_bias", "scale_bias+last", "depthwise+last", "scale_bias+depthwise+last", "full"),
     )
+    config.pooling = "auto"  # Of a trunk that gives tokens: class | mean | class+mean | auto: class if it has one.
     config.norm_statistics = "auto"  # Batch-norm statistics: of the batch, or the trunk's (frozen); auto: by kind.
     config.image_size = 0  # Height and width in pixels; 0: the trunk's own.
     config.resize = "squash"  # How images become square: squash | crop (the central square) | pad

@@ -30,6 +30,7 @@ from .training.statistics import estimate_statistics as estimate_statistics
 from .training.strategies import devices as devices
 from .trunk import Trunk as Trunk
 from .trunks import open_trunk as open_trunk
+from .trunks.own_task import own_task as own_task
 from .trunks.saving import save_trunk as save_trunk
 
 __version__: str

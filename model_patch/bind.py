@@ -99,7 +99,7 @@ class BoundTask:
             self.task,
             self.train_spec,
             self.trunk.name,
-            self.trunk.fingerprint(self._frozen_keys()),
+            self._fingerprint(),
             metrics or {},
             {name: importlib.metadata.version(name) for name in ("keras", "numpy")}
             | {"backend": keras.backend.backend()},
@@ -112,8 +112,12 @@ class BoundTask:
             PatchError: the patch was made for another trunk, or its keys or shapes are not those of this task.
         """
         owned = self.patch_variables | self.head_variables
+        if patch.train_spec.version == 1 and "full" in patch.train_spec.kinds:
+            named = {old: key for key, old in self.trunk.counted_keys().items()}
+            values = {named.get(key, key): value for key, value in patch.values.items()}
+            patch = dataclasses.replace(patch, values=values)
         shapes = {key: tuple(variable.shape) for key, variable in owned.items()}
-        patch.require_fit(self.trunk.name, self.train_spec, shapes, self.trunk.fingerprint(self._frozen_keys()))
+        patch.require_fit(self.trunk.name, self.train_spec, shapes, self._fingerprint())
         for key, variable in owned.items():
             variable.assign(patch.values[key])
 
@@ -125,6 +129,9 @@ class BoundTask:
             bound = bind(self.trunk.in_float32, self.task, self.train_spec)
         bound.load(self.patch())
         return bound
+
+    def _fingerprint(self) -> str:
+        return self.trunk.fingerprint(self._frozen_keys(), self.train_spec.version)
 
     def _frozen_keys(self) -> set[str]:
         return self.trunk.variables().keys() - self.patch_variables.keys()
@@ -171,6 +178,7 @@ def bind(
     require_number("momentum", momentum, 0, 1)
     train_spec = TrainSpec.parse(train) if isinstance(train, str) else train
     _check(trunk, task, train_spec, head_of.task if head_of else None, remat)
+    task = trunk.pooled(task)
 
     layers_of = dict(walk(patch_of.features)) if patch_of else {}
     own_layers: dict[str, keras.Layer] = {}
@@ -231,8 +239,9 @@ def check_bind(trunk: Trunk, task: Task, train_spec: TrainSpec, *, head_task: Ta
 def _check(trunk: Trunk, task: Task, train_spec: TrainSpec, head_task: Task | None, remat: bool):
     if remat and keras.backend.backend() != "tensorflow":
         raise ModelPatchError(f"remat works on TensorFlow, not on {keras.backend.backend()}: leave it out")
+    trunk.pooled(task)
     for kind in train_spec.kinds:
-        if not any(owned(kind, layer) for layer in trunk.layers().values()):
+        if not any(owned(kind, layer, train_spec.version) for layer in trunk.layers().values()):
             raise ModelPatchError(
                 f"the trunk {trunk.name} has no slot for {kind}: choose another kind, or another trunk"
             )

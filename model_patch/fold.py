@@ -11,7 +11,7 @@ from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
 from model_patch.graph.keras_private import layers_within
 from model_patch.graph.rewrite import Graph, functional, rewrite, walk
-from model_patch.layers import NORMS, Patched, plain_class
+from model_patch.layers import NORMS, Patched, PatchedRMSNormalization, plain_class, variables
 from model_patch.layers.affine import Affine, scale_and_bias
 from model_patch.layers.scaled import Scaled
 from model_patch.layers.wrapped import Frozen
@@ -194,10 +194,11 @@ def _plan(model: keras.Model, prefix: str, unfolded: Collection[str], plan: Plan
 
 def _kept(layer: keras.Layer, graph: Graph) -> str:
     """Returns why a norm, or a layer with norms inside, is not folded; empty for all others."""
-    inner = [each.name for each in layers_within(layer) if isinstance(each, NORMS)]
+    norms = (*NORMS, _LAYERS.RMSNormalization)
+    inner = [each.name for each in layers_within(layer) if isinstance(each, norms)]
     if inner:
         return f"not folded: {', '.join(inner)} are inside the layer"
-    if not isinstance(layer, NORMS):
+    if not isinstance(layer, norms):
         return ""
     if not isinstance(layer, _LAYERS.BatchNormalization):
         return f"not folded: {plain_class(layer).__name__} depends on its input"
@@ -259,7 +260,7 @@ def _copied(layer: keras.Layer, layer_class: type[keras.Layer] | None = None, **
     """Returns a layer with the same values, of `layer_class` where one is given."""
     config = layer.get_config() | changes | {"trainable": False}
     if layer_class:
-        config = {key: value for key, value in config.items() if key not in ("own", "statistics")}
+        config = {key: value for key, value in config.items() if key not in ("own", "statistics", "unnamed")}
     copy = (layer_class or type(layer)).from_config(config)
     copy.build_from_config(layer.get_build_config())
     if not changes:
@@ -269,14 +270,18 @@ def _copied(layer: keras.Layer, layer_class: type[keras.Layer] | None = None, **
 
 def _in_order(layer: keras.Layer, copy: keras.Layer) -> list[np.ndarray]:
     """Returns a layer's values in the order of its copy's: Keras lists a patched layer's own ones first."""
-    values = {v.name: keras.ops.convert_to_numpy(v) for v in layer.weights}
-    return [values[v.name] for v in copy.weights] if isinstance(layer, Patched) else layer.get_weights()
+    if not isinstance(layer, Patched):
+        return layer.get_weights()
+    values, names = variables("", layer), {id(v): key for key, v in variables("", copy).items()}
+    return [keras.ops.convert_to_numpy(values[names[id(v)]]) for v in copy.weights]
 
 
 def _plain(layer: keras.Layer) -> keras.Layer:
     """Returns a copy that needs no patch: of Keras' own class where the layer is a patched one."""
     if isinstance(layer, Scaled) and "gamma" in layer.own:
         return layer.folded()
+    if isinstance(layer, PatchedRMSNormalization):
+        return _copied(layer)  # Keras' own has no bias.
     return _copied(layer, plain_class(layer)) if isinstance(layer, Patched) else _copied(layer)
 
 

@@ -179,7 +179,7 @@ def share_variables(trunk: Trunk, other: Trunk) -> Trunk:
     _require_same_net(trunk, other)
     layers = trunk.layers()
     graph = rewrite(other.model, lambda path, layer: layers[path] if layer.weights else layer)
-    return Trunk(graph, trunk.name, other.preprocessing)
+    return Trunk(graph, trunk.name, other.preprocessing, other.prefix_tokens)
 
 
 def _require_same_net(trunk: Trunk, other: Trunk):
@@ -218,6 +218,11 @@ def _check(tasks: Sequence[Task], trunks: dict[int, Trunk]):
             held = ", ".join(map(str, trunks))
             raise ModelPatchError(
                 f"the task {task.name!r} has images of {size} px: give the trunk at this size, not only {held}"
+            )
+        pooling, first = (trunks[size].pooled(each).pooling for each in (task, tasks[0]))
+        if pooling != first:
+            raise ModelPatchError(
+                f"the tasks {tasks[0].name!r} and {task.name!r} pool tokens by {first} and {pooling}: expected one for all"
             )
 
 
@@ -269,7 +274,10 @@ def _joined_features(
         if not layer.weights or isinstance(own[0], Frozen):
             # A trunk that is trained needs its dropout, and the states that its layers keep.
             return layer if train_trunk else own[0]
-        return own[0] if all(each is own[0] for each in own) else join_layers(own, layer.name)
+        if all(each is own[0] for each in own):
+            return own[0]
+        trunk.require_whole_images(path, "joined")
+        return join_layers(own, layer.name)
 
     few = len(tasks) <= MOST_SEPARATE and _is_large(trunk.model.input.shape) and not _ends_large(trunk.model)
     call = _SeparateWhileLarge(len(tasks), Names(trunk.model)) if few else None

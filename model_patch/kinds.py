@@ -16,15 +16,34 @@ Owns = Callable[["keras.Layer"], set[str]]
 this class are trained; the others, such as batch norm's statistics, are only kept with the patch."""
 
 
+VERSION = 2
+"""Of what the kinds own. In version 1, `scale_bias` left RMS norms and layer scales to the trunk; see `owned`."""
+
+
 def offer_scale_bias(layers: Iterable[keras.Layer]):
     """Marks the convolutions of a net that has no normalisation layer: with `scale_bias` tasks scale their outputs."""
     from model_patch.layers import CONVOLUTIONS, NORMS
 
     layers = list(layers)
     if not any(isinstance(layer, NORMS) for layer in layers):
+        # What is a norm since version 2 was none for patches from before.
+        versions = {1} if any(_channel_scales(layer) for layer in layers) else {1, 2}
         for layer in layers:
             if isinstance(layer, CONVOLUTIONS):
-                layer._mp_offers_scale_bias = True
+                layer._mp_offers_scale_bias = versions
+
+
+def _channel_scales(layer) -> set[str]:
+    """Returns the names of the variables of an RMS norm or a layer scale; empty for other layers.
+
+    Nets have classes of their own for both. They are known by name, and by having vectors for variables.
+    """
+    if not any(name in type(layer).__name__.lower() for name in ("layerscale", "rmsnorm", "learnableaffine")):
+        return set()
+    from model_patch.layers import variables
+
+    named = variables("", layer)
+    return {key.removeprefix("/") for key in named} if all(len(v.shape) == 1 for v in named.values()) else set()
 
 
 KINDS: dict[str, Owns] = {}
@@ -51,13 +70,18 @@ def statistics(layer):
 def scale_bias(layer):
     """The paper's S/B patch: scale and bias of every normalisation layer, added where it has none, and its statistics.
 
-    In a net without normalisation layers, such as VGG16, they are those of every convolution's output.
+    Layer scales, which transformers and ConvNeXt have behind their blocks, are scales too. In a net without normalisation
+    layers, such as VGG16, they are those of every convolution's output.
     """
+    from keras.layers import RMSNormalization
+
     from model_patch.layers import NORMS
 
     if isinstance(layer, NORMS):
         return {"gamma", "beta"} | statistics(layer)
-    return {"gamma", "beta"} if getattr(layer, "_mp_offers_scale_bias", False) else set()
+    if isinstance(layer, RMSNormalization):
+        return {"scale", "beta"}
+    return {"gamma", "beta"} if VERSION in getattr(layer, "_mp_offers_scale_bias", ()) else _channel_scales(layer)
 
 
 @kind
@@ -71,10 +95,14 @@ def depthwise(layer):
 
 @kind
 def bias(layer):
-    """Every bias that the trunk has: of convolutions and dense layers, and the beta of normalisation layers."""
-    from model_patch.layers import NORMS
+    """Every bias that the trunk has: of convolutions and dense layers, and the beta of normalisation layers.
 
-    return {variable.name for variable in layer.weights} & ({"beta"} if isinstance(layer, NORMS) else {"bias"})
+    Those of layers inside a layer that cannot be opened, such as a recurrent cell's, stay the trunk's.
+    """
+    from model_patch.layers import NORMS, variables
+
+    names = {key.removeprefix("/") for key in variables("", layer)}
+    return names & ({"beta"} if isinstance(layer, NORMS) else {"bias"})
 
 
 @kind
@@ -90,8 +118,10 @@ def full(layer):
     return {key.removeprefix("/") for key in variables("", layer)}
 
 
-def owned(kind: str, layer: keras.Layer) -> set[str]:
+def owned(kind: str, layer: keras.Layer, version: int = VERSION) -> set[str]:
     """Returns the names of the layer's variables that a kind owns.
+
+    Patches keep the version by which they were made: what a kind owns decides which values a file must hold.
 
     A layer that contains a whole net of unknown graph says so itself: it has an attribute `_mp_slots`, names
     by kind.
@@ -101,6 +131,8 @@ def owned(kind: str, layer: keras.Layer) -> set[str]:
     """
     slots = getattr(layer, "_mp_slots", None)
     if slots is None:
+        if version == 1 and kind == "scale_bias":
+            return _scale_bias_1(layer)
         return KINDS[kind](layer)
     if kind not in slots:
         raise ModelPatchError(
@@ -108,6 +140,13 @@ def owned(kind: str, layer: keras.Layer) -> set[str]:
             f"{', '.join(slots)}, with norm_statistics=frozen"
         )
     return slots[kind]
+
+
+def _scale_bias_1(layer) -> set[str]:
+    from model_patch.layers import NORMS
+
+    offers = isinstance(layer, NORMS) or 1 in getattr(layer, "_mp_offers_scale_bias", ())
+    return {"gamma", "beta"} | statistics(layer) if offers else set()
 
 
 LAST = "last"
@@ -132,11 +171,13 @@ class TrainSpec:
         norm_statistics: `batch`: the task trains with the statistics of its own batches and keeps its own moving ones,
             as in the paper; `frozen`: batch norm is an affine map with the trunk's statistics. Given as `auto`, it is
             what measured best (docs/choices.md): frozen for patches, batch for `full` and where `statistics` is a kind.
+        version: see `VERSION`; that of the file, for a patch that was read.
     """
 
     kinds: tuple[str, ...]
     last: bool
     norm_statistics: str = "auto"
+    version: int = dataclasses.field(default=VERSION, compare=False)
 
     def __post_init__(self):
         if self.norm_statistics not in NORM_STATISTICS:
@@ -150,7 +191,7 @@ class TrainSpec:
             )
 
     @classmethod
-    def parse(cls, text: str, norm_statistics: str = "auto") -> TrainSpec:
+    def parse(cls, text: str, norm_statistics: str = "auto", version: int = VERSION) -> TrainSpec:
         """Parses names of kinds and `last`, joined by `+`, such as `scale_bias+depthwise+last`. `full` includes `last`.
 
         Raises:
@@ -166,7 +207,7 @@ class TrainSpec:
         if "full" in names and set(names) - {"full", LAST}:
             raise ModelPatchError(f"{text!r} joins full with a part of it: write full alone")
         kinds = tuple(name for name in KINDS if name in names)
-        return cls(kinds, LAST in names or "full" in names, norm_statistics)
+        return cls(kinds, LAST in names or "full" in names, norm_statistics, version)
 
     def __str__(self):
         return "full" if "full" in self.kinds else "+".join([*self.kinds, *([LAST] if self.last else [])])
@@ -178,4 +219,4 @@ class TrainSpec:
         and batch norm's statistics wherever training with batch statistics would otherwise move the trunk's.
         """
         kinds = {*self.kinds, "statistics"} if self.kinds and self.norm_statistics == "batch" else self.kinds
-        return set().union(*(owned(name, layer) for name in kinds))
+        return set().union(*(owned(name, layer, self.version) for name in kinds))

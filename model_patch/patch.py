@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from model_patch.errors import ModelPatchError, PatchError, mismatches
 from model_patch.files import as_path, local_copy, write_bytes
-from model_patch.kinds import TrainSpec
+from model_patch.kinds import VERSION, TrainSpec
 from model_patch.tasks import Task
 
 FORMAT_VERSION = 2
@@ -120,6 +120,7 @@ class Patch:
         manifest = {
             "format_version": FORMAT_VERSION,
             "train": str(self.train_spec),
+            "kinds_version": self.train_spec.version,
             "norm_statistics": self.train_spec.norm_statistics,
             "trunk": self.trunk,
             "fingerprint": self.fingerprint,
@@ -212,7 +213,10 @@ def _from_manifest(manifest: dict, values: dict[str, np.ndarray]) -> Patch:
         and 0 < size <= MAX_IMAGE_SIZE
     ):
         raise TypeError("a field is of another type, or out of range")
-    train_spec = TrainSpec.parse(manifest["train"], manifest["norm_statistics"])
+    version = manifest.get("kinds_version", 1)
+    if version not in range(1, VERSION + 1):
+        raise ValueError(f"kinds_version is {version!r}: install a newer model_patch")
+    train_spec = TrainSpec.parse(manifest["train"], manifest["norm_statistics"], version)
     return Patch(
         values,
         Task.from_json(task),

@@ -145,14 +145,16 @@ class _GroupModel(keras.Model):
         self._filled = Filler(self.preprocessing)
 
     def call(self, images):
-        features = None
+        features = {}
         logits = {}
         for bound in self.tasks:
             if bound.train_spec.kinds:
                 logits[bound.task.name] = bound.model(images, training=False)
             else:
-                features = bound.features(images, training=False) if features is None else features
-                logits[bound.task.name] = bound.head(features)
+                pooling = bound.task.pooling
+                if pooling not in features:
+                    features[pooling] = bound.features(images, training=False)
+                logits[bound.task.name] = bound.head(features[pooling])
         return {name: keras.ops.softmax(each) for name, each in logits.items()}
 
     def probabilities(self, images: Sequence[DecodedImage]) -> dict[str, np.ndarray]:

@@ -17,6 +17,9 @@ HEAD = "head"
 
 CLASSIFICATION = "classification"
 
+POOLINGS = ("auto", "class", "mean", "class+mean")
+"""How the tokens of a trunk become features, see `Task`."""
+
 _TYPES: dict[str, type[Task]] = {}
 """Subclasses by type; each puts itself there when it is defined."""
 
@@ -34,9 +37,15 @@ class Task:
         name: the user's name for it; also names files, so no path separators.
         labels: class names, in the order of the logits; at least two (`min_labels`).
         preprocessing: image size and scaling, those of the trunk.
+        pooling: what a head takes of a trunk that gives tokens: `class`, the first token; `mean`, that of the patches' tokens;
+            `class+mean`, both concatenated, as in the linear evaluation of DINOv2; `auto`: `class` where the trunk has such
+            a token, else `mean`. Bound tasks have one of the first three, or `auto` where the trunk gives no tokens.
+        prefix_tokens: how many tokens precede those of the patches, the class token and registers; `bind` takes it from the
+            trunk.
 
     Raises:
-        ModelPatchError: the name is empty or not usable as a file name, or the labels are too few or repeat.
+        ModelPatchError: the name is empty or not usable as a file name, the labels are too few or repeat, or the pooling is
+            unknown.
     """
 
     type: ClassVar[str] = CLASSIFICATION
@@ -45,6 +54,8 @@ class Task:
     name: str
     labels: tuple[str, ...]
     preprocessing: Preprocessing
+    pooling: str = dataclasses.field(default="auto", kw_only=True)
+    prefix_tokens: int | None = dataclasses.field(default=None, kw_only=True)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -59,16 +70,21 @@ class Task:
         if len(set(self.labels)) < len(self.labels):
             twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
             raise ModelPatchError(f"the task {self.name!r} has the label {twice[0]!r} more than once")
+        if self.pooling not in POOLINGS:
+            raise unknown("pooling", self.pooling, POOLINGS)
 
     def features(self, model: keras.Model) -> keras.Model:
-        """Returns the part of a trunk's graph before the head: images to its output, average-pooled where it is a map."""
+        """Returns the part of a trunk's graph before the head: images to its output, pooled where it is a map or tokens."""
         import keras
 
         from model_patch.graph.rewrite import Names
+        from model_patch.layers.tokens import PoolTokens
 
         output = model.output
         if len(output.shape) == 4:
             output = keras.layers.GlobalAveragePooling2D(name=Names(model).new("pool"))(output)
+        elif len(output.shape) == 3:
+            output = PoolTokens(self.pooling, self.prefix_tokens or 0, name=Names(model).new("pool"))(output)
         return keras.Model(model.input, output, name=model.name)
 
     def head(self, seed: int) -> keras.Layer:
@@ -104,7 +120,10 @@ class Task:
 
     def to_json(self) -> dict:
         """Returns the task as a JSON object, for patch files and SavedModels."""
-        return {"type": self.type, **dataclasses.asdict(self), "labels": list(self.labels)}
+        fields = {"type": self.type, **dataclasses.asdict(self), "labels": list(self.labels)}
+        if self.pooling == "auto":  # There are no tokens.
+            del fields["pooling"], fields["prefix_tokens"]
+        return fields
 
     @classmethod
     def from_json(cls, fields: dict) -> Task:
@@ -115,7 +134,11 @@ class Task:
         """
         name = fields.get("type", CLASSIFICATION)
         if name == CLASSIFICATION:
-            return cls(fields["name"], tuple(fields["labels"]), Preprocessing.from_json(fields["preprocessing"]))
+            pooling, prefix_tokens = fields.get("pooling", "auto"), fields.get("prefix_tokens")
+            if prefix_tokens is not None and (type(prefix_tokens) is not int or prefix_tokens < 0):
+                raise TypeError("prefix_tokens is no number of tokens")
+            prepare = Preprocessing.from_json(fields["preprocessing"])
+            return cls(fields["name"], tuple(fields["labels"]), prepare, pooling=pooling, prefix_tokens=prefix_tokens)
         if name in _MODULES:
             importlib.import_module(_MODULES[name])
         if name not in _TYPES:

@@ -45,6 +45,7 @@ class Bank:
         capacity: int = 64,
         classes: int = 10,
         max_parts: int | None = None,
+        pooling: str = "auto",
     ):
         """Makes an empty bank.
 
@@ -56,6 +57,7 @@ class Bank:
             classes: classes of the widest head; heads with fewer are filled up.
             max_parts: in how many parts a batch may be computed at once, each of which is traced; by default what is fastest
                 where one thread predicts. Where as many threads as cores do, 1 is.
+            pooling: of all tasks, where the trunk gives tokens, see `Task`.
 
         Raises:
             ModelPatchError: the kinds or numbers cannot be used, or a layer of the trunk cannot be banked.
@@ -68,13 +70,18 @@ class Bank:
         self.trunk = trunk
         self.kinds = parsed.kinds
         self.classes = classes
-        self._expected: dict[TrainSpec, tuple[dict[str, tuple], str]] = {}
+        self._expected: dict[tuple[TrainSpec, int], tuple[dict[str, tuple], str]] = {}
         self._trunk_values = {key: np.array(ops.convert_to_numpy(v)) for key, v in trunk.variables().items()}
         self._writing = threading.Lock()
         self._rows = _Rows(capacity)
         self._tasks: dict[str, Task] = {}
         self._max_parts = max_parts
-        self._compiled = _Compiled(trunk, self.kinds, capacity, classes, max_parts)
+        # Every classification task with this pooling takes the same features of a trunk.
+        self._any_task = trunk.pooled(Task("any", ("a", "b"), trunk.preprocessing, pooling=pooling))
+        self._compiled = self._new(capacity)
+
+    def _new(self, capacity: int) -> "_Compiled":
+        return _Compiled(self.trunk, self.kinds, capacity, self.classes, self._any_task, self._max_parts)
 
     @property
     def model(self) -> keras.Model:
@@ -179,9 +186,15 @@ class Bank:
                 f"the task {task.name!r} takes images of {task.preprocessing.image_size} px ({task.preprocessing.mode}), and "
                 f"the bank's trunk {self.trunk.preprocessing.image_size} px ({self.trunk.preprocessing.mode}): expected the same"
             )
-        if patch.train_spec not in self._expected:
-            self._expected[patch.train_spec] = self._expect(patch)
-        expected, fingerprint = self._expected[patch.train_spec]
+        pooling, pooled = ((each.pooling, each.prefix_tokens) for each in (self._any_task, task))
+        if pooled != pooling:
+            raise ModelPatchError(
+                f"the task {task.name!r} pools tokens by {pooled[0]}, and the bank by {pooling[0]}: make it with pooling={pooled[0]}"
+            )
+        key = patch.train_spec, patch.train_spec.version
+        if key not in self._expected:
+            self._expected[key] = self._expect(patch)
+        expected, fingerprint = self._expected[key]
         head = {f"{HEAD}.kernel": (self._compiled.channels, len(task.labels)), f"{HEAD}.bias": (len(task.labels),)}
         patch.require_fit(self.trunk.name, patch.train_spec, expected | head, fingerprint)
 
@@ -195,7 +208,9 @@ class Bank:
                 f"{'+'.join(self.kinds)} leaves to the trunk: make the bank with the kinds of all its tasks"
             )
         shapes = {key: tuple(v.shape) for key, v in bound.patch_variables.items()}
-        return shapes, self.trunk.fingerprint(self.trunk.variables().keys() - shapes.keys())
+        return shapes, self.trunk.fingerprint(
+            self.trunk.variables().keys() - shapes.keys(), patch.train_spec.version
+        )
 
     def _value_of(self, patch: Patch) -> ValueOf:
         def value_of(path: str, name: str):
@@ -206,7 +221,7 @@ class Bank:
 
     def _grow(self):
         now = self._compiled
-        self._compiled = now.grown(_Compiled(self.trunk, self.kinds, 2 * now.capacity, self.classes, self._max_parts))
+        self._compiled = now.grown(self._new(2 * now.capacity))
         self._rows.extend(range(now.capacity, 2 * now.capacity))
 
 
@@ -280,7 +295,15 @@ class _Compiled:
         run: compiled `model`, images and rows to logits.
     """
 
-    def __init__(self, trunk: Trunk, kinds: Sequence[str], capacity: int, classes: int, max_parts: int | None = None):
+    def __init__(
+        self,
+        trunk: Trunk,
+        kinds: Sequence[str],
+        capacity: int,
+        classes: int,
+        task: Task,
+        max_parts: int | None = None,
+    ):
         self.capacity = capacity
         graph = BankGraph(trunk, kinds)
         self._slots, self.has_own = graph.slots, graph.has_own
@@ -290,8 +313,7 @@ class _Compiled:
         rows = keras.Input((), dtype="int32", name="rows")
         patches = self._table(rows)
         model = graph.model(patches)
-        # Every classification task takes the same features of a trunk.
-        pooled = Task("any", ("a", "b"), trunk.preprocessing).features(model)
+        pooled = task.features(model)
         features = keras.Model(pooled.input, pooled.output, name="trunk")([images, *patches])
         self.channels = features.shape[-1]
         self._head = BankedHead(capacity, self.channels, classes, name=HEAD)

@@ -13,6 +13,7 @@ from model_patch.bank.layers import (
     TO_HWBC,
     Banked,
     BankedAffine,
+    BankedBias,
     BankedDepthwise,
     BankedSeparable,
     BatchFirst,
@@ -25,10 +26,10 @@ from model_patch.errors import ModelPatchError
 from model_patch.graph.calls import is_custom
 from model_patch.graph.rewrite import Names, followers, functional, input_shapes, nodes, rewrite
 from model_patch.kinds import owned
-from model_patch.layers import NORMS
+from model_patch.layers import NORMS, variables
 from model_patch.layers.affine import scale_and_bias
 from model_patch.layers.conv2d import PatchedConv2D
-from model_patch.layers.patched import patch_layer
+from model_patch.layers.patched import copy_layer, patch_layer
 from model_patch.trunk import Trunk
 
 ValueOf = Callable[[str, str], Any]
@@ -114,6 +115,11 @@ class BankGraph:
     def _banked(self, path: str, layer: keras.Layer) -> keras.Layer | None:
         """Returns the banked form of a layer of which tasks own something, and notes its slot."""
         own = set().union(*(owned(kind, layer) for kind in self._kinds))
+        if own:
+            self._trunk.require_whole_images(path, "banked")
+        scale = _scale(layer, own)
+        if scale is not None:
+            return self._scaled(path, layer, scale)
         if own and is_custom(layer):
             raise ModelPatchError(
                 f"the layer {path!r} is a {type(layer).__name__}, which may compute otherwise than Keras' "
@@ -139,10 +145,28 @@ class BankGraph:
             lent = self._lent(core, layer)
             new = BankedAffine(layer.output.shape[-1], lent, layer.activation, hwbc=self.hwbc, name=layer.name)
             return self._note(new, lambda value_of: _scale_and_bias(path, value_of), path)
+        if isinstance(layer, keras.layers.EinsumDense) and not self.hwbc:
+            core = self._core(layer, bias_axes=None, activation=None)
+            new = BankedBias(layer.bias.shape, core, layer.activation, name=layer.name)
+            return self._note(new, lambda value_of: [value_of(path, "bias").reshape(-1)], path)
         raise ModelPatchError(
             f"the layer {path!r} ({type(layer).__name__}), of which tasks own {', '.join(sorted(own))}, cannot be banked: "
             "leave its kind out, or bind its tasks one by one"
         )
+
+    def _scaled(self, path: str, layer: keras.Layer, scale: str) -> keras.Layer:
+        """Returns the banked form of an RMS norm or a layer scale: the layer with a scale of 1, then scale and bias."""
+        channels = layer.output.shape[-1]
+        core = copy_layer(layer, trainable=False)
+        for key, variable in variables("", core).items():
+            variable.assign(np.full(variable.shape, float(key == f"/{scale}")))
+        new = BankedAffine(channels, self._lent(core, layer), hwbc=self.hwbc, name=layer.name)
+
+        def vectors(value_of: ValueOf) -> list:
+            shift = next((v for name in ("beta", "bias") if (v := value_of(path, name)) is not None), np.float64(0.0))
+            return [value_of(path, scale).astype("float64"), shift]
+
+        return self._note(new, vectors, path)
 
     def _core(self, layer: keras.Layer, **changes) -> keras.Layer:
         """Returns a layer that computes with the trunk's variables, without what tasks add to it."""
@@ -254,6 +278,32 @@ class BankGraph:
         if max(ranks) < 4 and all(len(x.shape) < 4 for x in outputs):
             return layer
         return BatchFirst(layer)
+
+
+def _scale(layer: keras.Layer, own: set[str]) -> str | None:
+    """Returns the name of the scale of an RMS norm or a layer scale: a layer that computes `scale * core(x) + bias`.
+
+    Whether it does shows on random numbers. None for other layers.
+    """
+    named = {key.removeprefix("/"): variable for key, variable in variables("", layer).items()}
+    names = own & named.keys()
+    scales = names - {"beta", "bias"}
+    if isinstance(layer, NORMS) or len(scales) != 1 or names != named.keys() or any(len(v.shape) != 1 for v in named.values()):
+        return None
+    (scale,) = scales
+    axis = getattr(layer, "axis", -1)
+    if not looks_at_channels(axis, len(layer.input.shape)):
+        return None
+    copies, rng = [copy_layer(layer) for _ in range(2)], np.random.default_rng(0)
+    values: dict[str, np.ndarray] = {name: rng.uniform(0.5, 1.5, v.shape) for name, v in named.items()}
+    for key, variable in variables("", copies[0]).items():
+        variable.assign(values[key.removeprefix("/")])
+    for key, variable in variables("", copies[1]).items():
+        variable.assign(np.full(variable.shape, float(key == f"/{scale}")))
+    x = rng.uniform(-1, 1, (2, *(size or 4 for size in layer.input.shape[1:]))).astype("float32")
+    given, core = (np.asarray(keras.ops.convert_to_numpy(copy(x)), "float64") for copy in copies)
+    shift = next((values[name] for name in names - scales), 0.0)
+    return scale if np.allclose(given, core * values[scale] + shift, rtol=1e-4, atol=1e-4) else None
 
 
 def _norm(path: str, layer: keras.layers.BatchNormalization, value_of: ValueOf) -> list:

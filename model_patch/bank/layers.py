@@ -8,6 +8,7 @@ activations and sums do not care for the order of height, width and batch. Every
 
 import collections
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import keras
@@ -144,6 +145,35 @@ class BankedAffine(Banked):
 
     def compute_output_spec(self, inputs, patches):
         return self.core.compute_output_spec(inputs) if self.core else keras.KerasTensor(inputs.shape, inputs.dtype)
+
+
+class BankedBias(Banked):
+    """Bias per example of a layer whose bias has any shape, such as the projections of attention.
+
+        y[b] = activation(core(x)[b] + bias[b])
+
+    Args:
+        shape: of the bias, which is that of the last axes of the output, or of 1 there.
+        core: the layer without its bias and activation.
+        activation: applied last.
+
+    Reads: the bias, flattened, `(batch, values)`. Output shape: that of the core.
+    """
+
+    def __init__(self, shape: Sequence[int], core: keras.Layer, activation: Callable | None = None, **kwargs):
+        super().__init__((math.prod(shape),), **kwargs)
+        self.bias_shape = tuple(shape)
+        self.core = core
+        self.activation = activation
+
+    def call(self, inputs, patches):
+        x = self.core(inputs)
+        ones = [1] * (len(x.shape) - 1 - len(self.bias_shape))
+        x = x + ops.cast(ops.reshape(self.read(patches, 0), (-1, *ones, *self.bias_shape)), x.dtype)
+        return self.activation(x) if self.activation else x
+
+    def compute_output_spec(self, inputs, patches):
+        return self.core.compute_output_spec(inputs)
 
 
 class BankedDepthwise(Banked):

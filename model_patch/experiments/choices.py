@@ -6,6 +6,7 @@ from model_patch.detection import CONFIDENCES
 from model_patch.kinds import NORM_STATISTICS, SHARE
 from model_patch.patch import DTYPES
 from model_patch.preprocessing import RESIZE
+from model_patch.tasks import POOLINGS
 from model_patch.training import STRATEGIES
 from model_patch.training.recipe import OPTIMIZERS, SCHEDULES
 
@@ -19,6 +20,7 @@ CHOICES = {
     "norm_statistics": NORM_STATISTICS,
     "optimizer": tuple(OPTIMIZERS),
     "patch_dtype": DTYPES,
+    "pooling": POOLINGS,
     "resize": tuple(RESIZE),
     "sampler": tuple(SAMPLERS),
     "schedule": tuple(SCHEDULES),

@@ -178,7 +178,7 @@ def open_run(config: ConfigDict) -> Run:
     trunks = {trunk.preprocessing.image_size: trunk for trunk in _open_trunks(config.trunk, image_sizes)}
     own_size = next(iter(trunks))
     tasks = tuple(
-        mp.Task(name, each.labels, image_preprocessing(config, trunks[size or own_size]))
+        mp.Task(name, each.labels, image_preprocessing(config, trunks[size or own_size]), pooling=config.pooling)
         for name, each, size in zip(names, data, image_sizes, strict=True)
     )
     share_head = config.head == "shared" or (config.head == "auto" and bool(config.resolutions))

@@ -164,7 +164,8 @@ def open_run(
     data, *folds = (
         each.with_validation(config.validation_fraction, config.max_train_images or None) for each in (data, *folds)
     )
-    task = mp.Task(config.task_name or data.name, data.labels, image_preprocessing(config, trunk))
+    preprocessing = image_preprocessing(config, trunk)
+    task = mp.Task(config.task_name or data.name, data.labels, preprocessing, pooling=config.pooling)
     for each in train_specs:
         check_bind(trunk, task, each, remat=config.remat)
     return trunk, task, {str(each): each for each in train_specs}, data, folds, recipe

@@ -44,7 +44,14 @@ def export(tasks: Sequence[BoundTask], folder: Path):
         require_classification(bound)
     kinds = [kind for kind in KINDS if any(kind in bound.train_spec.kinds for bound in tasks)]
     classes = max(len(bound.task.labels) for bound in tasks)
-    bank = Bank(tasks[0].trunk, "+".join(kinds) or "scale_bias", capacity=len(tasks), classes=classes)
+    first = tasks[0]
+    bank = Bank(
+        first.trunk,
+        "+".join(kinds) or "scale_bias",
+        capacity=len(tasks),
+        classes=classes,
+        pooling=first.task.pooling,
+    )
     for bound in tasks:
         bank.add(bound)
     _save(bank, folder)

@@ -101,6 +101,11 @@ def _check(bounds: Sequence[BoundTask]):
                 f"the tasks {first.task.name!r} ({first.task.preprocessing.image_size} px) and {name!r} "
                 f"({task.preprocessing.image_size} px) are not on one trunk at one image size: export them apart"
             )
+        if task.pooling != first.task.pooling:
+            raise ModelPatchError(
+                f"the tasks {first.task.name!r} and {name!r} pool tokens by {first.task.pooling} and {task.pooling}: export them "
+                "apart"
+            )
 
 
 def _with_slots(bound: BoundTask, train_spec: TrainSpec) -> BoundTask:

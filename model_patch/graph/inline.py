@@ -15,8 +15,12 @@ from model_patch.errors import ModelPatchError, reason
 from model_patch.graph.keras_private import OF_KERAS, layers_within
 from model_patch.graph.rewrite import rewrite, walk
 from model_patch.kinds import KINDS
+from model_patch.layers.weight import RepeatForBatch, Weight
 
 GRAPHS = (keras.Function, keras.Sequential)
+
+BATCH = 7919
+"""A prime number of images, of which other sizes in a net are no multiples."""
 
 OF_TENSORFLOW = "_self_"
 """How attributes begin through which TensorFlow finds them."""
@@ -39,9 +43,21 @@ def inline_layers(model: keras.Model, image_size: int) -> keras.Model:
         ModelPatchError: something with a norm or a depthwise kernel inside computes with more than layers and operations of
             Keras, so that it cannot be followed, or the graph does not give what the model gives.
     """
-    is_graph = isinstance(model, GRAPHS)
-    if is_graph and not any(_is_closed(layer) for _, layer in walk(model)):
+    if isinstance(model, GRAPHS) and not any(_is_closed(layer) for _, layer in walk(model)):
         return model
+    try:
+        return _inlined(model, image_size, None)
+    except ModelPatchError as error:
+        # Many calls compute with the size of the batch. They can be followed for one size, see `_of_any_batch`.
+        try:
+            return _inlined(model, image_size, BATCH)
+        except ModelPatchError:
+            raise error from None
+
+
+def _inlined(model: keras.Model, image_size: int, batch: int | None) -> keras.Model:
+    """Returns the model as a graph, followed for a number of images, or for any."""
+    is_graph = isinstance(model, GRAPHS)
     sealed: set[int] = set()
 
     def apply(layer, *args, **kwargs):
@@ -55,13 +71,57 @@ def inline_layers(model: keras.Model, image_size: int) -> keras.Model:
             sealed.add(id(layer))  # No slot is inside: it may remain.
             return layer(*args, **kwargs)
 
+    def keep(path, layer):
+        return layer
+
     with _named_by_place(model) as used:
-        graph = model if is_graph else _follow_model(model, image_size)
-        while any(_holds_layers(layer) and id(layer) not in sealed for _, layer in walk(graph)):
-            graph = rewrite(graph, lambda path, layer: layer, apply)
-        opened = _copied(graph, used)
+        try:
+            with _called_by(apply, model) if batch else contextlib.nullcontext():
+                graph = model if is_graph else _follow_model(model, image_size, batch)
+                if batch and is_graph:
+                    graph = rewrite(graph, keep, apply, reshape=lambda shape: (batch, *shape[1:]))
+                while any(_holds_layers(layer) and id(layer) not in sealed for _, layer in walk(graph)):
+                    graph = rewrite(graph, keep, apply)
+            opened = _copied(graph, used)
+        except ModelPatchError:
+            raise
+        except (ValueError, TypeError) as error:  # Of layers that are called otherwise than they were made for.
+            raise ModelPatchError(
+                f"{model.name!r} cannot be followed as a graph ({reason(error)}): {ADVICE}"
+            ) from None
     _check_same(model, opened, image_size)
     return opened
+
+
+@contextlib.contextmanager
+def _called_by(apply, model: keras.Model) -> Iterator[None]:
+    """Within it, layers that hold layers are called by `apply` wherever a layer around them calls them.
+
+    Followed at once, they can return what symbolic calls cannot, such as None beside a tensor.
+    """
+    classes = {type(layer) for layer in layers_within(model) if _holds_layers(layer)}
+    running: list[keras.Layer] = []
+    before = {each: vars(each).get("__call__") for each in classes}
+
+    def call(layer, *args, **kwargs):
+        if any(layer is each for each in running):
+            return keras.layers.Layer.__call__(layer, *args, **kwargs)
+        running.append(layer)
+        try:
+            return apply(layer, *args, **kwargs)
+        finally:
+            running.pop()
+
+    try:
+        for each in classes:
+            each.__call__ = call
+        yield
+    finally:
+        for each, own in before.items():
+            if own is None:
+                del each.__call__
+            else:
+                each.__call__ = own
 
 
 def _holds_layers(layer) -> bool:
@@ -79,11 +139,11 @@ def _is_closed(layer) -> bool:
     return any(KINDS[kind](each) for each in inner for kind in ("scale_bias", "depthwise"))
 
 
-def _follow_model(model: keras.Model, image_size: int) -> keras.Model:
+def _follow_model(model: keras.Model, image_size: int, batch: int | None) -> keras.Model:
     """Returns what a subclassed model calls, as a graph."""
     if not model.built:
         model(np.zeros((1, image_size, image_size, 3), "float32"))
-    image = keras.Input((image_size, image_size, 3), name="image")
+    image = keras.Input((image_size, image_size, 3), batch, name="image")
     return keras.Model(image, _follow(model, image), name=model.name)
 
 
@@ -95,15 +155,50 @@ def _follow(layer: keras.Layer, *args, **kwargs):
     """
     what = f"the {type(layer).__name__} {layer.name!r} holds layers to patch"
     inside = {id(variable) for inner in layers_within(layer) for variable in inner.weights}
-    own = [variable.name for variable in layer.weights if id(variable) not in inside]
-    if own:
-        raise ModelPatchError(
-            f"{what} and variables of its own ({', '.join(own)}): put those into a layer inside it, too"
-        )
+    own = {id(variable): variable for variable in layer.weights if id(variable) not in inside}
+    attributes = {name: value for name, value in vars(layer).items() if id(value) in own}
+    tensors = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
+    # Only where a number of images is given: what gives them otherwise is known, and patches know it by its keys.
+    if own and (len(attributes) < len(own) or not _is_closed(layer) or tensors[0].shape[0] != BATCH):
+        named = ", ".join(variable.name for variable in own.values())
+        raise ModelPatchError(f"{what} and variables of its own ({named}): put those into a layer inside it, too")
     try:
+        for name, variable in attributes.items():
+            weight = Weight(variable.shape, name=f"{layer.name}.{name}", dtype=layer.dtype_policy)
+            vars(layer)[name] = weight(tensors[0])
+            weight.value.assign(variable)
         return layer.call(*args, **kwargs)
     except Exception as error:  # What a call raises that was not written for symbolic tensors can be anything.
         raise ModelPatchError(f"{what}, and what it calls cannot be followed ({reason(error)}): {ADVICE}") from None
+    finally:
+        vars(layer).update(attributes)
+
+
+def _of_any_batch(operation, anchor: keras.KerasTensor, args: tuple):
+    """Applies an operation that was followed for `BATCH` images so that it takes any number.
+
+    In shapes, multiples of that prime become -1. What repeats its input as often repeats it for each example of `anchor`.
+    """
+    kind = type(operation).__name__
+    if kind == "Reshape" and isinstance(operation, keras.Operation) and hasattr(operation, "newshape"):
+        shape = operation.output.shape
+        if any(size and size % BATCH == 0 for size in shape):
+            return keras.ops.reshape(args[0], [-1 if size and size % BATCH == 0 else size for size in shape])
+    given = getattr(operation, {"Repeat": "repeats", "Tile": "repeats", "BroadcastTo": "shape"}.get(kind, ""), None)
+    first = given if isinstance(given, int) else given[0] if given else None
+    if first == BATCH and args[0].shape[0] == 1:
+        repeated = RepeatForBatch()(args[0], anchor)
+        return _repeat_the_rest(kind, given, repeated)
+    return None
+
+
+def _repeat_the_rest(kind: str, given, x):
+    """Applies what else than the batch an operation repeats."""
+    if kind == "Tile" and any(count != 1 for count in given[1:]):
+        return keras.ops.tile(x, (1, *given[1:]))
+    if kind == "BroadcastTo" and tuple(given[1:]) != tuple(x.shape[1:]):
+        raise ValueError("a tensor is broadcast to a batch and other axes at once")
+    return x
 
 
 def _copied(graph: keras.Model, used: set[keras.Layer]) -> keras.Model:
@@ -122,7 +217,21 @@ def _copied(graph: keras.Model, used: set[keras.Layer]) -> keras.Model:
                 used.add(layer)
         return copies[layer]
 
-    copied = rewrite(graph, copy)
+    anchors: list[keras.KerasTensor] = []
+
+    def call(layer, *args, **kwargs):
+        tensors = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
+        anchors.extend(tensors[:1] if not anchors else ())
+        if not isinstance(layer, keras.Layer):
+            applied = _of_any_batch(layer, anchors[0], args)
+            if applied is not None:
+                return applied
+        return layer(*args, **kwargs)
+
+    if graph.inputs[0].shape[0] == BATCH:
+        copied = rewrite(graph, copy, call, reshape=lambda shape: (None, *shape[1:]))
+    else:
+        copied = rewrite(graph, copy)
     for layer, new in copies.items():
         new.set_weights(layer.get_weights())
         if isinstance(new, keras.layers.Normalization):

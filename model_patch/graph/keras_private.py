@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.legacy.saving import saving_utils
 
 OF_KERAS = {"_layers", "_metrics", "_losses", "_tracker", "_functional", "_inbound_nodes", "_outbound_nodes"}
 """Attributes of a layer through which Keras itself finds layers, besides those that the author of a net gave it."""
@@ -33,6 +34,11 @@ def layers_within(layer: keras.Layer) -> list[keras.Layer]:
 def takes_training(layer: keras.Layer) -> bool:
     """Whether the layer's `call` has the argument `training`."""
     return layer._call_has_training_arg
+
+
+def model_of_old_config(config: dict) -> keras.Model:
+    """Makes a model of a configuration in the format of HDF5 files. Public functions read it out of a whole file only."""
+    return saving_utils.model_from_config(config)
 
 
 @contextlib.contextmanager

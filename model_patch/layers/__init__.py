@@ -5,7 +5,8 @@ import keras
 from model_patch.layers.batch_normalization import PatchedBatchNormalization
 from model_patch.layers.conv2d import PatchedConv2D
 from model_patch.layers.depthwise_conv2d import PatchedDepthwiseConv2D
-from model_patch.layers.patched import Patched, patch_layer, plain_class, variables
+from model_patch.layers.patched import Patched, is_unnamed, patch_layer, plain_class, variables
+from model_patch.layers.rms_normalization import PatchedRMSNormalization
 from model_patch.layers.scaled import CONVOLUTIONS
 
 NORMS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization)
@@ -17,6 +18,8 @@ __all__ = [
     "PatchedBatchNormalization",
     "PatchedConv2D",
     "PatchedDepthwiseConv2D",
+    "PatchedRMSNormalization",
+    "is_unnamed",
     "patch_layer",
     "plain_class",
     "variables",

@@ -1,6 +1,7 @@
 """How a layer owns some of its variables and borrows the rest from a trunk's layer."""
 
 import functools
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -20,15 +21,28 @@ def own_name(layer: keras.Layer, keras_name: str) -> str:
     return keras_name
 
 
+def is_unnamed(variable: keras.Variable) -> bool:
+    """Whether the author of a layer gave a variable no name. Keras then counts: `variable_3` is the fourth of a process."""
+    return re.fullmatch(r"variable(_\d+)?", variable.name) is not None
+
+
 def variables(path: str, layer: keras.Layer) -> dict[str, keras.Variable]:
     """Returns a layer's variables by key, `<layer path>/<variable name>`.
 
-    Names are Keras' own but one, see `own_name`. Variables of sub-layers carry the sub-layer's path too.
+    Names are Keras' own but one, see `own_name`. Variables of sub-layers carry the sub-layer's path too. A variable without
+    a name is called by the attribute that holds it.
 
     Raises:
         ModelPatchError: two variables of the layer have one name.
     """
-    named = {f"{path}/{own_name(layer, v.path.rpartition(f'{layer.name}/')[2])}": v for v in layer.weights}
+    attributes = {id(value): name for name, value in vars(layer).items() if isinstance(value, keras.Variable)}
+
+    def name_of(variable: keras.Variable) -> str:
+        if is_unnamed(variable) and id(variable) in attributes:
+            return attributes[id(variable)]
+        return own_name(layer, variable.path.rpartition(f"{layer.name}/")[2])
+
+    named = {f"{path}/{name_of(v)}": v for v in layer.weights}
     if len(named) < len(layer.weights):
         raise ModelPatchError(f"two variables of the layer {path!r} have one name: expected each of {list(named)} once")
     return named
@@ -46,12 +60,15 @@ class Patched:
 
     Args:
         own: names of the variables that the task owns, such as `("gamma", "beta")`.
+        unnamed: names of the variables that the Keras layer makes without one, in this order.
         **kwargs: the arguments of the Keras layer.
     """
 
-    def __init__(self, *args, own=(), **kwargs):
+    def __init__(self, *args, own=(), unnamed=(), **kwargs):
         super().__init__(*args, **kwargs)
         self.own = tuple(own)
+        self.unnamed = tuple(unnamed)
+        self._num_unnamed = 0
 
     def borrow(self, trunk_variables: Mapping[str, keras.Variable]):
         """Takes the variables to share, by name, before the layer is built."""
@@ -61,6 +78,9 @@ class Patched:
     def add_weight(self, *args, name=None, **kwargs):
         """Makes the variable `name` where the task owns it, and hands out the trunk's where it does not."""
         trunk_variables = getattr(self, "_trunk_variables", {})
+        if name is None and self._num_unnamed < len(self.unnamed):
+            name = self.unnamed[self._num_unnamed]
+            self._num_unnamed += 1
         known_as = own_name(self, name)
         if known_as not in self.own:
             if known_as in trunk_variables:
@@ -74,15 +94,20 @@ class Patched:
 
     # Keras stores variables by position, trainable ones first, and borrowed ones change sides with the trunk: use names.
     def save_own_variables(self, store):
-        for variable in self.weights:
-            store[variable.name] = variable
+        for name, variable in self._by_name().items():
+            store[name] = variable
 
     def load_own_variables(self, store):
-        for variable in self.weights:
-            variable.assign(store[variable.name])
+        for name, variable in self._by_name().items():
+            variable.assign(store[name])
+
+    def _by_name(self) -> dict[str, keras.Variable]:
+        named = variables("", self).items()
+        return {key.removeprefix("/") if is_unnamed(v) else v.name: v for key, v in named}
 
     def get_config(self):
-        return {**super().get_config(), "own": list(self.own)}
+        unnamed = {"unnamed": list(self.unnamed)} if self.unnamed else {}
+        return {**super().get_config(), "own": list(self.own), **unnamed}
 
 
 def plain_class(layer: keras.Layer) -> type[keras.Layer]:
@@ -167,7 +192,7 @@ def patch_layer(layer: keras.Layer, own: set[str], **options) -> keras.Layer:
             it cannot be made again from its configuration.
     """
     names = {key.removeprefix("/") for key in variables("", layer)}
-    if own >= names and not options:
+    if own == names and not options:
         return copy_layer(layer, trainable=True)
     if any("/" in name for name in names):
         raise ModelPatchError(
@@ -177,8 +202,11 @@ def patch_layer(layer: keras.Layer, own: set[str], **options) -> keras.Layer:
     layer_class: Any = type(layer)
     patched: Any = _REGISTERED.get(layer_class) or patched_class(layer_class)
     switches = {switch for name, switch in (("gamma", "scale"), ("beta", "center")) if name in own}
-    new = _from_config(layer, patched, {"trainable": True, "own": sorted(own)} | options, switches)
-    new.borrow({own_name(layer, variable.name): variable for variable in layer.weights})
+    named = {key.removeprefix("/"): variable for key, variable in variables("", layer).items()}
+    unnamed = [name for name, variable in named.items() if is_unnamed(variable)]
+    options |= {"trainable": True, "own": sorted(own)} | ({"unnamed": unnamed} if unnamed else {})
+    new = _from_config(layer, patched, options, switches)
+    new.borrow(named)
     if hasattr(layer, "_mp_lend"):  # What it computes with besides its variables.
         layer._mp_lend(new)
     return new

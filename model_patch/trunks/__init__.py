@@ -6,15 +6,16 @@ Spec                                | Trunk
 `keras:NAME?alpha=..&weights=..`    | any net of `keras.applications`, without its top, pooled
 `file:PATH[?..][#layer]`            | a saved Keras model, or the part of it that `#layer` names
 `kerashub:PRESET[?weights=none]`    | an image backbone of KerasHub
-`hub:HANDLE[?..]`                   | a TensorFlow Hub URL, or a folder with a reusable SavedModel
+`hub:HANDLE[?..]`                   | a URL of TensorFlow Hub or Kaggle, a Kaggle handle, or a folder with a reusable SavedModel
 `slim:CHECKPOINT`                   | a checkpoint of TensorFlow 1's slim or Object Detection API
+`tfjs:PATH[?..][#layer]`            | a layers model of TensorFlow.js, or the part of it that `#layer` names
 """
 
 from model_patch.errors import require_number, unknown
 from model_patch.graph.settings import check_settings
 from model_patch.spec import parse
 from model_patch.trunk import Trunk
-from model_patch.trunks import applications, bundled, file, hub, kerashub, slim
+from model_patch.trunks import applications, bundled, file, hub, kerashub, slim, tfjs
 
 __all__ = ["open_trunk"]
 
@@ -25,6 +26,7 @@ _SOURCES = {
     "hub": hub.open_hub,
     "kerashub": kerashub.open_kerashub,
     "slim": slim.open_slim,
+    "tfjs": tfjs.open_tfjs,
 }
 
 

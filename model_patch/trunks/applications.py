@@ -6,6 +6,7 @@ import difflib
 import inspect
 import os
 import random
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -154,9 +155,11 @@ def build(
         if not isinstance(error, OSError) and "URL fetch failure" not in str(error):
             raise
         cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+        url = re.search(r"https?://[^\s:]+", str(error))
+        there = f"fetch {url[0]} and put it there as {Path(url[0]).name}" if url else "put the file there"
         raise ModelPatchError(
             f"the ImageNet weights of {name} are not whole in {cache} and cannot be downloaded ({reason(error)}): "
-            "connect to the network, put the file there, or give weights=PATH or weights=none"
+            f"connect to the network, {there}, or give weights=PATH or weights=none"
         ) from None
 
 

@@ -15,7 +15,7 @@ import keras
 from model_patch.errors import ModelPatchError, reason
 from model_patch.files import as_path, local_copy
 from model_patch.graph.keras_private import maker
-from model_patch.graph.rewrite import functional, layer_at, output_of, resized
+from model_patch.graph.rewrite import functional, layer_at, output_of, resized, rewrite
 from model_patch.preprocessing import Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk, image_graph
@@ -54,14 +54,16 @@ def lambdas_allowed() -> Iterator[None]:
 
 
 def open_file(spec: Spec, image_size: int | None = None) -> Trunk:
-    """Opens `file:PATH[?preprocessing=MODE&image_size=PIXELS][#layer]`, a `.keras` or `.h5` file with a whole model.
+    """Opens `file:PATH[?preprocessing=MODE&image_size=PIXELS&prefix_tokens=N&top=false][#layer]`, a `.keras` or `.h5` file with a whole model.
 
     `#layer` names a nested model, which is then the trunk, or a layer, at whose output the graph is cut; a path with `/`
     leads into nested models. Nothing in the file is executed: models with Lambda layers are refused, but within
     `lambdas_allowed`.
 
     `preprocessing` says how pixels are scaled for the net. By default it is `none` where the net itself begins by scaling
-    them, with a Rescaling or Normalization layer or by arithmetic, and else `tf`.
+    them, with a Rescaling or Normalization layer or by arithmetic, and else `tf`. `prefix_tokens`: see `Trunk`. With
+    `top=false` a classifier is opened without its last layer. That is the default for what Teachable Machine exports, a
+    `keras_model.h5` with `labels.txt` beside it; `own_task` makes its classes a task.
 
     Args:
         spec: the parsed spec.
@@ -71,14 +73,29 @@ def open_file(spec: Spec, image_size: int | None = None) -> Trunk:
         ModelPatchError: the file is missing, damaged or no saved model; it holds code; there is no such layer; the model
             does not take one image of three channels, or cannot be used at this size.
     """
-    options = spec.take(preprocessing="", image_size="")
-    if options["image_size"] and not options["image_size"].isdecimal():
-        raise ModelPatchError(f"image_size={options['image_size']} in {spec.text!r} is not a number of pixels")
-    path = as_path(spec.rest)
-    model = functional(load_model(path))
+    options = file_options(spec)
+    return trunk_of_model(load_model(as_path(spec.rest)), spec, options, image_size)
+
+
+def file_options(spec: Spec) -> dict[str, str]:
+    """Returns the options of a spec that names a saved model. Raises a `ModelPatchError` where one cannot be used."""
+    options = spec.take(preprocessing="", image_size="", prefix_tokens="", top="")
+    for name, what in (("image_size", "pixels"), ("prefix_tokens", "tokens")):
+        if options[name] and not options[name].isdecimal():
+            raise ModelPatchError(f"{name}={options[name]} in {spec.text!r} is not a number of {what}")
+    if options["top"] not in ("", "true", "false"):
+        raise ModelPatchError(f"top={options['top']} in {spec.text!r} is neither true nor false")
+    return options
+
+
+def trunk_of_model(model: keras.Model, spec: Spec, options: dict[str, str], image_size: int | None) -> Trunk:
+    """Returns the trunk that a spec makes of a saved model. Arguments and errors as `open_file` and `file_options`."""
+    model = functional(model)
     if spec.fragment:
         model = _at(model, spec.fragment)
-    else:
+    if options["top"] == "false" or (not options["top"] and not spec.fragment and is_teachable(as_path(spec.rest))):
+        model, _ = without_top(model, spec.text)
+    elif not spec.fragment:
         _warn_if_classifier(model, spec.text)
     model = image_graph(model, spec.text)
     height, width = model.input.shape[1:3]
@@ -89,7 +106,8 @@ def open_file(spec: Spec, image_size: int | None = None) -> Trunk:
         )
     size = size or height or 224
     mode = options["preprocessing"] or ("none" if _scales(model) else "tf")
-    return Trunk(resized(model, (size, size, 3), spec.text), spec.text, Preprocessing(size, mode))
+    prefix_tokens = int(options["prefix_tokens"]) if options["prefix_tokens"] else None
+    return Trunk(resized(model, (size, size, 3), spec.text), spec.text, Preprocessing(size, mode), prefix_tokens)
 
 
 def load_model(path: Path) -> keras.Model:
@@ -113,6 +131,22 @@ def load_model(path: Path) -> keras.Model:
 
 def _load(path: Path, local: Path) -> keras.Model:
     config = _config(path, local)
+    refuse_code(config, path)
+    translated = keras2.translated(config)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            source = local if translated == config else keras2.with_config(local, translated, Path(folder))
+            return keras.models.load_model(source, compile=False, safe_mode=not _allows_lambdas.get())
+        except Exception as error:  # Whatever Keras, zip and HDF5 raise while they read it, it is about this file.
+            raise ModelPatchError(f"{path} cannot be loaded as a Keras model: {reason(error)}") from None
+
+
+def refuse_code(config, path: Path):
+    """Checks that a model's configuration brings no code of its own, or that it may be run.
+
+    Raises:
+        ModelPatchError: it has Lambda layers outside `lambdas_allowed`, or layers that Keras 3 cannot read.
+    """
     classes, allows = _layer_classes(config), _allows_lambdas.get()
     for name in sorted(classes.intersection(UNREADABLE)):
         raise ModelPatchError(
@@ -126,13 +160,6 @@ def _load(path: Path, local: Path) -> keras.Model:
                 "whoever made the file"
             )
         _logger.warning("%s %s: it is run", path, PYTHON[name])
-    translated = keras2.translated(config)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            source = local if translated == config else keras2.with_config(local, translated, Path(folder))
-            return keras.models.load_model(source, compile=False, safe_mode=not allows)
-        except Exception as error:  # Whatever Keras, zip and HDF5 raise while they read it, it is about this file.
-            raise ModelPatchError(f"{path} cannot be loaded as a Keras model: {reason(error)}") from None
 
 
 def _config(path: Path, local: Path):
@@ -173,11 +200,39 @@ def _warn_if_classifier(model: keras.Model, text: str):
     while isinstance(before, keras.layers.Dropout):
         before = maker(before.input)
     _logger.warning(
-        "%s is a whole classifier, and its probabilities (%s) are taken as features: #%s takes the features before them",
+        "%s is a whole classifier, and its probabilities (%s) are taken as features: #%s takes the features before them, as ?top=false does",
         text,
         last.name,
         before.name,
     )
+
+
+def is_teachable(path: Path) -> bool:
+    """Whether a model is what Teachable Machine exports, which puts the labels beside it."""
+    return path.name == "keras_model.h5" and labels_file(path).is_file()
+
+
+def labels_file(path: Path) -> Path:
+    """Returns where Teachable Machine puts the labels of a model: `labels.txt`, or for TensorFlow.js `metadata.json`."""
+    metadata = path.with_name("metadata.json")
+    return metadata if path.suffix == ".json" and metadata.is_file() else path.with_name("labels.txt")
+
+
+def without_top(model: keras.Model, text: str) -> tuple[keras.Model, keras.layers.Dense]:
+    """Returns a classifier without its last layer, a dense one with softmax, and that layer.
+
+    Raises:
+        ModelPatchError: it ends in anything else.
+    """
+    last = maker(functional(model).outputs[0])
+    path = last.name
+    while isinstance(last, keras.Model):
+        last = maker(functional(last).outputs[0])
+        path += f"/{last.name}"
+    if not isinstance(last, keras.layers.Dense) or last.activation is not keras.activations.softmax:
+        raise ModelPatchError(f"{text!r} ends in {last.name!r}, no dense layer with softmax: give #layer instead of top=false")
+    rebuilt = rewrite(model, lambda place, layer: keras.layers.Identity(name=layer.name) if place == path else layer)
+    return rebuilt, last
 
 
 def _scales(model: keras.Model) -> bool | None:

@@ -14,6 +14,7 @@ from model_patch.files import as_path, require_no_pattern
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
 from model_patch.trunk import Trunk
+from model_patch.trunks import kaggle
 from model_patch.trunks.reusable import FILES, features_of, load_module, own_size
 from model_patch.trunks.source import Source, recognise
 
@@ -24,7 +25,10 @@ TOLERANCE = 1e-4
 
 
 def open_hub(spec: Spec, image_size: int | None = None) -> Trunk:
-    """Opens `hub:HANDLE[?image_size=PIXELS&preprocessing=MODE&as_is=true]`, a URL or a folder with a reusable SavedModel.
+    """Opens `hub:HANDLE[?image_size=PIXELS&preprocessing=MODE&as_is=true]`, a reusable SavedModel.
+
+    HANDLE is a URL of TensorFlow Hub, a URL or handle of Kaggle Models (`owner/model/framework/variation/version`, with
+    `kaggle://` before it or without), or a folder.
 
     Where its variables are named as in `architectures`, they are put into the Keras net that they are of. All
     of them must fit, and the net must give the module's own features for the same images; which scaling of pixels the
@@ -71,13 +75,17 @@ def open_hub(spec: Spec, image_size: int | None = None) -> Trunk:
 def resolve(handle: str) -> Path:
     """Returns the folder of a module, downloaded where it is not in the cache: `TFHUB_CACHE_DIR`, or a temporary folder.
 
+    Models of Kaggle have a cache of their own, see `trunks.kaggle`.
+
     Raises:
         ModelPatchError: it is neither a folder with a SavedModel nor in the cache, and cannot be downloaded.
     """
-    if not handle.startswith(("http://", "https://")):
-        folder = as_path(handle)
+    of_kaggle = kaggle.handle_of(handle)
+    if of_kaggle or not handle.startswith(("http://", "https://")):
+        folder = kaggle.download(of_kaggle) if of_kaggle else as_path(handle)
         if not any((folder / name).is_file() for name in FILES):
-            raise ModelPatchError(f"{handle} is not a folder with a SavedModel: it has no {FILES[0]}")
+            where = f"{handle} ({folder})" if of_kaggle else handle
+            raise ModelPatchError(f"{where} is not a folder with a SavedModel: it has no {FILES[0]}")
         require_no_pattern(folder)
         return folder
     # TensorFlow Hub's layout of the cache, so that what is there can be used without the package and the network.

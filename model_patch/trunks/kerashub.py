@@ -14,8 +14,8 @@ from model_patch.trunk import Trunk, image_graph
 def open_kerashub(spec: Spec, image_size: int | None = None) -> Trunk:
     """Opens `kerashub:PRESET[?weights=none&preprocessing=MODE]`, an image backbone of KerasHub.
 
-    PRESET is a name such as `mobilenet_v3_small_100_imagenet`, a handle of Kaggle or Hugging Face, or a folder that
-    `save_to_preset` wrote. Its blocks are opened, so that the layers inside them can be patched. How it scales pixels, and
+    PRESET is a name such as `mobilenet_v3_small_100_imagenet`, a handle of Kaggle (`kaggle://..`) or Hugging Face (`hf://..`),
+    or a folder that `save_to_preset` wrote. Its blocks are opened, so that the layers inside them can be patched. How it scales pixels, and
     the image size, are the preset's own; where it has none, `preprocessing` says the first, and 224 px are taken.
 
     A backbone that is a Keras object already needs no spec: `Trunk(backbone, name, preprocessing)`.
@@ -42,7 +42,10 @@ def open_kerashub(spec: Spec, image_size: int | None = None) -> Trunk:
     try:
         backbone = keras_hub.models.Backbone.from_preset(spec.rest, load_weights=options["weights"] == "preset")
     except Exception as error:  # Of the network, of files and of its constructor; all are about this preset.
-        raise ModelPatchError(f"the preset {spec.rest} cannot be had of KerasHub: {reason(error)}") from None
+        raise ModelPatchError(
+            f"the preset {spec.rest} cannot be had of KerasHub: {reason(error)}; without network, fetch its folder (config.json, "
+            "model.weights.h5 and what else is in it) elsewhere with keras_hub or kagglehub, and give kerashub:FOLDER"
+        ) from None
     converter = _converter(keras_hub, spec.rest)
     size = image_size or _size(backbone, converter)
     mode = options["preprocessing"] or _mode(converter, spec.text)
@@ -56,8 +59,23 @@ def trunk_of(backbone: keras.Model, name: str, preprocessing: Preprocessing) -> 
         ModelPatchError: the backbone is none from one image to features, or cannot be followed.
     """
     size = preprocessing.image_size
-    opened = inline_layers(image_graph(backbone, name), size)
-    return Trunk(resized(opened, (size, size, 3), name), name, preprocessing)
+    opened = inline_layers(image_graph(_with_one_output(backbone), name), size)
+    model = resized(opened, (size, size, 3), name)
+    patch, tokens = getattr(backbone, "patch_size", None), model.output.shape[1]
+    prefix_tokens = None
+    if model.output.ndim == 3 and patch and tokens:
+        side = size // (patch if isinstance(patch, int) else patch[0])
+        prefix_tokens = tokens - side**2 if tokens >= side**2 else None
+    return Trunk(model, name, preprocessing, prefix_tokens)
+
+
+def _with_one_output(backbone: keras.Model) -> keras.Model:
+    """Returns the backbone up to its coarsest map, which its classifiers take, where it gives a dict of several."""
+    outputs = backbone.output
+    if not isinstance(outputs, dict) or any(x.ndim != 4 for x in outputs.values()):
+        return backbone
+    coarsest = min(reversed(outputs.values()), key=lambda x: x.shape[1] or 0)
+    return keras.Model(backbone.input, coarsest, name=backbone.name)
 
 
 def _converter(keras_hub, preset: str):

@@ -62,4 +62,5 @@ def save_trunk(trunk: Trunk, stem: str | Path) -> str:
                 f"the trunk cannot be written to {folder} ({error}): free the disk, or set TMPDIR to another"
             ) from None
         write_bytes(f"{stem}.keras", path.read_bytes())
-    return f"{saved}?preprocessing={trunk.preprocessing.mode}"
+    tokens = f"&prefix_tokens={trunk.prefix_tokens}" if len(trunk.model.output.shape) == 3 else ""
+    return f"{saved}?preprocessing={trunk.preprocessing.mode}{tokens}"

@@ -130,10 +130,10 @@ class OwnVariable(keras.Model):
     def __init__(self):
         super().__init__(name="own")
         self.norm = keras.layers.BatchNormalization()
-        self.scale = self.add_weight(shape=(3,), name="scale")
+        self.scales = [self.add_weight(shape=(3,), name="scale")]
 
     def call(self, x):
-        return keras.ops.mean(self.norm(x) * self.scale, axis=(1, 2))
+        return keras.ops.mean(self.norm(x) * self.scales[0], axis=(1, 2))
 
 
 class BakesBatch(keras.Model):
