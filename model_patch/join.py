@@ -325,10 +325,16 @@ class _SeparateWhileLarge:
             outputs = SeparateLayers(layer.layers, name=layer.name)([tensors for tensors, _ in parts], **kwargs)
         else:
             outputs = [layer(*tensors, **options) for tensors, options in parts]
+
+        def together(*one):
+            if one[0].shape[:1] != (None,):
+                return one[
+                    0
+                ]  # It has no batch, such as positions that are computed of the image size: all are the same.
+            return _TaskTensors(one) if _is_large(one[0].shape) else self._merged(_TaskTensors(one))
+
         # An operation may give several tensors, and some of them may be small.
-        return keras.tree.map_structure(
-            lambda *one: _TaskTensors(one) if _is_large(one[0].shape) else self._merged(_TaskTensors(one)), *outputs
-        )
+        return keras.tree.map_structure(together, *outputs)
 
     def _stays_separate(self, layer: keras.Operation, tensors) -> bool:
         shared_statistics = isinstance(layer, keras.layers.BatchNormalization) and layer.trainable

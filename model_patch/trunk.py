@@ -34,9 +34,7 @@ class Trunk:
         prefix_tokens: how many tokens, the class token first, precede those of the patches; 0 where it gives no tokens.
     """
 
-    def __init__(
-        self, model: keras.Model, name: str, preprocessing: Preprocessing, prefix_tokens: int | None = None
-    ):
+    def __init__(self, model: keras.Model, name: str, preprocessing: Preprocessing, prefix_tokens: int | None = None):
         """Makes a trunk of a model and freezes it.
 
         The model is used itself where it is a graph of plain layers. Its layers are copied where they are inside other

@@ -6,8 +6,9 @@
     python scripts/patch.py diff PATCH PATCH                    # how two patches differ, and by how much
     python scripts/patch.py average PATCH PATCH --output=NEW    # of one task on one trunk; variances as of a mixture
     python scripts/patch.py convert PATCH --output=NEW --dtype=float16
+    python scripts/patch.py own file:keras_model.h5 --output=NEW    # a classifier's own classes as a patch of its trunk
 
-Every command but diff and convert takes any number of patches. `average --weights=3,1` weighs them, for example by their
+Every command but diff, convert and own takes any number of patches. `average --weights=3,1` weighs them, for example by their
 numbers of images.
 """
 
@@ -15,6 +16,7 @@ from model_patch.experiments import cli
 
 cli.flags.DEFINE_string("trunk", None, "The trunk to verify against, scheme:rest.")
 cli.flags.DEFINE_string("output", None, "File to write; it must not exist.")
+cli.flags.DEFINE_string("labels", None, "Text file with a label on each line; by default that beside the model.")
 cli.flags.DEFINE_string("dtype", "float32", "Type of the values in the written file: float32 | float16.")
 cli.define_list("weights", float, None, "A positive number for each patch that is averaged.")
 
@@ -124,6 +126,15 @@ def convert(patch, *, output, dtype):
     print(f"{output}: {old.num_bytes:,} bytes became {new.num_bytes:,}; largest change of a value {100 * change:.3g} %")
 
 
+def own(trunk, *, output, labels=None, dtype="float32"):
+    """Writes the classes of a saved classifier as a patch of its trunk."""
+    from model_patch import own_task, patch_files
+
+    bound = own_task(trunk, labels)
+    patch_files.save_new(bound.patch(), output, dtype)
+    print(f"{output}: {', '.join(bound.task.labels)}")
+
+
 if __name__ == "__main__":
     commands = {
         "list": list_patches,
@@ -132,5 +143,6 @@ if __name__ == "__main__":
         "diff": diff,
         "average": average,
         "convert": convert,
+        "own": own,
     }
     cli.run_commands(commands)

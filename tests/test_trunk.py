@@ -89,7 +89,10 @@ def net(shape, features=lambda x: x, **options) -> keras.Model:
         (lambda: net((64, 64, 3)), "takes images of 64 x 64 px and its preprocessing makes them 32 x 32: build"),
         (lambda: net((SIZE, 24, 3)), "takes images of 32 x 24 px and its preprocessing"),
         (lambda: net((None, 24, 3)), "takes images of None x 24 px and its preprocessing"),
-        (lambda: net((SIZE, SIZE, 3), keras.layers.Reshape((2, 2, -1, 4))), r"gives float32 \(None, 2, 2, .*\): expected feat"),
+        (
+            lambda: net((SIZE, SIZE, 3), keras.layers.Reshape((2, 2, -1, 4))),
+            r"gives float32 \(None, 2, 2, .*\): expected feat",
+        ),
         (
             lambda: net((SIZE, SIZE, 3), lambda x: keras.ops.sum(x, (1, 2, 3))),
             r"gives float32 \(None,\): expected feat",

@@ -208,9 +208,7 @@ class Bank:
                 f"{'+'.join(self.kinds)} leaves to the trunk: make the bank with the kinds of all its tasks"
             )
         shapes = {key: tuple(v.shape) for key, v in bound.patch_variables.items()}
-        return shapes, self.trunk.fingerprint(
-            self.trunk.variables().keys() - shapes.keys(), patch.train_spec.version
-        )
+        return shapes, self.trunk.fingerprint(self.trunk.variables().keys() - shapes.keys(), patch.train_spec.version)
 
     def _value_of(self, patch: Patch) -> ValueOf:
         def value_of(path: str, name: str):

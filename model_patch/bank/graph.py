@@ -288,7 +288,12 @@ def _scale(layer: keras.Layer, own: set[str]) -> str | None:
     named = {key.removeprefix("/"): variable for key, variable in variables("", layer).items()}
     names = own & named.keys()
     scales = names - {"beta", "bias"}
-    if isinstance(layer, NORMS) or len(scales) != 1 or names != named.keys() or any(len(v.shape) != 1 for v in named.values()):
+    if (
+        isinstance(layer, NORMS)
+        or len(scales) != 1
+        or names != named.keys()
+        or any(len(v.shape) != 1 for v in named.values())
+    ):
         return None
     (scale,) = scales
     axis = getattr(layer, "axis", -1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from model_patch.graph.keras_private import outside_calls
 from model_patch.graph.remat import Segments
 from model_patch.graph.rewrite import Graph, functional, rewrite
 from model_patch.layers import PatchedBatchNormalization
@@ -46,7 +47,7 @@ class FrozenNormModel(keras.Model):
         if graph is None:
             import tensorflow as tf
 
-            with tf.init_scope():  # The first call may be within a function that is being traced.
+            with tf.init_scope(), outside_calls():  # The first call may be within a function that is being traced.
                 folded = fold_frozen_norms(self)
                 graph = Segments(folded) if self.remat else folded
             # Past Keras' attribute tracking: its layers are this model's already.

@@ -86,9 +86,7 @@ def _inlined(model: keras.Model, image_size: int, batch: int | None) -> keras.Mo
         except ModelPatchError:
             raise
         except (ValueError, TypeError) as error:  # Of layers that are called otherwise than they were made for.
-            raise ModelPatchError(
-                f"{model.name!r} cannot be followed as a graph ({reason(error)}): {ADVICE}"
-            ) from None
+            raise ModelPatchError(f"{model.name!r} cannot be followed as a graph ({reason(error)}): {ADVICE}") from None
     _check_same(model, opened, image_size)
     return opened
 

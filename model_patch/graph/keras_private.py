@@ -36,6 +36,17 @@ def takes_training(layer: keras.Layer) -> bool:
     return layer._call_has_training_arg
 
 
+@contextlib.contextmanager
+def outside_calls() -> Iterator[None]:
+    """Makes layers forget, while the context lasts, that they are called within the call of a model, and its `training`."""
+    context = global_state.get_global_attribute("current_call_ctx")
+    global_state.set_global_attribute("current_call_ctx", None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("current_call_ctx", context)
+
+
 def model_of_old_config(config: dict) -> keras.Model:
     """Makes a model of a configuration in the format of HDF5 files. Public functions read it out of a whole file only."""
     return saving_utils.model_from_config(config)

@@ -230,7 +230,9 @@ def without_top(model: keras.Model, text: str) -> tuple[keras.Model, keras.layer
         last = maker(functional(last).outputs[0])
         path += f"/{last.name}"
     if not isinstance(last, keras.layers.Dense) or last.activation is not keras.activations.softmax:
-        raise ModelPatchError(f"{text!r} ends in {last.name!r}, no dense layer with softmax: give #layer instead of top=false")
+        raise ModelPatchError(
+            f"{text!r} ends in {last.name!r}, no dense layer with softmax: give #layer instead of top=false"
+        )
     rebuilt = rewrite(model, lambda place, layer: keras.layers.Identity(name=layer.name) if place == path else layer)
     return rebuilt, last
 

@@ -5,6 +5,7 @@ import numpy as np
 
 from model_patch.errors import ModelPatchError, reason
 from model_patch.graph.inline import inline_layers
+from model_patch.graph.keras_private import names_counted_from_zero
 from model_patch.graph.rewrite import resized
 from model_patch.preprocessing import MODES, Preprocessing
 from model_patch.spec import Spec
@@ -40,7 +41,8 @@ def open_kerashub(spec: Spec, image_size: int | None = None) -> Trunk:
             f"{spec.text!r} needs KerasHub ({reason(error)}): pip install 'model_patch[kerashub]'"
         ) from None
     try:
-        backbone = keras_hub.models.Backbone.from_preset(spec.rest, load_weights=options["weights"] == "preset")
+        with names_counted_from_zero():  # Layers without a name have the same in every process then.
+            backbone = keras_hub.models.Backbone.from_preset(spec.rest, load_weights=options["weights"] == "preset")
     except Exception as error:  # Of the network, of files and of its constructor; all are about this preset.
         raise ModelPatchError(
             f"the preset {spec.rest} cannot be had of KerasHub: {reason(error)}; without network, fetch its folder (config.json, "

@@ -42,7 +42,9 @@ def own_task(spec: str, labels: str | Path | None = None, name: str = "own") -> 
     trunk: Trunk = file.trunk_of_model(model, parsed, options, None)
     names = _labels(as_path(labels) if labels else file.labels_file(path))
     if len(names) != last.units:
-        raise ModelPatchError(f"{spec!r} has {last.units} classes and {len(names)} labels: give the labels it was trained with")
+        raise ModelPatchError(
+            f"{spec!r} has {last.units} classes and {len(names)} labels: give the labels it was trained with"
+        )
     bound = bind(trunk, Task(name, names, trunk.preprocessing), "last")
     bound.head.kernel.assign(last.kernel)
     bound.head.bias.assign(last.bias if last.use_bias else np.zeros(last.units))
@@ -54,7 +56,9 @@ def _labels(path: Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8")
         lines = [str(label) for label in json.loads(text)["labels"]] if path.suffix == ".json" else text.splitlines()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelPatchError(f"the labels {path} cannot be read ({error}): give a text file with a label a line") from None
+        raise ModelPatchError(
+            f"the labels {path} cannot be read ({error}): give a text file with a label a line"
+        ) from None
     lines = [line.strip() for line in lines if line.strip()]
     numbered = all(re.match(rf"{i}\s+\S", line) for i, line in enumerate(lines))
     return tuple(line.partition(" ")[2].strip() if numbered else line for line in lines)

@@ -6,7 +6,19 @@ import keras
 import numpy as np
 import pytest
 
-from model_patch import Bank, ModelPatchError, Patch, Preprocessing, Task, Trunk, bind, bind_patch, fold, join, open_trunk
+from model_patch import (
+    Bank,
+    ModelPatchError,
+    Patch,
+    Preprocessing,
+    Task,
+    Trunk,
+    bind,
+    bind_patch,
+    fold,
+    join,
+    open_trunk,
+)
 from model_patch.export import export
 from model_patch.trunks.saving import save_trunk
 from tests.conftest import same, snapshot, train_steps

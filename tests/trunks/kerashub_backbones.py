@@ -2,6 +2,8 @@
 
 import inspect
 
+from model_patch.graph.keras_private import names_counted_from_zero
+
 SIZE = 32
 """Pixels; those of `LARGER` need more."""
 
@@ -43,9 +45,7 @@ def _resnet(hub):
 
 
 def _large_resnet(hub):
-    return hub.models.ResNetBackbone(
-        [64], [7], [64, 64, 64, 64], [1, 1, 1, 1], [1, 2, 2, 2], "basic_block"
-    )
+    return hub.models.ResNetBackbone([64], [7], [64, 64, 64, 64], [1, 1, 1, 1], [1, 2, 2, 2], "basic_block")
 
 
 CONFIGS = {
@@ -239,9 +239,8 @@ CONFIGS = {
 """By class, the arguments of its constructor but for the image shape, given the library."""
 
 
-REFUSED = {
-    "BASNetBackbone": "gives float32 .*, float32 .*: expected features",
-    "DFineBackbone": "gives .*, .*: expected features",
+REFUSED: dict[str, str] = {
+    "DFineBackbone": "gives .*: expected features",
 }
 """Classes that are no trunk, with the error."""
 
@@ -254,4 +253,5 @@ def build(hub, name):
     backbone = getattr(hub.models, name)
     arguments = inspect.signature(backbone.__init__).parameters
     shapes = {key: shape(name) for key in ("image_shape", "input_shape") if key in arguments}
-    return backbone(**CONFIGS[name](hub), **shapes)
+    with names_counted_from_zero():  # As `kerashub:PRESET` does.
+        return backbone(**CONFIGS[name](hub), **shapes)

@@ -22,7 +22,11 @@ def write_tfjs(h5: Path, model: keras.Model, folder: Path, quantised: str = "", 
         changes: of the contents of `model.json`.
     """
     with h5py.File(h5) as file:
-        topology = {"keras_version": "2.15.0", "backend": "tensorflow", "model_config": json.loads(file.attrs["model_config"])}
+        topology = {
+            "keras_version": "2.15.0",
+            "backend": "tensorflow",
+            "model_config": json.loads(file.attrs["model_config"]),
+        }
     entries, contents = [], b""
     for path, layer in walk(model):
         for key, variable in variables(path, layer).items():
