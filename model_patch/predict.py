@@ -18,7 +18,7 @@ from model_patch.trunks import open_trunk
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class Prediction:
     """What one task predicts for one image.
 
     Attributes:
@@ -78,8 +78,8 @@ def predict(
     files: str | Iterable[str],
     top: int = 3,
     pick_resolution: bool = False,
-) -> Iterator[Answer]:
-    """Predicts image files; yields one answer per image and task, in the order of the images.
+) -> Iterator[Prediction]:
+    """Predicts image files; yields one prediction per image and task, in the order of the images.
 
     Files are read, decoded and resized in threads, a few batches ahead of the models, so memory does not grow with the
     number of images. All tasks of one trunk and image size are one compiled model, in which those that only have a last
@@ -89,7 +89,7 @@ def predict(
         tasks: one bound task, or several.
         files: paths of image files, patterns or folders, see `data.image_files.image_paths`; or an iterator of paths, which are taken
             as they come. One may be given without a list.
-        top: how many labels an answer names at most; at least 1.
+        top: how many labels a prediction names at most; at least 1.
         pick_resolution: each image is predicted once, by the task whose image size is nearest to its own, see `pick`.
 
     Raises:
@@ -109,26 +109,26 @@ def predict(
     return _predicted(tasks, paths, top, pick_resolution)
 
 
-def _predicted(tasks: list[BoundTask], paths: Iterator[str], top: int, pick_resolution: bool) -> Iterator[Answer]:
+def _predicted(tasks: list[BoundTask], paths: Iterator[str], top: int, pick_resolution: bool) -> Iterator[Prediction]:
     groups: dict[tuple, list[BoundTask]] = collections.defaultdict(list)
     for bound in tasks:
         groups[id(bound.trunk), bound.task.preprocessing].append(bound)
     models = [_GroupModel(group) for group in groups.values()]
     for files, images in read_images(paths, [model.preprocessing for model in models]):
-        asked = [[pick(tasks, *image.shape)] if pick_resolution else tasks for image in images]
+        of_images = [[pick(tasks, *image.shape)] if pick_resolution else tasks for image in images]
         probabilities: dict[tuple[int, str], np.ndarray] = {}
         for model in models:
             names = {bound.task.name for bound in model.tasks}
-            at = [i for i, chosen in enumerate(asked) if any(bound.task.name in names for bound in chosen)]
+            at = [i for i, chosen in enumerate(of_images) if any(bound.task.name in names for bound in chosen)]
             if at:
                 given = model.probabilities([images[i] for i in at])
                 probabilities |= {(i, name): row for name in names for i, row in zip(at, given[name], strict=True)}
         for i, file in enumerate(files):
-            for bound in asked[i]:
+            for bound in of_images[i]:
                 row = probabilities[i, bound.task.name]
                 of_labels = dict(zip(bound.task.labels, row.tolist(), strict=True))
                 best = sorted(of_labels.items(), key=lambda each: -each[1])[:top]
-                yield Answer(file, bound.task.name, tuple(best), of_labels)
+                yield Prediction(file, bound.task.name, tuple(best), of_labels)
 
 
 class _GroupModel(keras.Model):

@@ -31,7 +31,7 @@ _MODULES = {"detection": "model_patch.detection.task"}
 class Task:
     """An image classification task; other types of task are subclasses.
 
-    What `bind` needs of a task is `features` and `head`, training `loss` and `metrics`, exports and predictions `answers`.
+    What `bind` needs of a task is `features` and `head`, training `loss` and `metrics`, exports and predictions `predictions`.
 
     Attributes:
         name: the user's name for it; also names files, so no path separators.
@@ -108,7 +108,7 @@ class Task:
 
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroAccuracy(len(self.labels))]
 
-    def answers(self, outputs) -> dict:
+    def predictions(self, outputs) -> dict:
         """Returns what an exported model says, given the logits `(batch, classes)`; runs inside TensorFlow's graphs.
 
         `logits` and `probabilities` `(batch, classes)`, and `label`, string `(batch,)`, the most probable one.

@@ -28,7 +28,7 @@ _QUANTIZE = cli.flags.DEFINE_string("quantize", "none", "none | dynamic: kernels
 _VERSIONED = cli.flags.DEFINE_bool(
     "versioned", False, "Write the next version, OUTPUT/1, OUTPUT/2 ..., for TensorFlow Serving: bank and signatures."
 )
-_CHECK = cli.flags.DEFINE_bool("check", True, "Ask what was written, without this package, and compare.")
+_CHECK = cli.flags.DEFINE_bool("check", True, "Run what was written in a process without this package, and compare.")
 _DATA = cli.flags.DEFINE_string(
     "data", None, "Compare also on the test images of this data: digits | folder:PATH | ..."
 )

@@ -42,8 +42,13 @@ def main():
     def predicted(paths):
         return predict(tasks, iter(paths), _TOP.value, _PICK_RESOLUTION.value)
 
-    def row(answer):
-        return answer.file, answer.task, *answer.top[0], *([answer.probabilities] if _PROBABILITIES.value else [])
+    def row(prediction):
+        return (
+            prediction.file,
+            prediction.task,
+            *prediction.top[0],
+            *([prediction.probabilities] if _PROBABILITIES.value else []),
+        )
 
     if _OUTPUT.value:
         values = ["label", "probability", *(["probabilities"] if _PROBABILITIES.value else [])]
@@ -51,9 +56,9 @@ def main():
         file = PredictionFile(_OUTPUT.value, names, values, one_each=_PICK_RESOLUTION.value)
         write_predictions(predicted, images, file, row)
         return
-    for answer in predicted(images[0]):
-        labels = "  ".join(f"{label} {probability:.3f}" for label, probability in answer.top)
-        print(f"{answer.file}  {answer.task}: {labels}")
+    for prediction in predicted(images[0]):
+        labels = "  ".join(f"{label} {probability:.3f}" for label, probability in prediction.top)
+        print(f"{prediction.file}  {prediction.task}: {labels}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bank: one model that answers for thousands of tasks, mixed in one batch."""
+"""Bank: one model of thousands of tasks, mixed in one batch."""
 
 import collections
 import contextlib
@@ -25,7 +25,7 @@ PART = 16
 
 
 class Bank:
-    """Many tasks on one trunk, each example of a batch answered by its own task, in inference.
+    """Many tasks on one trunk, each example of a batch predicted by its own task, in inference.
 
     Tasks can be added and removed while other threads predict: a prediction uses one whole patch, the old or the new one. As
     long as a row of `capacity` is free nothing is compiled again. Where none is, it is doubled, with a new model.
@@ -148,7 +148,7 @@ class Bank:
             del self._tasks[name]
 
     def __call__(self, images, names: Sequence[str]):
-        """Answers each image by the task that is named for it.
+        """Predicts each image by the task that is named for it.
 
         Args:
             images: preprocessed, `(batch, height, width, 3)`.

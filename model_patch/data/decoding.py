@@ -182,7 +182,7 @@ def orientation(contents):
 
 
 def is_turned(orientation):
-    """Returns which changes an orientation asks for, in this order: transpose, mirror left to right, mirror top to bottom.
+    """Returns which changes an orientation needs, in this order: transpose, mirror left to right, mirror top to bottom.
 
     Args:
         orientation: int32 scalar tensor in 1..8.

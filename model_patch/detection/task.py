@@ -1,4 +1,4 @@
-"""Detection as a task: its head, on feature maps within a trunk, its loss, and what it answers."""
+"""Detection as a task: its head, on feature maps within a trunk, its loss, and its predictions."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ LEAST_CHANNELS = 16
 class DetectionTask(Task):
     """An object detection task: boxes and their classes, by an SSDLite head. Make it with `DetectionTask.on`.
 
-    The model bound to it answers an image with codes and logits of all default boxes, see `SSDLiteHead`.
+    The model bound to it gives for an image the codes and logits of all default boxes, see `SSDLiteHead`.
 
     Attributes:
         layers: paths of the trunk's layers whose outputs the head takes, finest map first.
@@ -118,7 +118,7 @@ class DetectionTask(Task):
         """Returns no metrics: a detector is measured over all images at once, by `model_patch.detection.evaluation`."""
         return []
 
-    def answers(self, outputs) -> dict:
+    def predictions(self, outputs) -> dict:
         """Returns the detections: `boxes` `(batch, 100, 4)`, `scores`, `classes` and `labels` `(batch, 100)`, `count` `(batch,)`.
 
         The first `count` rows of an image are its detections, best first. Boxes are `(ymin, xmin, ymax, xmax)` in 0..1.

@@ -25,9 +25,9 @@ class Format:
     Attributes:
         summary: what it writes, for people.
         module: imported when it is used, as these need TensorFlow. It has two functions: `export(tasks, folder)`, with
-            `quantize` where the format has it, writes the tasks into an empty folder, and `answers(folder, tasks, images)`
-            asks the written files in processes without this package: from one batch of images per task, float32 `(batch,
-            image_size, image_size, 3)` in 0..255, to one dict per task of what `Task.answers` names.
+            `quantize` where the format has it, writes the tasks into an empty folder, and `predictions(folder, tasks, images)`
+            runs the written files in processes without this package: from one batch of images per task, float32 `(batch,
+            image_size, image_size, 3)` in 0..255, to one dict per task of what `Task.predictions` returns.
         quantizes: whether kernels can be stored as int8.
         versioned: whether the folder is one SavedModel, however many tasks there are, so that it can be a numbered version.
     """
@@ -135,21 +135,21 @@ def next_version(base: str | Path) -> Path:
 
 
 def check(format: str, tasks: Sequence[BoundTask], output: str | Path, quantize: str = "none") -> dict[str, float]:
-    """Asks what `export` wrote in processes without this package, and compares with the models in memory, in float32.
+    """Runs what `export` wrote in processes without this package, and compares with the models in memory, in float32.
 
-    Arguments as `export`. Returns the largest difference of any number in the answers, by task name.
+    Arguments as `export`. Returns the largest difference of any number in the predictions, by task name.
 
     Raises:
         ModelPatchError: `ai-edge-litert`, which runs LiteRT files, is not installed.
-        RuntimeError: the files do not run, or answer otherwise.
+        RuntimeError: the files do not run, or their predictions differ.
     """
     tasks = [bound.in_float32() for bound in tasks]
     with local_copy(output) as local:
-        return differences(FORMATS[format].load().answers, local, tasks, exact=quantize == "none")
+        return differences(FORMATS[format].load().predictions, local, tasks, exact=quantize == "none")
 
 
 def check_on(data: str, format: str, tasks: Sequence[BoundTask], output: str | Path) -> dict[str, float]:
-    """Asks what `export` wrote about real images, and says on which part of them it names the class that the model does.
+    """Runs what `export` wrote on real images; returns the fraction with the same class as by the model.
 
     Args:
         data: spec of the images, see `open_data`; the first `MAX_IMAGES` of its test part are taken.
@@ -173,4 +173,4 @@ def check_on(data: str, format: str, tasks: Sequence[BoundTask], output: str | P
         ((batch, _),) = batches(test, resized, MAX_IMAGES, max_images=MAX_IMAGES).as_numpy_iterator()
         images.append(batch)
     with local_copy(output) as local:
-        return agreement(FORMATS[format].load().answers, local, tasks, images)
+        return agreement(FORMATS[format].load().predictions, local, tasks, images)

@@ -1,4 +1,4 @@
-"""A bank as one SavedModel: images and the names of their tasks in, each image answered by its own task."""
+"""A bank as one SavedModel: images and the names of their tasks in, each image predicted by its own task."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,8 +57,8 @@ def export(tasks: Sequence[BoundTask], folder: Path):
     _save(bank, folder)
 
 
-def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Returns what the bank answers for each task, its own classes only, see `model_patch.export.Format`."""
+def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Returns the bank's predictions for each task, its own classes only, see `model_patch.export.Format`."""
     own = (
         {key: each[:, : len(bound.task.labels)] if each.ndim == 2 else each for key, each in given.items()}
         for bound, given in zip(tasks, ask_by_name(folder, tasks, images[0]), strict=True)
@@ -90,7 +90,7 @@ def _save(bank: Bank, folder: Path):
     module.row_of = tf.lookup.StaticHashTable(rows, default_value=-1)
     module.labels = tf.constant(labels, tf.string)
 
-    def answer(resized, names):
+    def predict(resized, names):
         row = module.row_of.lookup(names)
         unknown = tf.boolean_mask(names, row < 0)
         known = tf.debugging.Assert(tf.size(unknown) == 0, ["the bank has no task of the name", unknown])
@@ -104,16 +104,16 @@ def _save(bank: Bank, folder: Path):
         tf.TensorSpec((None,), tf.string, name="tasks"),
         tf.TensorSpec((None, size, size, 3), tf.float32),
     )
-    answer = tf.function(answer, autograph=False).get_concrete_function(resized_images, names)
+    predict = tf.function(predict, autograph=False).get_concrete_function(resized_images, names)
 
     @tf.function(
         input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="images"), names], autograph=False
     )
     def serve(images, tasks):
-        return answer(prepare.resize(images), tasks)
+        return predict(prepare.resize(images), tasks)
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="contents"), names], autograph=False)
     def serve_encoded(contents, tasks):
-        return answer(reader(prepare)(contents), tasks)
+        return predict(reader(prepare)(contents), tasks)
 
     tf.saved_model.save(module, str(folder), {"serving_default": serve, "encoded": serve_encoded})

@@ -67,17 +67,17 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
         write_bytes(folder / f"{bound.task.name}.tflite", with_manifest(contents, manifest))
 
 
-def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Returns what each task's file answers, see `model_patch.export.Format`."""
+def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Returns the predictions of each task's file, see `model_patch.export.Format`."""
     calls = [(folder / f"{bound.task.name}.tflite", batch, ()) for bound, batch in zip(tasks, images, strict=True)]
     return run_in_clean_process(clean_litert.__file__, calls)
 
 
 def _converted(model: keras.Model, prepare: Preprocessing, quantize: str) -> bytes:
-    def answer(images):
+    def predict(images):
         return probable(model(prepare.scale(images), training=False))
 
-    return convert(answer, {"images": (None, prepare.image_size, prepare.image_size, 3)}, model.variables, quantize)
+    return convert(predict, {"images": (None, prepare.image_size, prepare.image_size, 3)}, model.variables, quantize)
 
 
 def probable(logits) -> dict:
@@ -99,11 +99,11 @@ def input_of(bound: BoundTask) -> dict:
     }
 
 
-def convert(answer: Callable, inputs: dict[str, tuple], variables: Sequence[keras.Variable], quantize: str) -> bytes:
+def convert(predict: Callable, inputs: dict[str, tuple], variables: Sequence[keras.Variable], quantize: str) -> bytes:
     """Returns a function as the contents of a LiteRT file with one signature, `serving_default`.
 
     Args:
-        answer: takes the inputs in their order, gives a dict of tensors.
+        predict: takes the inputs in their order, gives a dict of tensors.
         inputs: shapes by name; all are float32.
         variables: that it reads.
         quantize: one of `model_patch.export.QUANTIZE`.
@@ -116,9 +116,9 @@ def convert(answer: Callable, inputs: dict[str, tuple], variables: Sequence[kera
     module = tf.Module()
     module.variables_of_net = [variable.value for variable in variables]
     specs = [tf.TensorSpec(shape, tf.float32, name=name) for name, shape in inputs.items()]
-    module.answer = tf.function(answer, input_signature=specs, autograph=False)
+    module.predict = tf.function(predict, input_signature=specs, autograph=False)
     with tempfile.TemporaryDirectory() as scratch:
-        tf.saved_model.save(module, scratch, {"serving_default": module.answer.get_concrete_function()})
+        tf.saved_model.save(module, scratch, {"serving_default": module.predict.get_concrete_function()})
         _spell_out(Path(scratch) / tf.saved_model.SAVED_MODEL_FILENAME_PB)
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch, signature_keys=["serving_default"])
         if quantize == "dynamic":

@@ -28,7 +28,7 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
     The signature `serving_default` takes `images`, as a task's own file does (see `model_patch.export.litert_file`), and `vector`,
     float32 `(values,)`, of the task. It returns `logits` and `probabilities`, float32 `(batch, classes)`,
     as wide as the largest head: where a task has fewer classes, the further logits are minus infinity and their
-    probabilities 0. Nothing is kept between calls: an answer depends on what is handed in alone.
+    probabilities 0. Nothing is kept between calls: outputs depend on the inputs alone.
 
     `net.tflite` holds `model_patch.json`: the images it takes, the length of a vector, and its `slots`, which say what stands
     where in it. A task's file holds the one tensor `vector`, and in its metadata, under `model_patch`, the task with its
@@ -49,7 +49,7 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
                 f"{task.preprocessing.mode}), and one net scales them for all: export them as litert or signatures"
             )
 
-    def answer(images, vector):
+    def predict(images, vector):
         return probable(net.model([prepare.scale(images), vector], training=False))
 
     inputs = {"images": (None, prepare.image_size, prepare.image_size, 3), VECTOR: (net.num_values,)}
@@ -60,7 +60,7 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
         "slots": [{"key": slot.key, "offset": slot.offset, "shape": slot.shape} for slot in net.slots],
         "quantize": quantize,
     }
-    contents = with_manifest(convert(answer, inputs, net.constants, quantize), manifest)
+    contents = with_manifest(convert(predict, inputs, net.constants, quantize), manifest)
     write_bytes(folder / NET, contents)
     digest = hashlib.sha256(contents).hexdigest()
     for bound in tasks:
@@ -69,12 +69,12 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
         write_bytes(folder / f"{bound.task.name}.safetensors", safetensors.numpy.save(tensors, metadata))
 
 
-def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Returns what the net answers with the vector of each task, see `model_patch.export.Format`."""
+def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Returns the net's outputs with the vector of each task, see `model_patch.export.Format`."""
     vectors = [folder / f"{bound.task.name}.safetensors" for bound in tasks]
     calls = [(folder / NET, batch, (vector,)) for batch, vector in zip(images, vectors, strict=True)]
     given = run_in_clean_process(clean_litert.__file__, calls)
     return [
-        {name: each[:, : len(bound.task.labels)] for name, each in answer.items()}
-        for bound, answer in zip(tasks, given, strict=True)
+        {name: each[:, : len(bound.task.labels)] for name, each in predict.items()}
+        for bound, predict in zip(tasks, given, strict=True)
     ]

@@ -31,7 +31,7 @@ def export_saved_model(bound: BoundTask, path: str | Path):
     - `serving_default`: `images`, float32 `(batch, height, width, 3)` in 0..255, any height and width;
     - `encoded`: `contents`, string `(batch,)`, each a JPEG, PNG, BMP, GIF or WebP file of any size.
 
-    Both return what `Task.answers` does: of a classification `logits` and `probabilities`, float32 `(batch, classes)`,
+    Both return what `Task.predictions` does: of a classification `logits` and `probabilities`, float32 `(batch, classes)`,
     and `label`, string `(batch,)`, the most probable class. The class names are also in `assets/labels.txt`. Each weight
     is stored once: `model.export` of Keras would store it twice (keras-team/keras issue 23553).
 
@@ -53,8 +53,8 @@ def export(tasks: Sequence[BoundTask], folder: Path):
         _save(bound, _of(folder, bound, tasks))
 
 
-def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Returns what each task's SavedModel answers, see `model_patch.export.Format`."""
+def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Returns the predictions of each task's SavedModel, see `model_patch.export.Format`."""
     calls = [(_of(folder, bound, tasks), batch, ()) for bound, batch in zip(tasks, images, strict=True)]
     return run_in_clean_process(clean_saved_model.__file__, calls)
 
@@ -99,7 +99,7 @@ def _save(bound: BoundTask, folder: Path):
     # What a layer computes with besides: the variables of a SavedModel that runs as a single layer.
     module.resources = [v for _, layer in walk(model) for v in getattr(layer, "_mp_resources", ())]
     serve, encoded = serving(
-        task.preprocessing, lambda resized: task.answers(model(task.preprocessing.scale(resized), training=False))
+        task.preprocessing, lambda resized: task.predictions(model(task.preprocessing.scale(resized), training=False))
     )
     with labels_asset(bound) as module.labels_file:
         tf.saved_model.save(module, str(folder), {"serving_default": serve, "encoded": encoded})
@@ -116,30 +116,30 @@ def labels_asset(bound: BoundTask, name: str = LABELS):
         yield tf.saved_model.Asset(str(path))
 
 
-def serving(prepare: Preprocessing, answer: Callable):
+def serving(prepare: Preprocessing, predict: Callable):
     """Returns the two functions that call a task, see `export_saved_model`.
 
     Args:
         prepare: the task's.
-        answer: resized images, float32 `(batch, image_size, image_size, 3)` in 0..255, to a dict of tensors.
+        predict: resized images, float32 `(batch, image_size, image_size, 3)` in 0..255, to a dict of tensors.
 
     Returns:
-        Two concrete functions, of `images` and of `contents`. The graph of `answer` is stored once for both.
+        Two concrete functions, of `images` and of `contents`. The graph of `predict` is stored once for both.
     """
     import tensorflow as tf
 
     size = prepare.image_size
     resized = tf.TensorSpec((None, size, size, 3), tf.float32)
     # Concrete: a tf.function is traced again by each function that calls it.
-    answer = tf.function(answer, autograph=False).get_concrete_function(resized)
+    predict = tf.function(predict, autograph=False).get_concrete_function(resized)
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="images")], autograph=False)
     def serve(images):
-        return answer(prepare.resize(images))
+        return predict(prepare.resize(images))
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="contents")], autograph=False)
     def serve_encoded(contents):
-        return answer(reader(prepare)(contents))
+        return predict(reader(prepare)(contents))
 
     return serve.get_concrete_function(), serve_encoded.get_concrete_function()
 

@@ -53,16 +53,16 @@ def export(tasks: Sequence[BoundTask], folder: Path):
     call = tf.function(lambda scaled, vector: net.model([scaled, vector], training=False), autograph=False)
     logits = call.get_concrete_function(*specs)
 
-    def answer(bound):
+    def predictor(bound):
         task, vector = bound.task, module.vectors[bound.task.name]
-        return lambda resized: task.answers(
+        return lambda resized: task.predictions(
             logits(task.preprocessing.scale(resized), vector.read_value())[:, : len(task.labels)]
         )
 
     signatures = {}
     for bound in tasks:
         signatures[bound.task.name], signatures[bound.task.name + ENCODED] = serving(
-            bound.task.preprocessing, answer(bound)
+            bound.task.preprocessing, predictor(bound)
         )
     with contextlib.ExitStack() as assets:
         module.labels_files = [
@@ -71,13 +71,13 @@ def export(tasks: Sequence[BoundTask], folder: Path):
         tf.saved_model.save(module, str(folder), signatures)
 
 
-def answers(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Returns what each task's signature answers, see `model_patch.export.Format`."""
+def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Returns the predictions of each task's signature, see `model_patch.export.Format`."""
     return ask_by_name(folder, tasks, images[0])
 
 
 def ask_by_name(folder: Path, tasks: Sequence[BoundTask], images: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """Asks one SavedModel about the same images for each task, in one process; returns the answers in the tasks' order."""
+    """Runs one SavedModel on the same images for each task, in one process; returns the predictions in the tasks' order."""
     names = [bound.task.name for bound in tasks]
     (given,) = run_in_clean_process(clean_saved_model.__file__, [(folder, images, names)])
     return [

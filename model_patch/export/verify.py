@@ -13,7 +13,7 @@ from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
 
 TOLERANCE = 1e-4
-"""How far an answer may be from the model's in memory, in parts of the largest number of it where that is above 1."""
+"""Largest difference from the outputs of the model in memory, relative to their largest number where that is above 1."""
 
 NUM_IMAGES = 2
 
@@ -28,7 +28,7 @@ def run_in_clean_process(
         calls: what it calls; the images, float32 `(batch, height, width, 3)` in 0..255; further arguments of the script.
 
     Returns:
-        What each call answers, by name.
+        The outputs of each call, by name.
 
     Raises:
         ModelPatchError: a library that it needs is not installed.
@@ -53,31 +53,33 @@ def run_in_clean_process(
             raise RuntimeError(f"the export {Path(failed).name} does not run on its own:\n{called.stderr}")
         found = []
         for _, _, outputs, _ in written:
-            with np.load(outputs) as answers:
-                found.append(dict(answers))
+            with np.load(outputs) as arrays:
+                found.append(dict(arrays))
         return found
 
 
-def differences(answers: Callable, folder: Path, tasks: Sequence[BoundTask], exact: bool = True) -> dict[str, float]:
-    """Compares what an export answers with the models in memory, on random images.
+def differences(
+    predictions: Callable, folder: Path, tasks: Sequence[BoundTask], exact: bool = True
+) -> dict[str, float]:
+    """Compares the predictions of an export with those of the models in memory, on random images.
 
     Args:
-        answers: of the format's module, see `model_patch.export.Format`.
+        predictions: of the format's module, see `model_patch.export.Format`.
         folder: that was written.
         tasks: that were exported.
-        exact: whether the answers should be the same, but for rounding; kernels stored as int8 answer otherwise.
+        exact: whether both should be equal up to rounding; with kernels stored as int8 they are not.
 
     Returns:
-        Largest absolute difference of any number in the answers, by task name.
+        Largest absolute difference of any number in the predictions, by task name.
 
     Raises:
         RuntimeError: `exact`, and they differ by more than `TOLERANCE`.
     """
     images = [_images(bound.task.preprocessing.image_size) for bound in tasks]
     found = {}
-    for bound, batch, given in zip(tasks, images, answers(folder, tasks, images), strict=True):
+    for bound, batch, given in zip(tasks, images, predictions(folder, tasks, images), strict=True):
         name, task = bound.task.name, bound.task
-        expected = task.answers(bound.model(task.preprocessing.scale(batch), training=False))
+        expected = task.predictions(bound.model(task.preprocessing.scale(batch), training=False))
         numbers = {key: np.asarray(each) for key, each in expected.items() if key in given}
         numbers = {key: each for key, each in numbers.items() if each.dtype.kind == "f"}
         found[name] = max(float(np.abs(given[key] - each).max()) for key, each in numbers.items())
@@ -88,16 +90,16 @@ def differences(answers: Callable, folder: Path, tasks: Sequence[BoundTask], exa
 
 
 def agreement(
-    answers: Callable, folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]
+    predictions: Callable, folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """Returns on which part of real images an export names the same class as the model in memory, by task, in 0..1.
 
     Args:
-        answers, folder, tasks: as for `differences`; the tasks are classifications.
+        predictions, folder, tasks: as for `differences`; the tasks are classifications.
         images: a batch per task, float32 `(batch, image_size, image_size, 3)` in 0..255.
     """
     found = {}
-    for bound, batch, given in zip(tasks, images, answers(folder, tasks, images), strict=True):
+    for bound, batch, given in zip(tasks, images, predictions(folder, tasks, images), strict=True):
         logits = bound.model.predict(np.asarray(bound.task.preprocessing.scale(batch)), verbose=0)
         found[bound.task.name] = float(np.mean(given["logits"].argmax(-1) == logits.argmax(-1)))
     return found

@@ -1,4 +1,4 @@
-"""A layer whose slots are filled at each call: how one net answers for any task that it is handed the values of."""
+"""A layer whose slots are filled at each call: how one net computes any task whose values it is given."""
 
 import dataclasses
 import math

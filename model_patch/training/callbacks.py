@@ -81,14 +81,14 @@ class InputWait(keras.callbacks.Callback):
                 self._waited = tf.Variable(0.0, dtype="float64", trainable=False)
         waited = self._waited
 
-        def add(asked, batch):
-            waited.assign_add(tf.timestamp() - asked)
+        def add(requested, batch):
+            waited.assign_add(tf.timestamp() - requested)
             return batch
 
-        asked = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
+        requested = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
         options = tf.data.Options()
         options.experimental_optimization.inject_prefetch = False  # It would request in the reader's place.
-        return tf.data.Dataset.zip(asked, batches).map(add).with_options(options)
+        return tf.data.Dataset.zip(requested, batches).map(add).with_options(options)
 
     def _measured_in_python(self, batches):
         remaining = iter(batches)

@@ -123,7 +123,7 @@ def test_a_detector_and_a_classifier_are_two_patches_on_one_frozen_trunk_and_bot
         export("saved_model", [loaded], folder)
         # In a process without this package, against the task that was trained.
         assert check("saved_model", [bound], folder)[bound.task.name] <= 1e-4
-    answers = detector.task.answers(detector.model(images, training=False))
+    answers = detector.task.predictions(detector.model(images, training=False))
     assert answers["boxes"].shape == (6, 100, 4) and answers["labels"].dtype == tf.string
 
 

@@ -24,8 +24,8 @@ class DetectionSplit:
     Attributes:
         num_images: how many there are.
         stored: `stored(n)` returns the first n as a `tf.data.Dataset` of `(stored form, boxes, classes, ignored)`: float32
-            `(boxes, 4)`, as fractions; int32 `(boxes,)`; bool `(boxes,)`, true for boxes that are neither trained on nor, in
-            tests, asked for: crowds (COCO) and difficult objects (VOC).
+            `(boxes, 4)`, as fractions; int32 `(boxes,)`; bool `(boxes,)`, true for boxes that are neither trained on nor,
+            in tests, counted: crowds (COCO) and difficult objects (VOC).
         load: from one stored form, a tensor, to the image, uint8 `(height, width, 3)`; runs inside `tf.data`.
         stored_bytes: size of all images in their stored form.
     """

@@ -61,7 +61,7 @@ def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) 
     random, count = np.random.default_rng(0), config.joint_images_per_task
     shape = (count, *trunk.model.input.shape[1:])
     images = {task.name: random.uniform(-1, 1, shape).astype("float32") for task in tasks}
-    answers = {task.name: random.integers(0, config.classes, count) for task in tasks}
+    targets = {task.name: random.integers(0, config.classes, count) for task in tasks}
 
     # Before the trunk is trained jointly: then nothing can be bound to it.
     single_spec = mp.TrainSpec.parse("full") if train_trunk else train_spec
@@ -69,9 +69,9 @@ def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) 
     for task in tasks:
         bound = mp.bind(trunk, task, single_spec)
         loss, metrics = task.loss(), task.metrics()
-        singles.append(_step(bound.model, images[task.name], answers[task.name], loss, metrics))
+        singles.append(_step(bound.model, images[task.name], targets[task.name], loss, metrics))
     joined = mp.join(trunk, tasks, train_spec, train_trunk=train_trunk)
-    joint = _step(joined.model, images, answers, joined.losses(), joined.metrics())
+    joint = _step(joined.model, images, targets, joined.losses(), joined.metrics())
 
     calls = {"joint": joint, "single": lambda: [step() for step in singles]}
     seconds = interleaved(calls, config.rounds, 2, config.joint_seconds)
@@ -88,7 +88,7 @@ def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) 
     }
 
 
-def _step(model: keras.Model, images, answers, loss, metrics) -> Callable[[], object]:
+def _step(model: keras.Model, images, targets, loss, metrics) -> Callable[[], object]:
     """Returns a training step on one batch, as `fit` makes it, which waits for its loss."""
     model.compile(adam(1e-3), loss=loss, metrics=metrics, jit_compile=False)
-    return lambda: model.train_on_batch(images, answers)
+    return lambda: model.train_on_batch(images, targets)

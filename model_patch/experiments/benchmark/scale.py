@@ -43,7 +43,7 @@ from model_patch.training.loop import run_epochs
 
 _logger = logging.getLogger(__name__)
 
-ASKED = 64
+BATCH = 64
 """Images in a batch that a bank runs."""
 
 SHARD = 1000
@@ -111,10 +111,10 @@ def _joint(config: ConfigDict) -> list[dict]:
         tasks = [mp.Task(f"task{k}", labels, trunk.preprocessing) for k in range(number)]
         joined = mp.join(trunk, tasks, config.scale_joint_train)
         joined.model.compile(adam(1e-3), joined.losses(), metrics=joined.metrics(), jit_compile=False)
-        images, answers = ({task.name: each for task in tasks} for each in (image, np.arange(count) % config.classes))
+        images, targets = ({task.name: each for task in tasks} for each in (image, np.arange(count) % config.classes))
 
-        def step(model=joined.model, images=images, answers=answers):
-            return model.train_on_batch(images, answers)
+        def step(model=joined.model, images=images, targets=targets):
+            return model.train_on_batch(images, targets)
 
         step()
         steps[str(number)], until[number] = step, time.perf_counter() - start
@@ -132,8 +132,8 @@ def _bank(config: ConfigDict) -> list[dict]:
     patch = mp.bind(
         trunk, mp.Task("task", tuple(map(str, range(config.classes))), trunk.preprocessing), "scale_bias+last"
     ).patch()
-    images = np.random.default_rng(0).uniform(-1, 1, (ASKED, *trunk.model.input.shape[1:])).astype("float32")
-    asks, rows = {}, []
+    images = np.random.default_rng(0).uniform(-1, 1, (BATCH, *trunk.model.input.shape[1:])).astype("float32")
+    calls, rows = {}, []
     for number in config.scale_patches:
         bank = mp.Bank(trunk, "scale_bias", capacity=number, classes=config.classes)
         bank.add(patch)  # The first one binds the task, to see what such a patch holds.
@@ -142,11 +142,11 @@ def _bank(config: ConfigDict) -> list[dict]:
         for k in range(number):
             bank.add(dataclasses.replace(patch, task=dataclasses.replace(patch.task, name=f"task{k}")))
         added = time.perf_counter() - start
-        names = [f"task{k * number // ASKED}" for k in range(ASKED)]
-        asks[str(number)] = lambda bank=bank, names=names: np.asarray(bank(images, names))
+        names = [f"task{k * number // BATCH}" for k in range(BATCH)]
+        calls[str(number)] = lambda bank=bank, names=names: np.asarray(bank(images, names))
         rows.append({"work": number, "add_ms": 1e3 * added / number, "bytes": _bytes(bank.model)})
         _logger.info("%d patches added in %.1f s", number, added)
-    seconds = interleaved(asks, config.rounds, 2, config.scale_bank_seconds)
+    seconds = interleaved(calls, config.rounds, 2, config.scale_bank_seconds)
     return [{"work": r["work"], "batch_ms": milliseconds(seconds[str(r["work"])]), **r} for r in rows]
 
 
@@ -249,7 +249,7 @@ PARTS = {"joint": _joint, "bank": _bank, "data": _data}
 _UNITS = {
     "step_ms": ("a step", "ms", 1.0),
     "first_step_after_s": ("until the first step is done", "s", 1.0),
-    "batch_ms": (f"a batch of {ASKED} images", "ms", 1.0),
+    "batch_ms": (f"a batch of {BATCH} images", "ms", 1.0),
     "bytes": ("values of the bank", "MiB", 2**-20),
     "add_ms": ("adding one patch", "ms", 1.0),
     "epoch_s": ("an epoch", "s", 1.0),

@@ -39,7 +39,7 @@ turns where there are fewer tasks than images. The four settings are those of Pu
 
 FORMS = ("separate", "switch", "sub-batches", "bank", "folded")
 
-Answer = Callable[[np.ndarray, np.ndarray], object]
+Predict = Callable[[np.ndarray, np.ndarray], object]
 """Given images and the number of each one's task, computes all logits and waits for them."""
 
 
@@ -74,12 +74,12 @@ def run(config: ConfigDict, workdir: str | Path):
         not_run=[],
     )
     for num_tasks in config.tasks:
-        answers = _forms(trunk, config, num_tasks, results)
-        measured = [form for form in answers if form in config.memory_of]
+        forms = _forms(trunk, config, num_tasks, results)
+        measured = [form for form in forms if form in config.memory_of]
         # Each in a process of its own, as freed memory is not always given back.
         results["memory"] += [in_own_process(_memory, config.to_dict(), form, num_tasks) for form in measured]
         for mix, batch in itertools.product(config.mixes if num_tasks > 1 else ("identical",), config.batch_sizes):
-            results["rows"] += _cell(answers, mix, batch, num_tasks, trunk, config)
+            results["rows"] += _cell(forms, mix, batch, num_tasks, trunk, config)
             _logger.info("%d tasks, %s, batch %d: done", num_tasks, mix, batch)
         write_json(as_path(workdir) / "serving.json", results)
     _report(results, as_path(workdir))
@@ -99,18 +99,18 @@ def _set_op_threads(count: int):
             ) from error
 
 
-def _cell(answers: dict[str, Answer], mix: str, batch: int, num_tasks: int, trunk: mp.Trunk, config) -> list[dict]:
+def _cell(forms: dict[str, Predict], mix: str, batch: int, num_tasks: int, trunk: mp.Trunk, config) -> list[dict]:
     """Times all forms on batches of one kind."""
     size = trunk.preprocessing.image_size
     random = np.random.default_rng(0)
     images = random.uniform(-1, 1, (batch, size, size, 3)).astype("float32")
     batches = [mixed(mix, batch, num_tasks, random) for _ in range(8)]
 
-    def in_turn(answer: Answer) -> Callable[[], object]:
+    def in_turn(predict: Predict) -> Callable[[], object]:
         chosen = itertools.cycle(batches)  # Each form its own: all get the same tasks in the same round.
-        return lambda: answer(images, next(chosen))
+        return lambda: predict(images, next(chosen))
 
-    calls = {name: in_turn(answer) for name, answer in answers.items()}
+    calls = {name: in_turn(predict) for name, predict in forms.items()}
     seconds = interleaved(calls, config.rounds, 2, config.seconds)
     return [
         {
@@ -137,10 +137,10 @@ def mixed(mix: str, batch: int, num_tasks: int, random: np.random.Generator) -> 
     return random.choice(num_tasks, batch, p=popularity / popularity.sum())
 
 
-def _forms(trunk: mp.Trunk, config, num_tasks: int, results: dict) -> dict[str, Answer]:
+def _forms(trunk: mp.Trunk, config, num_tasks: int, results: dict) -> dict[str, Predict]:
     """Makes the forms for some number of tasks, and notes those that are not."""
     bound = mp.bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
-    made: dict[str, Answer] = {}
+    made: dict[str, Predict] = {}
     for form in config.forms:
         if form == "separate" and num_tasks > config.max_separate:
             reason = f"a model is compiled for each task: not run beyond {config.max_separate} tasks (max_separate)"
@@ -158,10 +158,10 @@ def _memory(fields: dict, form: str, num_tasks: int) -> dict:
     trunk = mp.open_trunk(config.trunk, config.image_size)
     bound = mp.bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
     before, start = resident_bytes(), time.perf_counter()
-    answer = _MAKE[form](bound, num_tasks, config)
+    predict = _MAKE[form](bound, num_tasks, config)
     seconds = time.perf_counter() - start
     size, batch = trunk.preprocessing.image_size, max(config.batch_sizes)
-    answer(np.zeros((batch, size, size, 3), "float32"), np.arange(batch) % num_tasks)
+    predict(np.zeros((batch, size, size, 3), "float32"), np.arange(batch) % num_tasks)
     taken = resident_bytes() - before
     return {"tasks": num_tasks, "form": form, "bytes": taken, "seconds_to_make": round(seconds, 2)}
 
@@ -188,16 +188,16 @@ def _compiled(model):
     )
 
 
-def _by_task(answer: Callable[[int, np.ndarray], object]) -> Answer:
+def _by_task(predict: Callable[[int, np.ndarray], object]) -> Predict:
     """Returns the form that runs a mixed batch task by task."""
 
     def answer_all(images, tasks):
-        return [np.asarray(answer(task, images[tasks == task])) for task in np.unique(tasks)]
+        return [np.asarray(predict(task, images[tasks == task])) for task in np.unique(tasks)]
 
     return answer_all
 
 
-def _separate(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Answer:
+def _separate(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
     import keras
 
     runs = []
@@ -210,16 +210,16 @@ def _separate(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Answer
     return _by_task(lambda task, images: runs[task](images))
 
 
-def _switch(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Answer:
+def _switch(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
     prepared = [_prepared(bound, _patch(bound, config, i)) for i in range(num_tasks)]
     run = _compiled(bound.model)
 
-    def answer(task, images):
+    def predict(task, images):
         for variable, value in prepared[task]:
             variable.assign(value)
         return run(images)
 
-    return _by_task(answer)
+    return _by_task(predict)
 
 
 def _prepared(bound: mp.BoundTask, patch: mp.Patch) -> list:
@@ -230,7 +230,7 @@ def _prepared(bound: mp.BoundTask, patch: mp.Patch) -> list:
     return [(variable.value, tf.constant(patch.values[key])) for key, variable in owned.items()]
 
 
-def _sub_batches(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Answer:
+def _sub_batches(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
     import tensorflow as tf
 
     net = vector_net([bound])
@@ -241,7 +241,7 @@ def _sub_batches(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Ans
     return _by_task(lambda task, images: run(images, vectors[task]))
 
 
-def _bank(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Answer:
+def _bank(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
     bank = mp.Bank(bound.trunk, config.kinds, capacity=num_tasks, classes=config.classes)
     for i in range(num_tasks):
         bank.add(_patch(bound, config, i))
@@ -249,7 +249,7 @@ def _bank(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Answer:
     return lambda images, tasks: np.asarray(bank(images, list(names[tasks])))
 
 
-def _folded(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Answer:
+def _folded(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
     run = _compiled(mp.fold(bound).model)
     return lambda images, tasks: np.asarray(run(images))
 
