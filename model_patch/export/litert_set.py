@@ -75,6 +75,6 @@ def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.nd
     calls = [(folder / NET, batch, (vector,)) for batch, vector in zip(images, vectors, strict=True)]
     given = run_in_clean_process(clean_litert.__file__, calls)
     return [
-        {name: each[:, : len(bound.task.labels)] for name, each in predict.items()}
-        for bound, predict in zip(tasks, given, strict=True)
+        {name: each[:, : len(bound.task.labels)] for name, each in outputs.items()}
+        for bound, outputs in zip(tasks, given, strict=True)
     ]
