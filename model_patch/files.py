@@ -125,14 +125,20 @@ def _remote_stamp(info: dict) -> tuple[int, int]:
     return int(info.get("size") or 0), int(seconds * 1e9)
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """Returns the contents of a file; of a remote one in one request, while others may be replacing it.
+def read_bytes(path: str | Path, start: int = 0, end: int | None = None) -> bytes:
+    """Returns the contents of a file, or a part of them; of a remote one in one request, while others may be replacing it.
 
     Raises:
         OSError: the file is missing or cannot be read.
     """
     path = as_path(path)
-    return path.fs.cat_file(path.path) if is_remote(path) else path.read_bytes()  # type: ignore[attr-defined]
+    if is_remote(path):
+        return path.fs.cat_file(path.path, start or None, end)  # type: ignore[attr-defined]
+    if not start and end is None:
+        return path.read_bytes()
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(-1 if end is None else end - start)
 
 
 def write_bytes(path: str | Path, contents: bytes):

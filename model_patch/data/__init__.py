@@ -6,11 +6,13 @@ Spec           | Images
 `folder:PATH`  | class folders of JPEG, PNG, BMP, GIF or WebP files, or `train/` and `test/` above them
 `csv:FILE`     | files named in a table with a path, a label and perhaps a split in each row
 `idx:PATH`     | a folder with the four files of MNIST's format
+`tfrecord:PATTERN` | TFRecord files with `image/encoded` and `image/class/label`
+`hf:NAME`      | a data set of Hugging Face: a name on the Hub, a saved folder, or a folder of Parquet files
 `tfds:NAME`    | a TensorFlow Datasets data set
 `random:CLASSES` | random pixels and labels, for dry runs
 """
 
-from model_patch.data import builtin, folder, idx, noise, table, tfds
+from model_patch.data import builtin, folder, huggingface, idx, noise, records, table, tfds
 from model_patch.data.images import ImageData, Split
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.spec import parse
@@ -23,7 +25,12 @@ _SOURCES = {
     "tfds": tfds.open_tfds,
     "random": noise.open_random,
 }
-_SOURCES_OF_FILES = {"csv": table.open_table, "folder": folder.open_folder}
+_SOURCES_OF_FILES = {
+    "csv": table.open_table,
+    "folder": folder.open_folder,
+    "hf": huggingface.open_huggingface,
+    "tfrecord": records.open_records,
+}
 """Those whose images may be bad."""
 
 

@@ -5,6 +5,7 @@ Every image is turned upright as its EXIF orientation says, wherever it is used;
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,23 +26,23 @@ FORMATS = "JPEG, PNG, BMP, GIF or WebP"
 """Names of the formats that `decode` reads."""
 
 
-def read_file(path, remote: bool = False):
+def read_file(path, read: Callable[[str], bytes] | None = None):
     """Reads a file inside `tf.data`.
 
     Args:
         path: scalar string tensor.
-        remote: whether the path may be a URL, which TensorFlow itself does not read.
+        read: returns the contents of a path that TensorFlow itself does not read, such as a URL.
 
     Returns:
         Scalar string tensor.
     """
     import tensorflow as tf
 
-    if not remote:
+    if read is None:
         return tf.io.read_file(path)
 
     def contents(path: bytes) -> np.ndarray:
-        return np.array(read_bytes(os.fsdecode(path)), dtype=object)
+        return np.array(read(os.fsdecode(path)), dtype=object)
 
     return tf.ensure_shape(tf.numpy_function(contents, [path], tf.string), ())
 

@@ -49,16 +49,18 @@ class FolderIndex:
         verdict: int8 `(files,)`, one of `UNKNOWN`, `READABLE`, `UNREADABLE`.
     """
 
-    def __init__(self, source: Path, paths: Sequence[str], sizes: np.ndarray, modified: np.ndarray):
+    def __init__(self, source: str | Path, paths: Sequence[str], sizes: np.ndarray, modified: np.ndarray):
         """Opens the index of a folder, or of a table of files.
 
         Args:
-            source: the folder or table.
+            source: the folder or table, or a text that stands for what holds them.
             paths: its image files, each once.
             sizes: int64 `(files,)`, bytes.
             modified: int64 `(files,)`, nanoseconds since 1970.
         """
-        name = hashlib.sha256(os.fsencode(str(source.resolve()))).hexdigest()[:32]
+        name = hashlib.sha256(os.fsencode(source if isinstance(source, str) else str(source.resolve()))).hexdigest()[
+            :32
+        ]
         self._file = cache_folder() / "folders" / f"{name}-{FORMAT}.npz"
         self.paths, self.sizes, self._modified = list(paths), sizes, modified
         self.pixels = np.full(len(paths), -1, "int64")

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -139,15 +140,16 @@ class Header:
     is_plain: bool
 
 
-def read_header(path: Path, num_bytes: int) -> Header | None:
+def read_header(open_file: Callable[[], BinaryIO], name: str, num_bytes: int) -> Header | None:
     """Returns what the header of an image file says; None where Pillow cannot open it. Nothing is decoded.
 
     Args:
-        path: the file.
+        open_file: opens it.
+        name: its name; only endings of images say something about its format.
         num_bytes: its size.
     """
     try:
-        with path.open("rb") as file, Image.open(file) as image:
+        with open_file() as file, Image.open(file) as image:
             file.seek(0)
             head = file.read(25)
             file.seek(max(0, num_bytes - 16))
@@ -164,7 +166,7 @@ def read_header(path: Path, num_bytes: int) -> Header | None:
                 ALPHA: image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
                 DEEP: image.format == "PNG" and head[24] == 16,
                 ANIMATED: is_animated,
-                MISNAMED: image.format not in EXTENSIONS.get(extension(path.name), ()),
+                MISNAMED: image.format not in EXTENSIONS.get(extension(name), (image.format,)),
                 TINY: min(image.size) == 1,
                 HUGE: max(image.size) > 10_000,
             }

@@ -5,6 +5,7 @@ The rules of `data.image_files` say what files of real life become, and what is 
 
 import dataclasses
 import hashlib
+import io
 import logging
 import os
 import unicodedata
@@ -59,16 +60,26 @@ class Listed:
             of each class is held out of these.
         found: what else there was, by rule.
         place: where the images of a part and class are expected, for errors.
+        read: returns the encoded image of a whole path, and raises ValueError where it holds none; None where paths are files.
         tests_all_classes: whether each class needs an image in every part, not only to train on.
     """
 
-    source: Path
-    root: Path
+    source: str | Path
+    root: str | Path
     labels: tuple[str, ...]
     files: dict[str, list[File]]
     found: Found
     place: Callable[[str, str], object]
     tests_all_classes: bool = True
+    read: Callable[[str], bytes] | None = None
+
+    def path(self, file: str) -> str:
+        """Returns the whole path of a file."""
+        return joined(self.root, file)
+
+    def contents(self, path: str) -> bytes:
+        """Returns the encoded image of a whole path. Raises as `read`."""
+        return (self.read or read_bytes)(path)
 
 
 def open_listed(listed: Listed, name: str, skip_bad_images: bool = False, verify_images: bool = False) -> ImageData:
@@ -89,8 +100,8 @@ def open_listed(listed: Listed, name: str, skip_bad_images: bool = False, verify
     Raises:
         ModelPatchError: an image cannot be read, or a class has no image.
     """
-    source, root, labels, found = listed.source, listed.root, listed.labels, listed.found
-    index = _examine(source, root, [file for files in listed.files.values() for file in files], verify_images)
+    source, labels, found = listed.source, listed.labels, listed.found
+    index = _examine(listed, [file for files in listed.files.values() for file in files], verify_images)
     for i in np.flatnonzero((index.rules != 0) & (index.verdict != UNREADABLE)):
         for bit, rule in enumerate(image_files.RULES):
             if index.rules[i] >> bit & 1:
@@ -111,11 +122,11 @@ def open_listed(listed: Listed, name: str, skip_bad_images: bool = False, verify
     note = image_files.summary(source, sum(map(len, files.values())), found)
     if TEST not in files:
         files[TRAIN], files[TEST] = _hold_out(listed, files[TRAIN])
-    splits = {part: _split(root, of_part, index, skip_bad_images) for part, of_part in files.items()}
+    splits = {part: _split(listed, of_part, index, skip_bad_images) for part, of_part in files.items()}
     return ImageData(name, labels, augmentation="crop+flip", notes=(note,) if note else (), **splits)
 
 
-def stamped(root: Path, labelled: Sequence[tuple[str, int]]) -> list[File]:
+def stamped(root: str | Path, labelled: Sequence[tuple[str, int]]) -> list[File]:
     """Returns files of known paths and labels; a missing one becomes an image that cannot be read."""
     stamps = dict(_each(range(len(labelled)), lambda i: stamp(as_path(joined(root, labelled[i][0]))), "listing images"))
     return [File(path, label, *stamps[i]) for i, (path, label) in enumerate(labelled)]
@@ -135,17 +146,17 @@ def check_classes(listed: Listed, part: str, noun: str = "image"):
             raise ModelPatchError(f"the class {name!r} has no {noun}{use}: expected {FORMATS} files in {place}")
 
 
-def _examine(source: Path, root: Path, files: Sequence[File], verify: bool) -> FolderIndex:
+def _examine(listed: Listed, files: Sequence[File], verify: bool) -> FolderIndex:
     """Returns the index of the files, with everything that can be known without decoding, or with `verify` by decoding."""
     index = FolderIndex(
-        source,
+        listed.source,
         [file.path for file in files],
         np.array([file.num_bytes for file in files], "int64"),
         np.array([file.modified for file in files], "int64"),
     )
-    doubtful = _each(index.unseen(), lambda i: _look(root, index, i), "reading headers")
+    doubtful = _each(index.unseen(), lambda i: _look(listed, index, i), "reading headers")
     rest = index.undecoded() if verify else [i for i, is_plain in doubtful if not is_plain]
-    decoded = _each(rest, lambda i: _decode(root, index, i), "decoding images")
+    decoded = _each(rest, lambda i: _decode(listed, index, i), "decoding images")
     if doubtful or decoded:
         index.save()
     return index
@@ -163,9 +174,17 @@ def _each(positions: Sequence[int], do: Callable[[int], object], what: str) -> l
     return results
 
 
-def _look(root: Path, index: FolderIndex, i: int) -> bool:
+def _look(listed: Listed, index: FolderIndex, i: int) -> bool:
     """Writes what the header of a file says into the index; returns whether that is enough to take it for readable."""
-    header = image_files.read_header(as_path(joined(root, index.paths[i])), int(index.sizes[i]))
+    path = listed.path(index.paths[i])
+    if listed.read:
+        try:
+            file = io.BytesIO(listed.read(path))
+        except ValueError:
+            return False
+        header = image_files.read_header(lambda: file, path, file.getbuffer().nbytes)
+    else:
+        header = image_files.read_header(lambda: as_path(path).open("rb"), path, int(index.sizes[i]))
     if header is None:
         return False
     index.pixels[i] = header.pixels
@@ -173,16 +192,16 @@ def _look(root: Path, index: FolderIndex, i: int) -> bool:
     return header.is_plain
 
 
-def _decode(root: Path, index: FolderIndex, i: int):
+def _decode(listed: Listed, index: FolderIndex, i: int):
     """Decodes one image, and writes into the index whether it could be."""
-    image = _decoded(joined(root, index.paths[i]))
+    image = _decoded(listed, listed.path(index.paths[i]))
     if image is None:
         index.verdict[i] = UNREADABLE
     else:
         index.pixels[i], index.verdict[i] = image.shape[0] * image.shape[1], READABLE
 
 
-def _decoded(path: str, alpha: str = "white") -> np.ndarray | None:
+def _decoded(listed: Listed, path: str, alpha: str = "white") -> np.ndarray | None:
     """Returns the pixels of an image; None if it is missing or cannot be read.
 
     Raises:
@@ -192,8 +211,8 @@ def _decoded(path: str, alpha: str = "white") -> np.ndarray | None:
 
     try:
         with tf.device("CPU"):
-            return decode(read_bytes(path), alpha).numpy()
-    except tf.errors.OpError:
+            return decode(listed.contents(path), alpha).numpy()
+    except (ValueError, tf.errors.OpError):
         return None
     except OSError as error:
         if is_remote(path) and not isinstance(error, FileNotFoundError):
@@ -224,13 +243,13 @@ def _draw(purpose: str, path: str) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:6], "big") / 2**48
 
 
-def _split(root: Path, files: Sequence[File], index: FolderIndex, skips: bool) -> Split:
+def _split(listed: Listed, files: Sequence[File], index: FolderIndex, skips: bool) -> Split:
     files = sorted(files, key=lambda file: _draw("order", file.path))
-    paths = [os.fsencode(joined(root, file.path)) for file in files]
+    paths = [os.fsencode(listed.path(file.path)) for file in files]
     labels = np.array([file.label for file in files], "int64")
     position = {path: i for i, path in enumerate(index.paths)}
     at = [position[file.path] for file in files]
-    remote = is_remote(root) or any(is_remote(file.path) for file in files)
+    is_plain = not (listed.read or is_remote(listed.root) or any(is_remote(file.path) for file in files))
 
     def stored(number: int):
         import tensorflow as tf
@@ -238,7 +257,7 @@ def _split(root: Path, files: Sequence[File], index: FolderIndex, skips: bool) -
         return tf.data.Dataset.from_tensor_slices((paths[:number], labels[:number]))
 
     def load(path, alpha: str):
-        return decode(read_file(path, remote), alpha)
+        return decode(read_file(path, None if is_plain else listed.contents), alpha)
 
     def load_or_say(path, alpha: str):
         import tensorflow as tf
@@ -247,9 +266,9 @@ def _split(root: Path, files: Sequence[File], index: FolderIndex, skips: bool) -
 
     def decoded_or_said(path: bytes, alpha: bytes):
         absolute = os.fsdecode(path)
-        image = _decoded(absolute, alpha.decode())
+        image = _decoded(listed, absolute, alpha.decode())
         if image is None:
-            relative = absolute.removeprefix(f"{root}/")
+            relative = absolute.removeprefix(f"{listed.root}/")
             i = position[relative if relative in position else absolute]
             if index.verdict[i] != UNREADABLE:
                 index.verdict[i] = UNREADABLE
@@ -259,7 +278,7 @@ def _split(root: Path, files: Sequence[File], index: FolderIndex, skips: bool) -
         return image
 
     def find_bad() -> list[str]:
-        _each([i for i in at if index.verdict[i] == UNKNOWN], lambda i: _decode(root, index, i), "decoding images")
+        _each([i for i in at if index.verdict[i] == UNKNOWN], lambda i: _decode(listed, index, i), "decoding images")
         index.save()
         return [index.paths[i] for i in at if index.verdict[i] == UNREADABLE]
 

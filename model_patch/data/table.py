@@ -7,14 +7,12 @@ photos/2.jpg,dog,test
 
 import csv
 import io
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from model_patch.data import image_files, split_names
-from model_patch.data.images import NUM_NAMED, ImageData
-from model_patch.data.labelled_files import File, Found, Listed, check_classes, open_listed, stamped
+from model_patch.data import split_names
+from model_patch.data.images import ImageData
+from model_patch.data.rows import Row, open_rows
 from model_patch.errors import ModelPatchError
 from model_patch.files import as_path, read_bytes
 from model_patch.spec import Spec
@@ -23,16 +21,6 @@ PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path", 
 LABEL_COLUMNS = ("label", "class", "category", "target", "label_name")
 SPLIT_COLUMNS = ("split", "part", "subset", "set")
 """Names of columns that are looked for, in this order and in any case, where the spec names none."""
-
-
-class Row(NamedTuple):
-    """A row of the table: its line in the file, its path, label and split as they are written, and what is wrong with it."""
-
-    line: int
-    path: str
-    label: str
-    split: str
-    problem: str
 
 
 def open_table(spec: Spec, skip_bad_images: bool = False, verify_images: bool = False) -> ImageData:
@@ -57,48 +45,8 @@ def open_table(spec: Spec, skip_bad_images: bool = False, verify_images: bool = 
         raise ModelPatchError(f"{spec.text!r} names no file: expected csv:FILE")
     file = as_path(spec.rest)
     rows = list(read_rows(file, **options))
-    found: Found = defaultdict(list)
-    bad = [f"line {row.line} ({row.problem})" for row in rows if row.problem]
-    if bad and not skip_bad_images:
-        raise ModelPatchError(
-            f"{len(bad)} of {len(rows)} rows in {file} cannot be used: {image_files.named(bad, NUM_NAMED)}; mend or remove "
-            "them, or leave them out with --skip_bad_images"
-        )
-    found[image_files.BAD_ROW] = bad
-    rows = [row for row in rows if not row.problem]
-
-    parts = {part: [row for row in rows if row.split == part] for part in ("", *split_names.PARTS)}
-    train = parts[split_names.TRAIN] or parts[""]
-    test, validation = parts[split_names.TEST], parts[split_names.VALIDATION]
-    if not test:
-        test, validation = validation, []
-    if not train:
-        raise ModelPatchError(
-            f"{file} has no row to train on: expected some, with {split_names.TRAIN!r} as their split"
-        )
-    labels = class_names(row.label for row in train)
-    if len(labels) < 2:
-        raise ModelPatchError(f"{file} has only one class, {labels[0]!r}: expected at least two")
-    unknown = next((row for row in [*test, *validation] if row.label not in labels), None)
-    if unknown:
-        raise ModelPatchError(
-            f"{file} has the class {unknown.label!r} in line {unknown.line} to test on, but no image of it to train on"
-        )
-    listed = Listed(
-        source=file,
-        root=file.parent,
-        labels=labels,
-        files={
-            part: _files(file.parent, of_part, labels)
-            for part, of_part in zip(split_names.PARTS, (train, test, validation), strict=True)
-            if of_part
-        },
-        found=found,
-        place=lambda part, name: f"{file}, labelled {name!r}",
-        tests_all_classes=False,
-    )
-    check_classes(listed, split_names.TRAIN)
-    return open_listed(listed, file.stem, skip_bad_images, verify_images)
+    checks = {"skip_bad_images": skip_bad_images, "verify_images": verify_images}
+    return open_rows(rows, file, file.parent, file.stem, **checks)
 
 
 def read_rows(file: Path, path: str = "", label: str = "", split: str = "") -> Iterator[Row]:
@@ -123,17 +71,16 @@ def read_rows(file: Path, path: str = "", label: str = "", split: str = "") -> I
         at_path = _column(file, header, path, PATH_COLUMNS, "path")
         at_label = _column(file, header, label, LABEL_COLUMNS, "label")
         at_split = _column(file, header, split, SPLIT_COLUMNS, "split", needed=bool(split))
-        seen: set[str] = set()
         for fields in reader:
             if fields:
-                yield _row(fields, reader.line_num, len(header), at_path, at_label, at_split, seen)
+                yield _row(fields, reader.line_num, len(header), at_path, at_label, at_split)
     except csv.Error as error:
         raise ModelPatchError(f"{file} is not a readable table: line {reader.line_num} has {error}") from None
 
 
-def _row(fields: list[str], line: int, width: int, at_path: int, at_label: int, at_split: int, seen: set[str]) -> Row:
+def _row(fields: list[str], line: int, width: int, at_path: int, at_label: int, at_split: int) -> Row:
     if len(fields) != width:
-        return Row(line, "", "", "", f"{len(fields)} fields, expected {width}")
+        return Row(f"line {line}", "", "", problem=f"{len(fields)} fields, expected {width}")
     path, label = fields[at_path].strip(), fields[at_label].strip()
     given = fields[at_split].strip() if at_split >= 0 else ""
     split = split_names.part_of(given) if at_split >= 0 else ""
@@ -142,10 +89,7 @@ def _row(fields: list[str], line: int, width: int, at_path: int, at_label: int, 
         problem = "no path" if not path else "no label"
     elif split is None:
         problem = f"the split {given!r}"
-    elif path in seen:
-        problem = f"{path} again"
-    seen.add(path)
-    return Row(line, path, label, split or "", problem)
+    return Row(f"line {line}", path, label, split or "", problem)
 
 
 def _column(file: Path, header: Sequence[str], name: str, known: Sequence[str], what: str, needed: bool = True) -> int:
@@ -161,15 +105,3 @@ def _column(file: Path, header: Sequence[str], name: str, known: Sequence[str], 
         f"{file} has no column for the {what} among {', '.join(header) or 'none'}: expected {expected}, or name it with "
         f"?{what}=COLUMN"
     )
-
-
-def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """Returns the distinct labels in order: of numbers that of their values, else that of the alphabet."""
-    distinct = set(labels)
-    numeric = all(label.isdecimal() for label in distinct)
-    return tuple(sorted(distinct, key=lambda label: (int(label), label) if numeric else (0, label)))
-
-
-def _files(root: Path, rows: Sequence[Row], labels: Sequence[str]) -> list[File]:
-    position = {label: i for i, label in enumerate(labels)}
-    return stamped(root, [(row.path, position[row.label]) for row in rows])

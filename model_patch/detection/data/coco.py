@@ -19,7 +19,7 @@ from model_patch.detection.data import coco_file
 from model_patch.detection.data.coco_file import TOLERANCE, CocoFile
 from model_patch.detection.data.images import DetectionData, DetectionSplit, ragged_split, turned
 from model_patch.errors import ModelPatchError
-from model_patch.files import as_path, is_remote
+from model_patch.files import as_path, is_remote, read_bytes
 from model_patch.progress import progress
 from model_patch.spec import Spec
 
@@ -129,7 +129,7 @@ def _split(images: list[Annotated]) -> DetectionSplit:
     remote = any(is_remote(each.path) for each in images[:1])
 
     def load(path):
-        return decode(read_file(path, remote))
+        return decode(read_file(path, read_bytes if remote else None))
 
     paths = [os.fsencode(str(each.path)) for each in images]
     boxes, classes, crowds = ([getattr(each, part) for each in images] for part in ("boxes", "classes", "crowds"))
