@@ -85,9 +85,9 @@ def _layout(root: Path, found: Found) -> dict[str, Path]:
         tested = f"images to test on are in {test.name}" if test else "a fifth of them is held out to test on"
         names = ", ".join(folder.name for folder in left_out)
         _logger.warning("%s: images to train on are in %s, %s; left out: %s", root, train.name, tested, names)
-    names = {folder.name for folder in folders}
+    classes_and_splits = {folder.name for folder in folders}
     for each in listing(root, stamps=False):
-        if each.name not in names:
+        if each.name not in classes_and_splits:
             found[image_files.HIDDEN if image_files.is_hidden(each.name) else image_files.BESIDE].append(each.name)
     return used
 

@@ -175,7 +175,7 @@ def read_header(open_file: Callable[[], BinaryIO], name: str, num_bytes: int) ->
                 "PNG": end[-8:-4] == b"IEND",
                 "GIF": end.endswith(b";"),
                 "WEBP": not is_animated and int.from_bytes(head[4:8], "little") + 8 == num_bytes,
-            }.get(image.format, False)
+            }.get(image.format or "", False)
             return Header(
                 image.width * image.height,
                 tuple(rule for rule in RULES if applies[rule]),

@@ -10,10 +10,10 @@ import logging
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -162,11 +162,11 @@ def _examine(listed: Listed, files: Sequence[File], verify: bool) -> FolderIndex
     return index
 
 
-def _each(positions: Sequence[int], do: Callable[[int], object], what: str) -> list[tuple[int, object]]:
+def _each(positions: Iterable[int], do: Callable[[int], Any], what: str) -> list[tuple[int, Any]]:
     """Calls for each position, in parallel and with progress; returns positions and results."""
     positions = [int(i) for i in positions]
     chunks = [positions[i : i + CHUNK] for i in range(0, len(positions), CHUNK)]
-    results: list[tuple[int, object]] = []
+    results: list[tuple[int, Any]] = []
     with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool, progress(None, what, len(positions), "image") as bar:
         for done in pool.map(lambda chunk: [(i, do(i)) for i in chunk], chunks):
             results += done

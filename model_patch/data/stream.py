@@ -69,8 +69,8 @@ def read_images(
     for chunk, images in _ahead(read, _batched(iter(paths))):
         total += len(chunk)
         bad += [path for path, image in zip(chunk, images, strict=True) if image is None]
-        if good := [i for i, image in enumerate(images) if image is not None]:
-            yield [chunk[i] for i in good], [images[i] for i in good]
+        if good := [(path, image) for path, image in zip(chunk, images, strict=True) if image is not None]:
+            yield [path for path, _ in good], [image for _, image in good]
     if bad:
         raise BadImagesError(bad, total)
 

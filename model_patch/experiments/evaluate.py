@@ -183,7 +183,8 @@ def _open_saved_model(folder: Path):
 
     def predict(split: Split, name: str):
         # Images keep their sizes: those after one another with the same are a batch.
-        given, true, batch = [], [], []
+        given, true = [], []
+        batch: list[np.ndarray] = []
 
         def flush():
             if batch:

@@ -100,7 +100,8 @@ class PredictionFile:
 
     def _resume(self, tasks: Sequence[str], lines: int) -> int:
         """Notes the images whose predictions are all there; returns where the file ends after the last of them."""
-        end, current, found = 0, None, set()
+        end, current = 0, None
+        found: set[str] = set()
         for position, row in self._rows():
             if position and row is None:
                 break  # A line that was cut off.
@@ -109,9 +110,13 @@ class PredictionFile:
                     raise self._foreign()
                 end = position
                 continue
-            path, task = (row[:2] if self._is_csv else (row.get("path"), row.get("task"))) if row else (None, None)
-            if task not in tasks or (not self._is_csv and list(row) != self._columns):
-                raise self._foreign()
+            match row:
+                case [path, task, *_] if self._is_csv and task in tasks:
+                    pass
+                case dict() as fields if list(fields) == self._columns and fields["task"] in tasks:
+                    path, task = fields["path"], fields["task"]
+                case _:
+                    raise self._foreign()
             if path != current:
                 current, found = path, set()
             found.add(task)

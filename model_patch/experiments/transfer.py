@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import shlex
 from pathlib import Path
+from typing import Any
 
 import keras
 from ml_collections import ConfigDict
@@ -73,7 +74,8 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
         return bound, mp.fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=folder.checkpoint(name))
 
     def train_row(train: str, seed: int) -> list[dict]:
-        name, optional = f"{train}-seed{seed}", {}
+        name = f"{train}-seed{seed}"
+        optional: dict[str, Any] = {}
         of_folds = []
         for i, fold in enumerate(folds):
             bound, _ = trained(train, seed, fold, f"{name}-fold{i}")

@@ -39,7 +39,7 @@ def run_in_clean_process(
         for i, (model, images, arguments) in enumerate(calls):
             inputs, outputs = Path(scratch) / f"{i}.npy", Path(scratch) / f"{i}.npz"
             np.save(inputs, images)
-            written.append([str(model), str(inputs), str(outputs), [str(each) for each in arguments]])
+            written.append((str(model), str(inputs), str(outputs), [str(each) for each in arguments]))
         listed = Path(scratch) / "calls.json"
         listed.write_text(json.dumps(written))
         # -P: the folder of the script is not searched for modules.
@@ -49,11 +49,11 @@ def run_in_clean_process(
                 "LiteRT files are verified with ai-edge-litert, which is not installed: pip install it, or give --nocheck"
             )
         if called.returncode:
-            failed = next((Path(model) for model, _, outputs, _ in written if not Path(outputs).exists()), script)
+            failed = next((model for model, _, outputs, _ in written if not Path(outputs).exists()), script)
             raise RuntimeError(f"the export {Path(failed).name} does not run on its own:\n{called.stderr}")
         found = []
-        for _, _, outputs, _ in written:
-            with np.load(outputs) as arrays:
+        for _, _, file, _ in written:
+            with np.load(file) as arrays:
                 found.append(dict(arrays))
         return found
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -47,13 +48,13 @@ def fit(
     Keras' own `model.fit` trains the same values. It does not re-estimate statistics, for which there is the callback
     `EstimateStatistics`, nor does it choose a learning rate, cache features, stop at NaN or write a checkpoint.
 
-    The last layer of a classification task is learnt first, on features of the unaugmented images: it is the convex
+    The last layer of a classification task is solved first, on features of the unaugmented images: it is the convex
     problem of `training.last_layer`, and alone needs no epochs, rate or seed. Patches start from it, and keep its weight
     decay. They start from a random one where the recipe says so (`Recipe.learns_last_layer_first`), and where the trunk's
     features hardly differ between images (`last_layer.LEAST_SPREAD`).
 
     Args:
-        trained: changes in its patches, and in its heads where they are learnt; joined tasks also in a trunk that they
+        trained: changes in its patches, and in its heads where they are trained; joined tasks also in a trunk that they
             train. Nothing else changes.
         data: its training and validation images are used; for joined tasks a dict by task name.
         recipe: how; by default `Recipe()`.
@@ -111,22 +112,22 @@ def fit_task(
         drawn = weights if recipe.balance == "sampling" else None
         train, head = features_and_head(bound, images, recipe.batch_size, num_images, seed, drawn)
         tested = features_of(bound, tested, validation.num_images, recipe.batch_size) if validation else None
-        options = {"one_call_per_epoch": True, "validation": tested, "class_weights": weights}
-        learnt = run_epochs(bound, head, train, num_images, recipe, log_dir, checkpoint, wait, **options)
+        options: dict[str, Any] = {"one_call_per_epoch": True, "validation": tested, "class_weights": weights}
+        kept = run_epochs(bound, head, train, num_images, recipe, log_dir, checkpoint, wait, **options)
     else:
-        drawn = {"class_weights": weights} if recipe.balance == "sampling" else {}
-        train = functools.partial(batches, recipe.augmentation, **drawn)
+        sampled = {"class_weights": weights} if recipe.balance == "sampling" else {}
+        train = functools.partial(batches, recipe.augmentation, **sampled)
         options = {
             "relative": classifies and recipe.is_relative(spec),
             "decays": decays,
             "validation": tested,
             "class_weights": weights,
         }
-        learnt = run_epochs(bound, bound.model, train, num_images, recipe, log_dir, checkpoint, wait, **options)
+        kept = run_epochs(bound, bound.model, train, num_images, recipe, log_dir, checkpoint, wait, **options)
         estimate_statistics(bound, wait.measured(batches("none", cache=False)))
     seconds = time.perf_counter() - start
-    best_epoch = learnt.best.best_epoch if learnt.best else None
-    return Fitted(learnt.earlier_seconds + seconds, learnt.history, min(1.0, wait.seconds / seconds), best_epoch)
+    best_epoch = kept.best.best_epoch if kept.best else None
+    return Fitted(kept.earlier_seconds + seconds, kept.history, min(1.0, wait.seconds / seconds), best_epoch)
 
 
 def evaluate(
@@ -149,11 +150,11 @@ def evaluate(
     """
     recipe = recipe or Recipe()
     if isinstance(trained, JoinedTasks):
-        return {name: evaluate(bound, data[name], recipe, split) for name, bound in trained.tasks.items()}
+        return {name: evaluate(bound, data[name], recipe, split) for name, bound in trained.tasks.items()}  # type: ignore[index]
     most = recipe.max_test_images or None
     if isinstance(data, DetectionData):
         return evaluate_detector(trained, data.test, batch_size=recipe.batch_size, max_images=most)
-    chosen = data.test.first(most) if split == "test" else data.validation
+    chosen: Any = data.test.first(most) if split == "test" else data.validation  # type: ignore[union-attr]
     images = pipeline.batches(chosen, trained.task.preprocessing, recipe.batch_size, cache=False)
     num_steps = math.ceil(chosen.num_images / recipe.batch_size)
     with bad_images_named(chosen):
@@ -176,7 +177,7 @@ def _batches(
     **options,
 ):
     """Returns the batches of some epochs of training images, as a `tf.data.Dataset`."""
-    make = detection_pipeline.batches if isinstance(data, DetectionData) else pipeline.batches
+    make: Any = detection_pipeline.batches if isinstance(data, DetectionData) else pipeline.batches
     return make(
         data.train,
         bound.task.preprocessing,
@@ -229,7 +230,7 @@ def features_and_head(
     """Caches the features of the images.
 
     Args:
-        bound: the task whose last layer alone is learnt.
+        bound: the task whose last layer alone is trained.
         images: batches of `(images, labels)`, of one epoch.
         batch_size: of the batches that are returned.
         num_images: how many there are, for the progress bar.

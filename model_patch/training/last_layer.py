@@ -37,7 +37,7 @@ MOST_WORK = 2**28
 
 
 LEAST_SPREAD = 0.01
-"""Where features differ less from their mean, relative to their size, a last layer learnt on them is no start for a patch: it
+"""Where features differ less from their mean, relative to their size, a last layer trained on them is no start for a patch: it
 enlarges these differences so much that one relative step of training, about as large, drowns them. Random trunks are so."""
 
 

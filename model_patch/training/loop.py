@@ -50,6 +50,7 @@ def run_epochs(
     decays: Mapping[str, np.ndarray] | None = None,
     validation=None,
     class_weights: np.ndarray | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Checkpoint:
     """Trains the model of a bound task, or the part of it that learns, with its task's loss.
 
@@ -70,6 +71,7 @@ def run_epochs(
         relative, decays: as for `Recipe.make_optimizer`.
         validation: batches of `(x, y)` as in training, that can be gone through more than once; None for none.
         class_weights: by class, of a task whose classes the recipe balances; with `balance=weights` the loss is weighted.
+        callbacks: further ones.
 
     Returns:
         The checkpoint, which has the history of all epochs; an empty one where `model` learns nothing by gradient.
@@ -95,6 +97,7 @@ def run_epochs(
     kept = Checkpoint(model, checkpoint, best)
     finished = kept.restore()
     all_callbacks: list[keras.callbacks.Callback] = [
+        *callbacks,
         Progress(recipe.epochs * steps_per_epoch, f"training {bound.train_spec}", finished * steps_per_epoch),
         StopAtNaN(f"{bound.task.name!r} ({bound.train_spec})"),
     ]
