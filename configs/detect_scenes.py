@@ -29,9 +29,9 @@ def get_config() -> ConfigDict:
     config.reduce_lowest = False  # Use three default boxes only on the finest map.
     config.epochs = 20  # Passes over the training images.
     config.batch_size = 32  # Images per step, on all devices together.
-    config.optimizer = "adam"  # adam | adamw | rmsprop | sgd
+    config.optimizer = "adam"  # Optimizer.
     config.learning_rate = 0.0  # Highest learning rate; 0: the default for the optimizer and for what is trained.
-    config.schedule = "cosine"  # Learning-rate schedule: constant | cosine | paper
+    config.schedule = "cosine"  # Learning-rate schedule.
     config.augmentation = "auto"  # none | flip, crop, colour joined by + | auto: what suits the data
     config.momentum = 0.97  # Of batch norm's moving statistics, which are re-estimated at the end.
     config.max_train_images = 0  # Train on the first N images; 0: all.

@@ -34,9 +34,9 @@ def get_config() -> ConfigDict:
     config.task_weights: tuple[float, ...] = ()  # Weight of each task's mean loss; by default 1 each.
     config.epochs = 15  # Passes over as many images as all tasks have together.
     config.batch_size = 32  # Images per task and step, on average.
-    config.optimizer = "adam"  # adam | adamw | rmsprop | sgd
+    config.optimizer = "adam"  # Optimizer.
     config.learning_rate = 0.0  # Highest learning rate; 0: the default for the optimizer and for what is trained.
-    config.schedule = "cosine"  # Learning-rate schedule: constant | cosine | paper
+    config.schedule = "cosine"  # Learning-rate schedule.
     config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: what suits each task's data
     config.validation_fraction = 0.1  # Share of the training images that chooses the best epoch; 0: the last epoch.
     config.patience = 0  # Stop after so many epochs without a better one on the validation images; 0: never.

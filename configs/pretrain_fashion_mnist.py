@@ -16,9 +16,9 @@ def get_config() -> ConfigDict:
     config.image_size = 48  # Height and width in pixels.
     config.epochs = 12  # Passes over the training images.
     config.batch_size = 128  # Images per step, on all devices together.
-    config.optimizer = "adamw"  # adam | adamw | rmsprop | sgd
+    config.optimizer = "adamw"  # Optimizer.
     config.learning_rate = 0.003  # Highest learning rate; 0: the default for the optimizer.
-    config.schedule = "cosine"  # Learning-rate schedule: constant | cosine | paper
+    config.schedule = "cosine"  # Learning-rate schedule.
     config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: what suits the data
     config.momentum = 0.99  # Of batch norm's moving statistics, which are re-estimated at the end.
     config.validation_fraction = 0.0  # Share of the training images that chooses the best epoch; 0: the last epoch.

@@ -23,10 +23,10 @@ def get_config() -> ConfigDict:
     config.alpha = "white"  # What transparent images are laid on: white | #RRGGBB, or drop.
     config.epochs = 15  # Passes over the training images.
     config.batch_size = 64  # Images per step, on all devices together.
-    config.optimizer = "adam"  # adam | adamw | rmsprop | sgd
+    config.optimizer = "adam"  # Optimizer.
     config.learning_rate = 0.0  # Highest learning rate; 0: the default for the optimizer and for what is trained.
     config.learning_rates: tuple[float, ...] = ()  # Several rates to compare, instead of learning_rate.
-    config.schedule = "cosine"  # Learning-rate schedule: constant | cosine | paper
+    config.schedule = "cosine"  # Learning-rate schedule.
     config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: the data's, from 30 epochs on
     config.balance = "none"  # How classes of unequal size are counted: weights in the loss, or how often images come.
     config.validation_fraction = 0.1  # Share of the training images that chooses the best epoch; 0: the last epoch.

@@ -23,8 +23,10 @@ _PATCHES = cli.flags.DEFINE_list("patches", None, "Patch files, joined by commas
 _OUTPUT = cli.flags.DEFINE_string(
     "output", None, "Folder to write; it must not exist, except with --versioned.", required=True
 )
-_FORMAT = cli.flags.DEFINE_string("format", "saved_model", "saved_model | signatures | bank | litert | litert_set")
-_QUANTIZE = cli.flags.DEFINE_string("quantize", "none", "none | dynamic: kernels as int8, for the LiteRT formats.")
+_FORMAT = cli.flags.DEFINE_enum("format", "saved_model", cli.CHOICES["format"], "Form of the files: docs/serving.md.")
+_QUANTIZE = cli.flags.DEFINE_enum(
+    "quantize", "none", cli.CHOICES["quantize"], "dynamic: kernels as int8, for the LiteRT formats."
+)
 _VERSIONED = cli.flags.DEFINE_bool(
     "versioned", False, "Write the next version, OUTPUT/1, OUTPUT/2 ..., for TensorFlow Serving: bank and signatures."
 )

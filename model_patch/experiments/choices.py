@@ -3,6 +3,7 @@
 from model_patch.data.balance import BALANCES
 from model_patch.data.sampling import SAMPLERS
 from model_patch.detection import CONFIDENCES
+from model_patch.export import FORMATS, QUANTIZE
 from model_patch.kinds import NORM_STATISTICS, SHARE
 from model_patch.patch import DTYPES
 from model_patch.preprocessing import RESIZE
@@ -16,11 +17,13 @@ HEADS = ("auto", "own", "shared")
 CHOICES = {
     "balance": BALANCES,
     "confidence": tuple(CONFIDENCES),
+    "format": tuple(FORMATS),
     "head": HEADS,
     "norm_statistics": NORM_STATISTICS,
     "optimizer": tuple(OPTIMIZERS),
     "patch_dtype": DTYPES,
     "pooling": POOLINGS,
+    "quantize": QUANTIZE,
     "resize": tuple(RESIZE),
     "sampler": tuple(SAMPLERS),
     "schedule": tuple(SCHEDULES),

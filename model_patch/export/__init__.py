@@ -1,15 +1,19 @@
 """Tasks as files that run without this package."""
 
+from __future__ import annotations
+
 import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.export.verify import agreement, differences
 from model_patch.files import as_path, listing, local_copy, new_folder, require_no_pattern
+
+if TYPE_CHECKING:  # Flags take their choices from here, and `--help` imports no Keras.
+    from model_patch.bind import BoundTask
 
 QUANTIZE = ("none", "dynamic")
 """`dynamic` stores kernels as int8 with a scale per output channel; what runs through the net stays float32."""

@@ -1,16 +1,21 @@
 """Calls exported files in a process of their own, which has nothing of this package: proof that they stand alone."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
+
+if TYPE_CHECKING:
+    from model_patch.bind import BoundTask
 
 TOLERANCE = 1e-4
 """Largest difference from the outputs of the model in memory, relative to their largest number where that is above 1."""
