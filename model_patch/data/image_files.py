@@ -185,7 +185,7 @@ def read_header(open_file: Callable[[], BinaryIO], name: str, num_bytes: int) ->
         return None
 
 
-def summary(root: Path, num_images: int, found: Mapping[str, Iterable[str]]) -> str:
+def summary(root: str | Path, num_images: int, found: Mapping[str, Iterable[str]]) -> str:
     """Summarises which files are skipped or converted; empty if none are.
 
     Args:

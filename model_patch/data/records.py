@@ -5,6 +5,7 @@ import io
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def open_records(spec: Spec, skip_bad_images: bool = False, verify_images: bool 
     texts = [row.label.partition("\0")[2] for row in rows if not row.problem]
     if options["labels"]:
         labels = tuple(options["labels"].split(","))
-        rows = [row._replace(**_named(row, labels)) for row in rows]
+        rows = [_named(row, labels) for row in rows]
     else:
         rows = [row._replace(label=row.label.partition("\0")[2 if all(texts) else 0]) for row in rows]
     place = as_path(spec.rest)
@@ -71,11 +72,13 @@ def _part(file: str) -> str | None:
     return next((part for word in words if (part := split_names.part_of(word))), None)
 
 
-def _named(row: Row, labels: tuple[str, ...]) -> dict[str, str]:
+def _named(row: Row, labels: tuple[str, ...]) -> Row:
+    if row.problem:
+        return row
     number = row.label.partition("\0")[0]
-    if row.problem or int(number) < len(labels):
-        return {} if row.problem else {"label": labels[int(number)]}
-    return {"problem": f"the label {number}, expected less than {len(labels)}"}
+    if int(number) < len(labels):
+        return row._replace(label=labels[int(number)])
+    return row._replace(problem=f"the label {number}, expected less than {len(labels)}")
 
 
 def _rows(file: str, split: str) -> list[Row]:
@@ -92,7 +95,7 @@ def _rows(file: str, split: str) -> list[Row]:
         records = _scan(as_path(file))
         contents = io.BytesIO()
         texts = {"labels": [each[1] for each in records], "problems": [each[2] for each in records]}
-        joined = {key: np.frombuffer("\n".join(of).encode(), "uint8") for key, of in texts.items()}
+        joined: dict[str, Any] = {key: np.frombuffer("\n".join(of).encode(), "uint8") for key, of in texts.items()}
         np.savez(contents, places=np.array([each[0] for each in records], "int64").reshape(-1, 2), **joined)
         write_bytes(kept, contents.getvalue())
     folder = f"{as_path(file).parent}/"

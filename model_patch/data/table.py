@@ -45,8 +45,7 @@ def open_table(spec: Spec, skip_bad_images: bool = False, verify_images: bool = 
         raise ModelPatchError(f"{spec.text!r} names no file: expected csv:FILE")
     file = as_path(spec.rest)
     rows = list(read_rows(file, **options))
-    checks = {"skip_bad_images": skip_bad_images, "verify_images": verify_images}
-    return open_rows(rows, file, file.parent, file.stem, **checks)
+    return open_rows(rows, file, file.parent, file.stem, skip_bad_images=skip_bad_images, verify_images=verify_images)
 
 
 def read_rows(file: Path, path: str = "", label: str = "", split: str = "") -> Iterator[Row]:

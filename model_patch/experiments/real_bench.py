@@ -281,7 +281,8 @@ def _write_collages(pictures: Path, folder: Path, numbers: Mapping[str, int] = C
         random = np.random.RandomState(seed)  # Its stream never changes between versions of NumPy.
         stamps = sorted((pictures / "stamps" / split).rglob("*.png"))
         photographs = sorted((pictures / "photographs" / split).rglob("*.png"))
-        images, boxes = [], []
+        images: list[dict] = []
+        boxes: list[dict] = []
         for i in tqdm(range(number), f"writing {split} collages", leave=False):
             name = f"{split}/{i:04}.png"
             images.append({"id": i, "file_name": name, "width": COLLAGE_SIDE, "height": COLLAGE_SIDE})

@@ -77,7 +77,9 @@ def unit_images():
     ("scope", "net", "size", "scale", "mode"),
     [
         pytest.param("MobilenetV2", slim_nets.mobilenet_v2(0.35), 64, from_unit, "tf", marks=pytest.mark.slow),
-        ("MobilenetV2", slim_nets.mobilenet_v2(0.35), 64, lambda images: images, "unit"),
+        pytest.param(
+            "MobilenetV2", slim_nets.mobilenet_v2(0.35), 64, lambda images: images, "unit", marks=pytest.mark.slow
+        ),
         pytest.param("MobilenetV3", slim_nets.mobilenet_v3_small(), 64, from_unit, "none", marks=pytest.mark.slow),
         pytest.param("InceptionV3", slim_nets.inception_v3, 75, from_unit, "tf", marks=pytest.mark.slow),
         # Keras' net scales by itself, and otherwise.
@@ -133,22 +135,27 @@ def test_a_module_with_a_variable_renamed_or_of_another_shape_is_refused_by_its_
         open_trunk(f"hub:{folder}")
 
 
-def test_a_module_that_computes_otherwise_and_a_classifier_are_refused(tmp_path):
-    net = small_net()
-    twice = write_module(
-        tmp_path / "twice", net, SIZE, lambda net, images, training: 2 * net.features(images, training)
-    )
+def test_a_module_that_computes_otherwise_is_refused(tmp_path):
+    def twice(net, images, training):
+        return 2 * net.features(images, training)
+
+    module = write_module(tmp_path / "twice", small_net(), SIZE, twice)
     with pytest.raises(
         ModelPatchError, match=r"twice has the variables of MobilenetV2 but computes otherwise .*as_is=true"
     ):
-        open_trunk(f"hub:{twice}")
-    classifier = write_module(
-        tmp_path / "top", net, SIZE, lambda net, images, training: net.features(images, training)[:, :9]
-    )
+        open_trunk(f"hub:{module}")
+
+
+@pytest.mark.slow
+def test_a_classifier_is_refused(tmp_path):
+    def logits(net, images, training):
+        return net.features(images, training)[:, :9]
+
+    module = write_module(tmp_path / "top", small_net(), SIZE, logits)
     with pytest.raises(
         ModelPatchError, match=r"top gives \(9,\) where MobilenetV2 gives \(1280,\) features: expected a feat"
     ):
-        open_trunk(f"hub:{classifier}")
+        open_trunk(f"hub:{module}")
 
 
 def test_a_module_of_an_unknown_net_runs_as_it_is_and_tasks_are_learnt_on_it_in_turn(
