@@ -255,7 +255,7 @@ def saved(patch: Patch, folder: Path) -> Path:
 
 def rewritten(path: Path, changes: dict[str, str]) -> Path:
     """Copies a saved model into a folder `hostile`, with other words in its configuration."""
-    text = json.dumps(file._config(path))
+    text = json.dumps(file._config(path, path))
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
