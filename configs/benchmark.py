@@ -58,4 +58,12 @@ def get_config() -> ConfigDict:
     config.scale_bank_size = 96  # scale: image size of the bank in pixels.
     config.scale_bank_seconds = 30.0  # scale: for the bank.
     config.scale_images = (1_000, 10_000, 100_000, 1_000_000)  # scale: numbers of images on disk, multiples of 1,000.
+    config.lora_trunks = ("bundled", "vit")  # lora: trunks; vit: a small transformer that the suite trains first.
+    config.lora_data = "digits"  # lora: data of the task.
+    config.lora_epochs = 8  # lora: passes over the training images.
+    config.lora_seeds = (0, 1, 2)  # lora: seeds.
+    config.lora_rates = (0.001, 0.003, 0.01)  # lora: learning rates tried for the adapters.
+    config.lora_pretrain_data = "mnist"  # lora: data on which the transformer is trained.
+    config.lora_pretrain_epochs = 6  # lora: passes over them.
+    config.lora_seconds = 20.0  # lora: for the time of a step, for each trunk; at least three rounds are run.
     return config

@@ -136,7 +136,7 @@ class Task:
         if name == CLASSIFICATION:
             pooling, prefix_tokens = fields.get("pooling", "auto"), fields.get("prefix_tokens")
             if prefix_tokens is not None and (type(prefix_tokens) is not int or prefix_tokens < 0):
-                raise TypeError("prefix_tokens is no number of tokens")
+                raise TypeError("prefix_tokens is not a number of tokens")
             prepare = Preprocessing.from_json(fields["preprocessing"])
             return cls(fields["name"], tuple(fields["labels"]), prepare, pooling=pooling, prefix_tokens=prefix_tokens)
         if name in _MODULES:

@@ -5,12 +5,13 @@
     python scripts/benchmark.py --suite=joint --workdir=runs/joint
     python scripts/benchmark.py --suite=training --workdir=runs/training
     python scripts/benchmark.py --suite=scale --workdir=runs/scale
+    python scripts/benchmark.py --suite=lora --workdir=runs/lora
 
 `serving`: batches that mix many tasks, by a bank, by separate models, by switching one model between tasks, by sub-batches;
 against a folded model of one task. `joint`: a training step of several tasks together against one step each.
 `training`: a step of each way to train a task, against plain Keras and, if it is installed, PyTorch; and whole epochs.
 `scale`: joint training of 1 to 64 tasks, a bank of 1 to 4,096 patches, data sets of 1,000 to a million images, and how the
-cost grows.
+cost grows. `lora`: patches against low-rank adapters of as many parameters, in accuracy, size and time of a step.
 Writes figures as JSON, a table and a plot to the workdir. All forms are timed in turns, so that other load on the machine
 affects them equally; the load is in the output.
 """

@@ -1,5 +1,6 @@
 """Trunks that give tokens: pooling, slots, and everything that is made of a bound task."""
 
+import dataclasses
 import json
 
 import keras
@@ -140,6 +141,20 @@ def test_tasks_compute_the_same_loaded_joined_banked_and_folded(trunk, bounds, i
     mixed = bank(images, ["first", "second"] * 3)
     np.testing.assert_allclose(mixed, np.where(LABELS[:, None], logits[1], logits[0]), atol=1e-5)
     np.testing.assert_allclose(fold(bounds[0]).model(images), logits[0], atol=1e-5)
+
+
+def test_a_bank_of_64_tasks_answers_as_64_bound_models(images):
+    trunk = Trunk(small_vit(depth=1), "vit", PREPROCESSING)
+    bank, rng = Bank(trunk, "scale_bias+bias", capacity=64, classes=2), np.random.default_rng(0)
+    bound, expected = bind(trunk, task("any"), "scale_bias+bias+last"), []
+    for i in range(64):
+        for variable in bound.model.trainable_variables:
+            variable.assign_add(rng.normal(0, 0.1, variable.shape))
+        patch = bound.patch()
+        bank.add(dataclasses.replace(patch, task=dataclasses.replace(patch.task, name=f"task{i}")))
+        expected.append(np.asarray(bound.model(images[i % 6][None]))[0])
+    given = bank(images[np.arange(64) % 6], [f"task{i}" for i in range(64)])
+    np.testing.assert_allclose(given, expected, atol=1e-5)
 
 
 @pytest.mark.slow

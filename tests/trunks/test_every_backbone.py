@@ -88,6 +88,36 @@ def test_a_task_is_learnt_saved_loaded_banked_joined_and_exported(name, tmp_path
     assert_near(serve(images=pixels)["logits"], logits[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "scale_bias", "total"),
+    [
+        # 25 norms of 768 channels. Biases of attention and of the two dense layers, positions of 197 tokens.
+        (
+            "ViTBackbone",
+            {"patch_size": 16, "num_layers": 12, "num_heads": 12, "hidden_dim": 768, "mlp_dim": 3072},
+            38_400,
+            85_798_656,
+        ),
+        # 25 norms of 384 channels, 24 layer scales.
+        (
+            "DINOV2Backbone",
+            {"patch_size": 14, "num_layers": 12, "num_heads": 6, "hidden_dim": 384, "intermediate_dim": 1536},
+            28_416,
+            None,
+        ),
+    ],
+)
+def test_patches_of_well_known_transformers_have_the_parameters_of_the_architecture(name, options, scale_bias, total):
+    from model_patch.trunks.kerashub import trunk_of
+
+    backbone = getattr(keras_hub.models, name)(**options, image_shape=(224, 224, 3))
+    trunk = trunk_of(backbone, name, Preprocessing(224, "unit"))
+    assert trunk.prefix_tokens == 1
+    assert bind(trunk, Task("two", ("a", "b"), trunk.preprocessing), "scale_bias+last").counts().patch == scale_bias
+    assert total is None or trunk.num_parameters() == total
+
+
 def assert_near(given, expected):
     """Differences grow with the numbers."""
     expected = np.asarray(expected)

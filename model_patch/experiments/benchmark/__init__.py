@@ -7,6 +7,7 @@ SUITES = {
     "joint": "model_patch.experiments.benchmark.joint",
     "training": "model_patch.experiments.benchmark.training",
     "scale": "model_patch.experiments.benchmark.scale",
+    "lora": "model_patch.experiments.benchmark.lora",
 }
 """Modules by the name of their suite. Each has a function `run(config, workdir)`."""
 

@@ -5,16 +5,26 @@ import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
+import keras
 import numpy as np
 import pytest
 
 from configs import benchmark
-from model_patch import ModelPatchError
+from model_patch import ModelPatchError, Preprocessing, Task, Trunk
 from model_patch.experiments.benchmark import SUITES, joint, suite
+from model_patch.experiments.benchmark.lora import lora
 from model_patch.experiments.benchmark.scale import fit_cost, streamed, write_shard
 from model_patch.experiments.benchmark.serving import FORMS, MIXES, mixed
 from model_patch.experiments.benchmark.timing import interleaved
-from tests.conftest import small_net
+from tests.conftest import same, small_net, snapshot, train_steps
+from tests.token_nets import small_vit
+
+
+def pointwise_net():
+    images = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(8, 3, name="stem")(images)
+    x = keras.layers.Conv2D(16, 1, name="pointwise")(x)
+    return keras.Model(images, keras.layers.GlobalAveragePooling2D(name="mean")(x), name="net")
 
 
 @pytest.fixture
@@ -155,3 +165,20 @@ def test_turns_are_taken_by_all():
 
 def test_every_suite_is_there():
     assert all(callable(suite(name).run) for name in SUITES)
+
+
+@pytest.mark.parametrize(
+    ("net", "size", "adapters"), [(small_vit, 150, 2 * 2 * (24 + 6)), (pointwise_net, 50, 2 * (8 + 16))]
+)
+def test_adapters_have_about_as_many_parameters_as_they_should_and_begin_as_the_trunk(net, size, adapters):
+    model = net()
+    trunk = Trunk(model, "net", Preprocessing(model.input_shape[1], "tf"))
+    before = snapshot(trunk.variables())
+    bound = lora(trunk, Task("two", ("a", "b"), trunk.preprocessing), size)
+    learnt = bound.features.trainable_variables
+    assert sum(int(np.prod(v.shape)) for v in learnt) == adapters
+    images = np.random.default_rng(0).uniform(-1, 1, (4, *model.input_shape[1:])).astype("float32")
+    features = np.asarray(trunk.model(images))
+    np.testing.assert_allclose(bound.features(images), features[:, 0] if features.ndim == 3 else features, atol=1e-5)
+    train_steps(bound, images, np.array([0, 1, 0, 1]), steps=1)
+    assert same(before, snapshot(trunk.variables()))
