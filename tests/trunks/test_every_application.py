@@ -178,6 +178,8 @@ def test_patches_have_the_parameters_of_the_architecture(name):
     scaled = [layer for layer in layers if {"gamma", "beta"} <= KINDS["scale_bias"](layer)]
     kernels = [variables("", layer)["/depthwise_kernel"] for layer in layers if KINDS["depthwise"](layer)]
     scale_bias, depthwise = sum(2 * channels(layer) for layer in scaled), sum(int(np.prod(k.shape)) for k in kernels)
+    # ConvNeXt's layer scales have no bias.
+    scale_bias += sum(channels(layer) for layer in layers if KINDS["scale_bias"](layer) == {"gamma"})
     assert (total, scale_bias, depthwise) == COUNTS[name]
 
 
