@@ -58,12 +58,13 @@ def side_by_side(size=6):
     return Trunk(model, "side by side", Preprocessing(size, "none"))
 
 
-def test_statistics_do_not_depend_on_how_images_are_split_into_batches(eager):
+@pytest.mark.parametrize("splits", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_statistics_do_not_depend_on_how_images_are_split_into_batches(splits, eager):
     """Random splits, the last image of each an outlier."""
     trunk, rng = side_by_side(), np.random.default_rng(0)
     bound = bind(trunk, Task("noise", ("a", "b"), trunk.preprocessing), TrainSpec.parse("scale_bias+last", "batch"))
     reader = norm_inputs(trunk.model)
-    for _ in range(40):
+    for _ in range(splits):
         sizes = [*rng.integers(1, 65, rng.integers(1, 4)), 1]
         images = rng.normal(size=(sum(sizes), 6, 6, 3)).astype("float32")
         images[-1] = 5 * rng.normal(size=3)

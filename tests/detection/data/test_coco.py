@@ -6,7 +6,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from model_patch import ModelPatchError
-from model_patch.detection.data import open_detection_data
+from model_patch.detection.data import coco_file, open_detection_data
+from model_patch.detection.data.coco import annotated
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}]
 IMAGES = [
@@ -178,6 +179,47 @@ def test_boxes_and_images_are_upright_whichever_pixels_the_boxes_were_drawn_on(p
         examples = list(split.dataset().as_numpy_iterator())
         assert sorted(image.shape[:2] for image, *_ in examples) == [(32, 48)] * 4 + [(48, 32)] * 4
         assert all(is_in_its_box(image, boxes) for image, boxes, *_ in examples)
+
+
+def test_boxes_in_200_files_of_turned_photographs_are_right_or_refused_or_noted(tmp_path):
+    """Random orientations, sizes and ways to draw; in some files one size is not the image's."""
+    sizes = {STORED: BOX, (48, 32): [20, 3, 8, 20], (40, 40): [4, 25, 20, 9]}
+    upright = {
+        (size, turn): photograph(tmp_path / f"{size[0]}{turn}.jpg", turn, size, sizes[size])
+        for size in sizes
+        for turn in range(1, 9)
+    }
+    ends = {"right": 0, "refused": 0, "noted": 0}
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        chosen = [list(upright)[i] for i in random.permutation(len(upright))[: random.integers(1, 4)]]
+        is_stored, is_sized, is_wrong = random.random(3) < (0.5, 0.8, 0.2)
+        content = {"images": [], "categories": CATEGORIES, "annotations": []}
+        for i, (size, turn) in enumerate(chosen):
+            drawn, box = (size, sizes[size]) if is_stored else upright[size, turn]
+            says = {"width": drawn[0] + 8 * (is_wrong and i == 0), "height": drawn[1]}
+            content["images"].append({"id": i, "file_name": f"{size[0]}{turn}.jpg"} | (says if is_sized else {}))
+            content["annotations"].append(annotation(i, 18, box, i))
+        (tmp_path / f"{seed}.json").write_text(json.dumps(content, default=int))
+        notes: list[str] = []
+        try:
+            found = annotated(coco_file.read(tmp_path / f"{seed}.json"), tmp_path, notes)
+        except ModelPatchError as error:
+            assert is_wrong and is_sized and "image 0 in" in str(error), (seed, str(error))
+            ends["refused"] += 1
+            continue
+        assert not (is_wrong and is_sized), seed
+        boxes = {each.path.name: each.boxes[0] for each in found}
+        for size, turn in chosen:
+            (width, height), (x, y, w, h) = upright[size, turn]
+            true = np.array([y / height, x / width, (y + h) / height, (x + w) / width])
+            if not np.allclose(boxes[f"{size[0]}{turn}.jpg"], true, atol=1e-6):
+                assert any("taken as drawn on the upright image" in note for note in notes), seed
+                ends["noted"] += 1
+                break
+        else:
+            ends["right"] += 1
+    assert ends["right"] > 100 and ends["refused"] > 20
 
 
 @pytest.mark.parametrize("size", [None, STORED])
