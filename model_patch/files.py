@@ -68,7 +68,7 @@ def joined(folder: str | Path, path: str) -> str:
 
 
 class Entry(NamedTuple):
-    """What stands in a folder: its name, whether it is a folder or a link, and of a file the size and modification time.
+    """An entry of a folder: its name, whether it is a folder or a link, and of a file the size and modification time.
 
     The size is in bytes, the time in nanoseconds since 1970; both are -1 for a link that leads nowhere.
     """
@@ -81,7 +81,7 @@ class Entry(NamedTuple):
 
 
 def listing(folder: Path, stamps: bool = True) -> list[Entry]:
-    """Returns what stands in a folder, by name; without `stamps` sizes and times may be missing, which is faster."""
+    """Returns the entries of a folder, by name; without `stamps` sizes and times may be missing, which is faster."""
     if is_remote(folder):
         fs, path = folder.fs, folder.path  # type: ignore[attr-defined]
         found = [each for each in fs.ls(path, detail=True) if each["name"].strip("/") != path.strip("/")]

@@ -53,7 +53,7 @@ class FolderIndex:
         """Opens the index of a folder, or of a table of files.
 
         Args:
-            source: the folder or table, or a text that stands for what holds them.
+            source: the folder or table, or a text that names what holds them.
             paths: its image files, each once.
             sizes: int64 `(files,)`, bytes.
             modified: int64 `(files,)`, nanoseconds since 1970.

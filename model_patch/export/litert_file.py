@@ -34,7 +34,7 @@ _SPELT_OUT = {
         ("Relu", ["AddV2"], "activations"),
     ],
 }
-"""Operations that LiteRT computes wrong where TensorFlow does not, and what stands for them: operation, inputs, its output.
+"""Operations that LiteRT computes wrong where TensorFlow does not, and what replaces them: operation, inputs, its output.
 
 With XNNPACK, the interpreter's default, 1 / sqrt(0) is NaN, not infinity: `keras.ops.normalize` of zeros, and so
 `UnitNormalization` behind a ReLU, were NaN. Its softplus is infinity from 89 on.
@@ -132,7 +132,7 @@ def convert(predict: Callable, inputs: dict[str, tuple], variables: Sequence[ker
 
 
 def _spell_out(saved_model: Path):
-    """Replaces the operations of a SavedModel that LiteRT computes wrong by what they stand for, see `_SPELT_OUT`."""
+    """Replaces the operations of a SavedModel that LiteRT computes wrong by what replaces them, see `_SPELT_OUT`."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
     saved = SavedModel.FromString(saved_model.read_bytes())

@@ -25,7 +25,7 @@ def scale_and_bias(path: str, values: Mapping[str, np.ndarray], epsilon: float) 
         scale = exact.get("gamma", 1.0) / np.sqrt(exact["moving_variance"] + epsilon)
         bias = exact.get("beta", 0.0) - exact["moving_mean"] * scale
     if not (np.isfinite(scale).all() and np.isfinite(bias).all()):
-        raise ModelPatchError(f"the batch norm {path!r} cannot be folded: its values give infinity or no number")
+        raise ModelPatchError(f"the batch norm {path!r} cannot be folded: its values are NaN or infinite")
     return scale, bias
 
 

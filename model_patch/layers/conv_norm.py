@@ -84,14 +84,14 @@ class ConvNorm(keras.layers.Layer):
                 elif self.activation == _RELU6:
                     dz = tf.raw_ops.Relu6Grad(gradients=dy, features=y)
                 by_beta = _by_channel(tf, dz)
-                told = tf.abs(gamma) > PRECISE * (tf.abs(beta) + tf.abs(shift))
+                precise = tf.abs(gamma) > PRECISE * (tf.abs(beta) + tf.abs(shift))
                 from_output = tf.math.divide_no_nan(_by_channel(tf, dz * y) - beta * by_beta, gamma)
 
                 def again():
                     from_input = rate * (_by_channel(tf, dz * conv(x, kernel)) - mean * by_beta)
-                    return tf.where(told, from_output, from_input)
+                    return tf.where(precise, from_output, from_input)
 
-                by_gamma = tf.cond(tf.reduce_all(told), lambda: from_output, again)
+                by_gamma = tf.cond(tf.reduce_all(precise), lambda: from_output, again)
                 return conv_transposed(dz, scaled(scale)), by_gamma, by_beta
 
             return y, gradient

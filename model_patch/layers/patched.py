@@ -188,7 +188,7 @@ def patch_layer(layer: keras.Layer, own: set[str], **options) -> keras.Layer:
         **options: further arguments of the patched class, such as `statistics` for batch normalisation.
 
     Raises:
-        ModelPatchError: the layer has layers inside it and is to be owned in part: its variables cannot be told apart; or
+        ModelPatchError: the layer has layers inside it and is to be owned in part: its variables cannot be distinguished; or
             it cannot be made again from its configuration.
     """
     names = {key.removeprefix("/") for key in variables("", layer)}

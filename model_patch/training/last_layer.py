@@ -18,7 +18,7 @@ WEIGHT_DECAYS = tuple(10.0 ** (-exponent / 2) for exponent in range(4, 15))
 """From strong to weak, for features whose mean squared distance from their mean is 1."""
 
 SPREAD_POWER = 0.5
-"""Each channel is divided by this power of its standard deviation: halfway between leaving channels as they are, which a few
+"""Each channel is divided by this power of its standard deviation: halfway between leaving channels unchanged, which a few
 strong ones rule, and making all equal, which raises the noise of the weak ones. See docs/choices.md."""
 
 ITERATIONS = 50

@@ -110,7 +110,7 @@ def evaluate_on_worker(
         model: what `predictor` made of it.
         batches: of `(x, y)`.
         loss, metrics: of the output; the metrics new.
-        callbacks: are told of every batch, and of the end.
+        callbacks: called after every batch, and at the end.
     """
     total, number = 0.0, 0
     driven = keras.callbacks.CallbackList(list(callbacks))
@@ -252,13 +252,13 @@ def _synchronised(model: keras.Model, synchronise: bool) -> Iterator[None]:
             norm.synchronized = synchronise
         yield
     finally:
-        # It stands in their configuration, which is written with a trunk: other backends could not open it.
+        # It is in their configuration, which is written with a trunk: other backends could not open it.
         for norm, was in zip(norms, before, strict=True):
             norm.synchronized = was
 
 
 def _plan(number: int, replicas: int) -> tuple[np.ndarray, np.ndarray]:
-    """Parts a batch among replicas.
+    """Shards a batch across replicas.
 
     Returns:
         Which examples each takes, int64 `(replicas, number for each)`, and what each of them counts in a mean, float32 of

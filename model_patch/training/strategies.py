@@ -1,6 +1,6 @@
 """Training on several devices: a strategy of tf.distribute, or of keras.distribution under JAX.
 
-The batch size of a recipe is that of all devices together: each step parts one batch among them, sums their gradients, and so
+The batch size of a recipe is that of all devices together: each step shards one batch across them, sums their gradients, and so
 takes the step that one device would take. Images are preprocessed by every worker, which then takes its part.
 """
 
@@ -30,7 +30,7 @@ def devices(strategy: str = "default", *, mixed_precision: bool = False, synchro
             without, each replica those of its part, which is faster.
 
     Raises:
-        ModelPatchError: the strategy is unknown, does not go with Keras' backend, or its devices cannot be had.
+        ModelPatchError: the strategy is unknown, is not one of Keras' backend, or its devices cannot be had.
     """
     if strategy not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)
@@ -55,7 +55,7 @@ def current():
 
 
 def num_devices() -> int:
-    """Returns how many devices part a batch among them inside `devices`, on any backend."""
+    """Returns how many devices a batch is sharded across inside `devices`, on any backend."""
     if keras.backend.backend() == "jax":
         distribution = keras.distribution.distribution()
         return distribution.device_mesh.devices.size if distribution else 1

@@ -242,7 +242,7 @@ def test_what_does_not_belong_is_refused(trunk, images, task):
         bank.add(dataclasses.replace(cut, values=values, task=dataclasses.replace(cut.task, name="cut")))
     broken = dataclasses.replace(cut, values=cut.values | {"stem_bn/moving_variance": np.full(8, -9.0, "float32")})
     for _ in range(3):  # More often than there are rows: none is lost.
-        with pytest.raises(ModelPatchError, match="'stem_bn' cannot be folded: its values give infinity or no number"):
+        with pytest.raises(ModelPatchError, match="'stem_bn' cannot be folded: its values are NaN or infinite"):
             bank.add(dataclasses.replace(broken, task=dataclasses.replace(cut.task, name="broken")))
     assert bank.capacity == 2
     with pytest.raises(ModelPatchError, match="2 images with 1 task names"):

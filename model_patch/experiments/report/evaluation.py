@@ -55,7 +55,7 @@ def evaluation_sections(evaluation: dict, thumbnails: Mapping[str, bytes]) -> li
 
 
 def listed_paths(evaluation: dict, most: int) -> list[str]:
-    """Returns the paths of the images that the sections show, of each list at most so many."""
+    """Returns the paths of the images that the sections show, up to a number of each list."""
     test, wrong, pairs = evaluation["test"], evaluation.get("mislabelled"), evaluation.get("duplicates")
     paths = [each["path"] for field in ("mistakes", "uncertain") for each in test[field][:most]]
     paths += [each["path"] for each in (wrong["images"][:most] if wrong else ())]
