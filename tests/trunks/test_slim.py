@@ -73,7 +73,7 @@ def as_imagenet(images):
         pytest.param("MobilenetV2", slim_nets.mobilenet_v2(0.35), 64, to_one, marks=pytest.mark.soak),
         pytest.param("MobilenetV2", slim_nets.mobilenet_v2(0.5), 75, to_one, marks=pytest.mark.slow),
         pytest.param("MobilenetV2", slim_nets.mobilenet_v2(1.3), 32, to_one, marks=pytest.mark.soak),
-        ("MobilenetV3", slim_nets.mobilenet_v3_small(), 64, to_one),
+        pytest.param("MobilenetV3", slim_nets.mobilenet_v3_small(), 64, to_one, marks=pytest.mark.slow),
         pytest.param(
             "MobilenetV3", slim_nets.mobilenet_v3_small(minimalistic=True), 75, to_one, marks=pytest.mark.slow
         ),
@@ -99,7 +99,10 @@ def small():
 
 @pytest.mark.parametrize(
     ("scope", "net"),
-    [("MobilenetV1", slim_nets.mobilenet_v1(0.25)), ("MobilenetV3", slim_nets.mobilenet_v3_small())],
+    [
+        pytest.param("MobilenetV1", slim_nets.mobilenet_v1(0.25), marks=pytest.mark.slow),
+        ("MobilenetV3", slim_nets.mobilenet_v3_small()),
+    ],
 )
 def test_such_a_trunk_is_saved_whole_and_opened_again(scope, net, tmp_path):
     trunk = open_trunk(f"slim:{write_checkpoint(values_of(SlimNet(scope, net, 32)), tmp_path / 'model.ckpt')}", 32)
@@ -146,12 +149,20 @@ def test_checkpoints_old_and_new_are_found_by_what_people_write(small, version, 
             lambda v: v | {"MobilenetV2/Conv/scales": v.pop("MobilenetV2/Conv/weights")},
             "missing: MobilenetV2/Conv/weights; unexpected: MobilenetV2/Conv/scales",
         ),
-        (lambda v: v.pop("MobilenetV2/Conv_1/BatchNorm/gamma"), "missing: MobilenetV2/Conv_1/BatchNorm/gamma"),
+        pytest.param(
+            lambda v: v.pop("MobilenetV2/Conv_1/BatchNorm/gamma"),
+            "missing: MobilenetV2/Conv_1/BatchNorm/gamma",
+            marks=pytest.mark.slow,
+        ),
         (
             lambda v: v | {"MobilenetV2/Conv/weights": np.zeros((5, 5, 3, 16), "float32")},
             "of another shape: MobilenetV2/Conv/weights (5, 5, 3, 16) instead of (3, 3, 3, 16)",
         ),
-        (lambda v: v | {"encoder/weights": np.zeros(3, "float32")}, "unexpected: encoder/weights"),
+        pytest.param(
+            lambda v: v | {"encoder/weights": np.zeros(3, "float32")},
+            "unexpected: encoder/weights",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_variables_that_are_not_those_of_the_net_are_named(small, change, message, tmp_path):
