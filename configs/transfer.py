@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.skip_bad_images = False  # Leave out image files that cannot be read.
     config.verify_images = False  # Decode every image of a folder before training, unless an earlier run did.
     config.remat = False  # Train with less memory and more time: most feature maps are recomputed for their gradients.
-    config.report_images = 24  # Most images in each list of the report; 0: none, and no thumbnails.
+    config.report_images = 24  # Most thumbnails in each list of the report; 0: none, and the lists are tables.
     config.patch_dtype = "float32"  # Type of the values in patch files.
     config.seeds = (0,)  # Seeds, a row of results each, for example 0,1,2.
     return config

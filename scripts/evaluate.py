@@ -19,7 +19,7 @@ _SPLIT = cli.flags.DEFINE_enum("split", "test", ["test", "validation", "train", 
 _OUTPUT = cli.flags.DEFINE_string("output", None, "Folder to write; it must not exist.", required=True)
 _MAX_IMAGES = cli.flags.DEFINE_integer("max_images", 0, "Use the first N images of a split; 0: all.", lower_bound=0)
 _REPORT_IMAGES = cli.flags.DEFINE_integer(
-    "report_images", 24, "Most images in each list of the report; 0: none, and no thumbnails.", lower_bound=0
+    "report_images", 24, "Most thumbnails in each list of the report; 0: none, and the lists are tables.", lower_bound=0
 )
 _AT_LEAST = cli.flags.DEFINE_float(
     "assert_accuracy_at_least", 0.0, "Fail if a model is less accurate.", lower_bound=0.0, upper_bound=1.0
@@ -36,7 +36,7 @@ def main():
         _OUTPUT.value,
         trunk=_TRUNK.value,
         part=_SPLIT.value,
-        listed=_REPORT_IMAGES.value,
+        thumbnails=_REPORT_IMAGES.value,
         max_images=_MAX_IMAGES.value or None,
         accuracy_at_least=_AT_LEAST.value,
     )

@@ -13,6 +13,7 @@ from model_patch.data.images import Split, bad_images_named
 from model_patch.data.pipeline import batches
 from model_patch.errors import require_known
 from model_patch.experiments.findings import (
+    LISTED,
     MOST_CHECKED,
     Predictions,
     cross_validated,
@@ -44,13 +45,12 @@ class TooInaccurate(mp.ModelPatchError):
     exit_status = 1
 
 
-def evaluate_task(bound: mp.BoundTask, data: mp.ImageData, listed: int) -> dict:
+def evaluate_task(bound: mp.BoundTask, data: mp.ImageData) -> dict:
     """Evaluates a task on the images that it was trained for.
 
     Args:
         bound: a classification.
         data: its training, validation and test images, as they were used.
-        listed: how many single images each list holds at most.
 
     Returns:
         JSON values: `test`, as `findings.measure`; `counts`, images of each class by split; `mislabelled` and
@@ -65,7 +65,7 @@ def evaluate_task(bound: mp.BoundTask, data: mp.ImageData, listed: int) -> dict:
         )
         parts[part] = Predictions(paths, labels, probabilities)
     return {
-        "test": measure(parts["test"], names, listed),
+        "test": measure(parts["test"], names),
         "mislabelled": mislabelled(list(parts.values()), names),
         **_of_data(data, names),
     }
@@ -78,7 +78,7 @@ def evaluate_models(
     *,
     trunk: str = "",
     part: str = "test",
-    listed: int = 24,
+    thumbnails: int = LISTED,
     max_images: int | None = None,
     accuracy_at_least: float = 0.0,
 ) -> dict[str, dict]:
@@ -90,7 +90,7 @@ def evaluate_models(
         folder: for what `write_evaluation` writes; it must not exist.
         trunk: spec of the trunk of the patch files.
         part: the split to evaluate on: `test`, `validation` or `train`, or `all` for all images of the data.
-        listed: how many single images each list holds at most, and thumbnails are shown; 0 for none.
+        thumbnails: how many are shown of each list at most.
         max_images: use at most this many images of each split, the first ones; None for all.
         accuracy_at_least: what every model must reach.
 
@@ -125,11 +125,11 @@ def evaluate_models(
                 np.concatenate([each.labels for each in parts]),
                 np.concatenate([each.probabilities for each in parts]),
             )
-            evaluation = {"test": measure(whole, labels, listed), **_of_data(opened, opened.labels)}
+            evaluation = {"test": measure(whole, labels), **_of_data(opened, opened.labels)}
             if "train" not in used:
                 evaluation["mislabelled"] = mislabelled(parts, labels)
             own = written if len(runners) == 1 else written / name
-            write_evaluation(evaluation, opened, own, f"{name} on {data}, {part} images", listed)
+            write_evaluation(evaluation, opened, own, f"{name} on {data}, {part} images", thumbnails)
             evaluations[name] = evaluation
     columns = {"model": "{name}", "images": "{images:,}", "accuracy": "{accuracy:.4f}"}
     columns |= {"macro accuracy": "{macro_accuracy:.4f}", "calibration error": "{expected_calibration_error:.4f}"}
@@ -261,7 +261,7 @@ def _readable(split: Split, name: str, number: int) -> list[str]:
 
 
 def write_evaluation(
-    evaluation: dict, data: mp.ImageData, folder: Path, title: str, listed: int, before: Sequence[Section] = ()
+    evaluation: dict, data: mp.ImageData, folder: Path, title: str, thumbnails: int, before: Sequence[Section] = ()
 ):
     """Writes `evaluation.json`, and as `write_page` does a report on it.
 
@@ -270,12 +270,12 @@ def write_evaluation(
         data: the images it is of, for thumbnails.
         folder: where to write.
         title: of the page.
-        listed: how many thumbnails each list has at most; 0 for none.
+        thumbnails: how many are shown of each list at most; images after them are listed without.
         before: sections that come first.
     """
     write_json(folder / EVALUATION, evaluation)
-    thumbnails = _thumbnails(data, listed_paths(evaluation, listed)) if listed else {}
-    write_page(folder, title, [*before, *evaluation_sections(evaluation, thumbnails)])
+    pictures = _thumbnails(data, listed_paths(evaluation, thumbnails))
+    write_page(folder, title, [*before, *evaluation_sections(evaluation, pictures)])
 
 
 def _thumbnails(data: mp.ImageData, wanted: Sequence[str]) -> dict[str, bytes]:

@@ -11,6 +11,9 @@ from model_patch.data.images import Split
 BINS = 10
 """Of equal width, in which confidence is compared with accuracy."""
 
+LISTED = 24
+"""Mistakes, and uncertain images, that are listed at most."""
+
 FOLDS = 5
 """Of the cross-validation that looks for wrong labels."""
 
@@ -59,19 +62,18 @@ def paths_of(split: Split, name: str) -> list[str]:
     return list(split.paths) if split.paths is not None else [f"{name} {i}" for i in range(split.num_images)]
 
 
-def measure(predictions: Predictions, names: Sequence[str], listed: int = 24) -> dict:
+def measure(predictions: Predictions, names: Sequence[str]) -> dict:
     """Returns figures of a classification.
 
     Args:
         predictions: of at least one image.
         names: of the classes.
-        listed: how many mistakes and how many uncertain images are listed at most.
 
     Returns:
         JSON values: `images`, `accuracy`, `macro_accuracy` (the mean over classes of their recall, 0..1), `log_loss`,
         `expected_calibration_error` (0..1), `classes` (objects with `label`, `images`, `precision`, `recall` and `f1`),
         `confusion` (counts, a row per true class), `reliability` (bins with `confidence`, `accuracy` and `images`), and of
-        single images `mistakes`, the most confident first, and `uncertain`, the least confident first (objects with `path`,
+        `LISTED` single images at most `mistakes`, the most confident first, and `uncertain`, the least confident first (objects with `path`,
         `label`, `predicted` and `confidence`).
     """
     from sklearn import metrics
@@ -105,7 +107,7 @@ def measure(predictions: Predictions, names: Sequence[str], listed: int = 24) ->
                 "predicted": names[predicted[i]],
                 "confidence": float(confidences[i]),
             }
-            for i in positions[:listed]
+            for i in positions[:LISTED]
         ]
 
     return {

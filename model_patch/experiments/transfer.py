@@ -129,7 +129,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     choice = choose(results["rows"], facts["images"])
     best = folder.path / BEST
     write_bytes(best, patch_path(folder.path, choice.train, choice.seed).read_bytes())
-    evaluation = evaluate_task(mp.bind_patch(trunk, mp.Patch.load(best)), used, config.report_images)
+    evaluation = evaluate_task(mp.bind_patch(trunk, mp.Patch.load(best)), used)
     write_transfer_report(results, choice, evaluation, used, folder.path, config.report_images)
     _print_commands(config, best)
     return results

@@ -58,7 +58,7 @@ def trained(planted):
 def test_planted_faults_are_found(planted, trained, tmp_path):
     _, wrong, copies = planted
     bound, data = trained
-    evaluation = evaluate_task(bound, data, listed=6)
+    evaluation = evaluate_task(bound, data)
     listed = [each["path"] for each in evaluation["mislabelled"]["images"]]
     assert len(listed) <= 1 + 0.1 * (data.train.num_images + data.test.num_images)
     assert len(wrong & set(listed)) >= len(wrong) / 2
@@ -67,9 +67,9 @@ def test_planted_faults_are_found(planted, trained, tmp_path):
     assert any("'noise' only 3" in note for note in evaluation["notes"])
     assert evaluation["counts"]["train"]["noise"] == 3
 
-    again = evaluate_task(bound, data, listed=6)
+    again = evaluate_task(bound, data)
     for name, each in (("one", evaluation), ("two", again)):
-        write_evaluation(each, data, tmp_path / name, "textures", listed=6)
+        write_evaluation(each, data, tmp_path / name, "textures", thumbnails=6)
     for name in ("report.html", "results.md", "evaluation.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     assert (tmp_path / "one" / "report.html").read_text().count("data:image/jpeg") >= 4 * 6
@@ -82,7 +82,7 @@ def test_a_patch_a_saved_model_and_a_litert_file_give_one_evaluation(planted, tr
     for format in ("saved_model", "litert"):
         mp.export(format, [bound], tmp_path / format)
     models = [str(tmp_path / name) for name in ("patch.safetensors", "saved_model", "litert/textures.tflite")]
-    spec, options = f"folder:{planted[0]}", {"trunk": "bundled", "max_images": 40, "listed": 0}
+    spec, options = f"folder:{planted[0]}", {"trunk": "bundled", "max_images": 40, "thumbnails": 0}
     found = evaluate_models(models, spec, tmp_path / "all", **options)
     patch, *exported = (found[name]["test"] for name in ("patch", "saved_model", "textures"))
     for each in exported:

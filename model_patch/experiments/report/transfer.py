@@ -11,7 +11,9 @@ from model_patch.experiments.report.page import Figure, Section
 from model_patch.experiments.report.table import print_table
 
 
-def write_transfer_report(results: dict, choice: Choice, evaluation: dict, data: ImageData, folder: Path, listed: int):
+def write_transfer_report(
+    results: dict, choice: Choice, evaluation: dict, data: ImageData, folder: Path, thumbnails: int
+):
     """Prints the comparison and writes it, with the evaluation of the chosen patch, as `write_evaluation` does."""
     curves = learning_curves(results["rows"])
     before = [
@@ -19,7 +21,7 @@ def write_transfer_report(results: dict, choice: Choice, evaluation: dict, data:
         Section("Which patch", [choice.reason]),
         *([Section("Learning curves", curves)] if curves else []),
     ]
-    write_evaluation(evaluation, data, folder, title_of(results), listed, before)
+    write_evaluation(evaluation, data, folder, title_of(results), thumbnails, before)
     print_table(title_of(results), *comparison_table(results["rows"]))
     print(choice.reason)
 
