@@ -7,6 +7,7 @@
     python scripts/export.py --trunk=bundled --patches=A,B,C --format=bank --versioned --output=tasks   # tasks/1, tasks/2 ...
     python scripts/export.py --trunk=bundled --patches=A,B,C --format=litert --quantize=dynamic --output=litert
     python scripts/export.py --trunk=bundled --patches=A,B,C --format=litert_set --output=litert_set
+    python scripts/export.py --trunk=bundled --patches=A,B,C --format=onnx --output=onnx
 
 What each format holds and how it is used: docs/serving.md. The first, with TensorFlow alone:
 

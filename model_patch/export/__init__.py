@@ -55,6 +55,7 @@ FORMATS = {
         "one SavedModel of images and task names, tasks mixed in a batch", "model_patch.export.bank", versioned=True
     ),
     "litert": Format("a .tflite file per task, batch norm folded", "model_patch.export.litert_file", True),
+    "onnx": Format("an .onnx file per task, batch norm folded", "model_patch.export.onnx_file"),
     "litert_set": Format(
         "one .tflite file, the trunk once, and a vector per task", "model_patch.export.litert_set", True
     ),

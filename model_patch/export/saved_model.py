@@ -19,6 +19,9 @@ from model_patch.graph.rewrite import walk
 from model_patch.preprocessing import Preprocessing
 from model_patch.tasks import CLASSIFICATION
 
+DEFAULT = "serving_default"
+"""TensorFlow's name of the signature that is meant where none is named."""
+
 LABELS = "labels.txt"
 """Name of the asset with the class names, one per line, in the order of the logits."""
 
@@ -29,7 +32,9 @@ def export_saved_model(bound: BoundTask, path: str | Path):
     Preprocessing is part of it. The signatures:
 
     - `serving_default`: `images`, float32 `(batch, height, width, 3)` in 0..255, any height and width;
-    - `encoded`: `contents`, string `(batch,)`, each a JPEG, PNG, BMP, GIF or WebP file of any size.
+    - `encoded`: `contents`, string `(batch,)`, each a JPEG, PNG, BMP, GIF or WebP file of any size;
+    - `resized`: `images`, float32 `(batch, image_size, image_size, 3)` in 0..255, for converters to other runtimes: it has no
+      resizing and no labels, which these often cannot read.
 
     Both return what `Task.predictions` does: of a classification `logits` and `probabilities`, float32 `(batch, classes)`,
     and `label`, string `(batch,)`, the most probable class. The class names are also in `assets/labels.txt`. Each weight
@@ -98,11 +103,11 @@ def _save(bound: BoundTask, folder: Path):
     module.weights = [variable.value for variable in model.variables]
     # What a layer computes with besides: the variables of a SavedModel that runs as a single layer.
     module.resources = [v for _, layer in walk(model) for v in getattr(layer, "_mp_resources", ())]
-    serve, encoded = serving(
+    signatures = serving(
         task.preprocessing, lambda resized: task.predictions(model(task.preprocessing.scale(resized), training=False))
     )
     with labels_asset(bound) as module.labels_file:
-        tf.saved_model.save(module, str(folder), {"serving_default": serve, "encoded": encoded})
+        tf.saved_model.save(module, str(folder), signatures)
 
 
 @contextlib.contextmanager
@@ -117,14 +122,14 @@ def labels_asset(bound: BoundTask, name: str = LABELS):
 
 
 def serving(prepare: Preprocessing, predict: Callable):
-    """Returns the two functions that call a task, see `export_saved_model`.
+    """Returns the functions that call a task by the names of their signatures, see `export_saved_model`.
 
     Args:
         prepare: the task's.
         predict: resized images, float32 `(batch, image_size, image_size, 3)` in 0..255, to a dict of tensors.
 
     Returns:
-        Two concrete functions, of `images` and of `contents`. The graph of `predict` is stored once for both.
+        Concrete functions. The graph of `predict` is stored once for all.
     """
     import tensorflow as tf
 
@@ -141,7 +146,12 @@ def serving(prepare: Preprocessing, predict: Callable):
     def serve_encoded(contents):
         return predict(reader(prepare)(contents))
 
-    return serve.get_concrete_function(), serve_encoded.get_concrete_function()
+    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32, name="images")], autograph=False)
+    def serve_resized(images):
+        return {name: each for name, each in predict(images).items() if each.dtype != tf.string}
+
+    functions = {DEFAULT: serve, "encoded": serve_encoded, "resized": serve_resized}
+    return {name: function.get_concrete_function() for name, function in functions.items()}
 
 
 @functools.cache

@@ -9,12 +9,12 @@ import numpy as np
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
 from model_patch.export import clean_saved_model
-from model_patch.export.saved_model import LABELS, labels_asset, require_tensorflow, serving
+from model_patch.export.saved_model import DEFAULT, LABELS, labels_asset, require_tensorflow, serving
 from model_patch.export.vector_net import vector_net
 from model_patch.export.verify import run_in_clean_process
 
-ENCODED = ".encoded"
-"""What the name of a task's signature for encoded files ends in."""
+ENDINGS = (".encoded", ".resized")
+"""What the names of a task's further signatures end in."""
 
 RESERVED = "__saved_model_"
 """How the names of TensorFlow's own signatures begin."""
@@ -23,20 +23,21 @@ RESERVED = "__saved_model_"
 def export(tasks: Sequence[BoundTask], folder: Path):
     """Writes tasks on one trunk as one SavedModel.
 
-    The signatures of a task are `NAME`, of `images`, and `NAME.encoded`, of `contents`: what they take and return is
-    that of `export_saved_model`. The class names are in `assets/NAME.labels.txt`. There is one graph of the net, which all
+    The signatures of a task are `NAME`, `NAME.encoded` and `NAME.resized`: what they take and return is that of
+    `serving_default`, `encoded` and `resized` of `export_saved_model`. The class names are in `assets/NAME.labels.txt`. There is one graph of the net, which all
     signatures call with the vector of their task, see `vector_net`, so that a task more adds little more than its values.
 
     Raises:
-        ModelPatchError: as `vector_net`, a name ends in `.encoded` or begins with `__saved_model_`, or Keras runs on another backend than TensorFlow.
+        ModelPatchError: as `vector_net`, a name ends in `.encoded` or `.resized` or begins with `__saved_model_`, or Keras runs on another backend than TensorFlow.
     """
     require_tensorflow("a SavedModel")
     import tensorflow as tf
 
     for bound in tasks:
-        if bound.task.name.endswith(ENCODED):
+        if bound.task.name.endswith(ENDINGS):
+            ending = bound.task.name.rpartition(".")[2]
             raise ModelPatchError(
-                f"the task name {bound.task.name!r} ends in {ENCODED}: signatures for files are named so"
+                f"the task name {bound.task.name!r} ends in .{ending}: further signatures are named so"
             )
         if bound.task.name.startswith(RESERVED):
             raise ModelPatchError(
@@ -61,9 +62,8 @@ def export(tasks: Sequence[BoundTask], folder: Path):
 
     signatures = {}
     for bound in tasks:
-        signatures[bound.task.name], signatures[bound.task.name + ENCODED] = serving(
-            bound.task.preprocessing, predictor(bound)
-        )
+        for name, function in serving(bound.task.preprocessing, predictor(bound)).items():
+            signatures[bound.task.name if name == DEFAULT else f"{bound.task.name}.{name}"] = function
     with contextlib.ExitStack() as assets:
         module.labels_files = [
             assets.enter_context(labels_asset(bound, f"{bound.task.name}.{LABELS}")) for bound in tasks

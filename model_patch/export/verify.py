@@ -22,6 +22,12 @@ TOLERANCE = 1e-4
 
 NUM_IMAGES = 2
 
+RUNTIMES = {
+    "ai_edge_litert": "LiteRT files are verified with ai-edge-litert",
+    "onnxruntime": "ONNX files are verified with onnxruntime",
+}
+"""What runs exported files and need not be installed, by module."""
+
 
 def run_in_clean_process(
     script: str, calls: Sequence[tuple[str | Path, np.ndarray, Sequence[str | Path]]]
@@ -49,10 +55,9 @@ def run_in_clean_process(
         listed.write_text(json.dumps(written))
         # -P: the folder of the script is not searched for modules.
         called = subprocess.run([sys.executable, "-P", script, str(listed)], capture_output=True, text=True)
-        if "No module named 'ai_edge_litert'" in called.stderr:
-            raise ModelPatchError(
-                "LiteRT files are verified with ai-edge-litert, which is not installed: pip install it, or give --nocheck"
-            )
+        for module, needed in RUNTIMES.items():
+            if f"No module named '{module}'" in called.stderr:
+                raise ModelPatchError(f"{needed}, which is not installed: pip install it, or give --nocheck")
         if called.returncode:
             failed = next((model for model, _, outputs, _ in written if not Path(outputs).exists()), script)
             raise RuntimeError(f"the export {Path(failed).name} does not run on its own:\n{called.stderr}")

@@ -222,7 +222,7 @@ def test_a_detector_is_refused_by_name_and_nothing_is_left(trunk, format, tmp_pa
 def test_what_cannot_be_asked_for_is_refused(trunk, task, tmp_path):
     bound = bind(trunk, task)
     refused = {
-        "unknown format 'onnx': expected one of bank, litert, litert_set": ("onnx", [bound], "none"),
+        "unknown format 'onxx': expected one of bank, litert, litert_set, onnx": ("onxx", [bound], "none"),
         "unknown quantize 'int4': expected one of dynamic, none": ("litert", [bound], "int4"),
         "--format=signatures is not quantized.*take litert, litert_set": ("signatures", [bound], "dynamic"),
         "there is no task to export": ("litert", [], "none"),
@@ -245,7 +245,7 @@ def test_what_cannot_be_asked_for_is_refused(trunk, task, tmp_path):
 
 def test_signatures_take_images_and_files_and_give_labels(tasks, pixels, written):
     signatures = tf.saved_model.load(written("signatures")).signatures
-    assert set(signatures) == {*LABELS, *(f"{name}.encoded" for name in LABELS)}
+    assert set(signatures) == {*LABELS, *(f"{name}.{part}" for name in LABELS for part in ("encoded", "resized"))}
     files = [tf.io.encode_png(image.astype("uint8")).numpy() for image in pixels]
     for bound in tasks:
         answers = signatures[bound.task.name](images=pixels.astype("uint8").astype("float32"))
@@ -254,6 +254,9 @@ def test_signatures_take_images_and_files_and_give_labels(tasks, pixels, written
         assert [x.decode() for x in answers["label"].numpy()] == [bound.task.labels[i] for i in expected.argmax(-1)]
         encoded = signatures[f"{bound.task.name}.encoded"](contents=tf.constant(files))
         np.testing.assert_allclose(encoded["logits"], expected, atol=1e-5)
+        resized = signatures[f"{bound.task.name}.resized"](images=pixels.astype("uint8").astype("float32"))
+        np.testing.assert_allclose(resized["logits"], expected, atol=1e-5)
+        assert set(resized) == {"logits", "probabilities"}
         labels = (written("signatures") / "assets" / f"{bound.task.name}.labels.txt").read_text()
         assert tuple(labels.split()) == bound.task.labels
 

@@ -1,0 +1,91 @@
+"""Tasks as ONNX files, one each, through Keras' own exporter: for ONNX Runtime and the converters that read ONNX."""
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from model_patch.bind import BoundTask
+from model_patch.errors import ModelPatchError, reason
+from model_patch.export import clean_onnx
+from model_patch.export.litert_file import input_of
+from model_patch.export.saved_model import require_classification, require_tensorflow
+from model_patch.export.verify import run_in_clean_process
+from model_patch.files import write_bytes
+from model_patch.fold import fold
+
+PACKAGES = ("onnx", "tf2onnx")
+
+MANIFEST = "model_patch"
+"""Key in the file's metadata of the same description as in a LiteRT file, as JSON."""
+
+
+def export(tasks: Sequence[BoundTask], folder: Path):
+    """Writes `folder/NAME.onnx` for each task, its batch norms folded.
+
+    The input is `images`, float32 `(batch, image_size, image_size, 3)` in 0..255: resizing is left to the caller, scaling is
+    part of the file. The outputs are `logits` and `probabilities`, float32 `(batch, classes)`. The file's metadata hold
+    `labels`, a JSON list, `image_size`, and under `model_patch` the task and how to resize, as JSON.
+
+    Args:
+        tasks: classifications, on any trunks.
+        folder: exists, and is empty.
+
+    Raises:
+        ModelPatchError: a package is not installed; a task is no classification, cannot be folded, see `fold`, or has an
+            operation that ONNX lacks; or Keras runs on another backend than TensorFlow.
+    """
+    require_tensorflow("an ONNX file")
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelPatchError(f"ONNX files are written by {' and '.join(missing)}: pip install 'model_patch[onnx]'")
+    for bound in tasks:
+        require_classification(bound)
+    for bound in tasks:
+        write_bytes(folder / f"{bound.task.name}.onnx", _converted(bound))
+
+
+def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Returns the predictions of each task's file, see `model_patch.export.Format`."""
+    calls = [(folder / f"{bound.task.name}.onnx", batch, ()) for bound, batch in zip(tasks, images, strict=True)]
+    return run_in_clean_process(clean_onnx.__file__, calls)
+
+
+def _converted(bound: BoundTask) -> bytes:
+    import onnx
+
+    task, size = bound.task, bound.task.preprocessing.image_size
+    images = keras.Input((size, size, 3), name="images")
+    logits = fold(bound).model(task.preprocessing.scale(images))
+    model = keras.Model(images, [logits, keras.ops.softmax(logits)])
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "task.onnx"
+        try:
+            signature = [keras.InputSpec(shape=(None, size, size, 3), dtype="float32", name="images")]
+            model.export(str(file), format="onnx", verbose=False, input_signature=signature)
+        except Exception as error:  # The converter raises whatever its parts do.
+            raise ModelPatchError(
+                f"ONNX cannot hold this net ({reason(error)}): export it as saved_model or signatures"
+            ) from None
+        net = onnx.load(str(file))
+    _rename(net.graph, {net.graph.input[0].name: "images"})
+    _rename(net.graph, dict(zip((o.name for o in net.graph.output), ("logits", "probabilities"), strict=True)))
+    for value in (*net.graph.input, *net.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    description = {"task": task.to_json(), "input": input_of(bound)}
+    metadata = {"labels": list(task.labels), "image_size": size, MANIFEST: description}
+    onnx.helper.set_model_props(net, {key: json.dumps(value) for key, value in metadata.items()})
+    return net.SerializeToString()
+
+
+def _rename(graph, names: dict[str, str]):
+    """Renames tensors of an ONNX graph, wherever they are used."""
+    for node in graph.node:
+        for fields in (node.input, node.output):
+            fields[:] = [names.get(name, name) for name in fields]
+    for value in (*graph.input, *graph.output):
+        value.name = names.get(value.name, value.name)
