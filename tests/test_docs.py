@@ -119,6 +119,7 @@ for command in json.load(sys.stdin):
     for name in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, name)
     cli._fields.clear()
+print("error: loaded" if {"tensorflow", "keras"} & sys.modules.keys() else "", file=sys.stderr)
 """
 """Runs scripts up to the point at which their flags are parsed; mistakes in these are printed."""
 

@@ -4,6 +4,8 @@ Every task is split the same way: within a class, images are sorted by path, and
 of each package are in docs/real_bench.md.
 """
 
+from __future__ import annotations
+
 import collections
 import io
 import json
@@ -14,13 +16,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from model_patch.errors import ModelPatchError
+
+if TYPE_CHECKING:  # Configs import this module, and mistakes in flags import no Keras.
+    import keras
 
 TEST_EVERY = 4
 """One image in this many is for testing."""
@@ -149,6 +154,8 @@ def efficientnet_lite0(path: Path, size: int = 224) -> keras.Model:
 
     The net is EfficientNet-B0 (Tan and Le 2019, table 1) with ReLU6, without squeeze-and-excitation.
     """
+    import keras
+
     values = _state_dict(path)
     layers = keras.layers
     images = keras.Input((size, size, 3))
