@@ -1,4 +1,4 @@
-"""Evaluates patches, SavedModels and LiteRT files on labelled images: accuracy by class, calibration, mistakes, duplicates.
+"""Evaluates patches and exported files on labelled images: accuracy by class, calibration, mistakes, duplicates.
 
     python scripts/evaluate.py --trunk=bundled --models=runs/digits/best.safetensors --data=digits --output=runs/evaluation
     python scripts/evaluate.py --models=digits.tflite,digits_saved_model --data=folder:new_scans --split=all \
@@ -11,7 +11,7 @@ Writes report.html, results.md and evaluation.json to the output, or for several
 from model_patch.experiments import cli
 
 _MODELS = cli.flags.DEFINE_list(
-    "models", None, "Patch files, folders with a SavedModel of one task, and .tflite files.", required=True
+    "models", None, "Patch files, folders with a SavedModel of one task, .tflite and .onnx files.", required=True
 )
 _TRUNK = cli.flags.DEFINE_string("trunk", "", "The trunk that the patches were made on, scheme:rest.")
 _DATA = cli.flags.DEFINE_string("data", None, "Labelled images: digits | folder:PATH | csv:FILE ..", required=True)

@@ -1,6 +1,7 @@
 """Evaluating a patch, or an exported file, on labelled images."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from model_patch.experiments.findings import (
 from model_patch.experiments.report.evaluation import evaluation_sections, listed_paths
 from model_patch.experiments.report.page import Section, thumbnail, write_page
 from model_patch.experiments.report.table import print_table, table
+from model_patch.export import onnx_file
 from model_patch.export.litert_file import read_manifest
 from model_patch.files import new_folder, write_json
 from model_patch.predict import open_tasks
@@ -85,7 +87,7 @@ def evaluate_models(
     """Evaluates models on labelled images, and writes for each a folder of its own, or for a single one the folder itself.
 
     Args:
-        models: patch files, folders with a SavedModel of one task, and LiteRT files.
+        models: patch files, folders with a SavedModel of one task, LiteRT and ONNX files.
         data: spec of the images; its classes are found among a model's labels by their names.
         folder: for what `write_evaluation` writes; it must not exist.
         trunk: spec of the trunk of the patch files.
@@ -152,8 +154,8 @@ def _open(model: str, trunk: str) -> tuple[tuple[str, ...], Callable]:
     path = Path(model)
     if path.is_dir():
         return _open_saved_model(path)
-    if path.suffix == ".tflite":
-        return _open_litert(path)
+    if path.suffix in _OPEN_FILE:
+        return _open_file(*_OPEN_FILE[path.suffix](path))
     if not trunk:
         raise mp.ModelPatchError(f"{model} is a patch, which is evaluated on its trunk: give --trunk=SPEC")
     (bound,) = open_tasks(trunk, [model])
@@ -204,18 +206,38 @@ def _open_saved_model(folder: Path):
     return labels, predict
 
 
-def _open_litert(path: Path):
+def _open_litert(path: Path) -> tuple[mp.Task, Callable]:
     from ai_edge_litert.interpreter import Interpreter
 
-    task = mp.Task.from_json(read_manifest(path)["task"])
     runner = Interpreter(str(path)).get_signature_runner("serving_default")
+    return mp.Task.from_json(read_manifest(path)["task"]), lambda images: runner(images=images)["probabilities"]
+
+
+def _open_onnx(path: Path) -> tuple[mp.Task, Callable]:
+    try:
+        from onnxruntime import InferenceSession
+    except ImportError:
+        raise mp.ModelPatchError(f"{path} needs onnxruntime, which is not installed: pip install onnxruntime") from None
+    session = InferenceSession(path, providers=["CPUExecutionProvider"])
+    description = session.get_modelmeta().custom_metadata_map.get(onnx_file.MANIFEST)
+    if description is None:
+        raise mp.ModelPatchError(f"{path} is not an ONNX file of model_patch: export it again")
+    task = mp.Task.from_json(json.loads(description)["task"])
+    return task, lambda images: session.run(["probabilities"], {"images": images})[0]
+
+
+_OPEN_FILE = {".tflite": _open_litert, ".onnx": _open_onnx}
+"""By the ending of a file, what returns its task, and a function from resized images to probabilities."""
+
+
+def _open_file(task: mp.Task, call: Callable) -> tuple[tuple[str, ...], Callable]:
     resized = dataclasses.replace(task.preprocessing, mode="none")
 
     def predict(split: Split, name: str):
         given, true = [], []
         with bad_images_named(split):
             for images, labels in batches(split, resized, BATCH, cache=False).as_numpy_iterator():
-                given.append(runner(images=images)["probabilities"])
+                given.append(call(images))
                 true.append(labels)
         labels = np.concatenate(true)
         return np.concatenate(given), labels, _readable(split, name, len(labels))

@@ -76,15 +76,17 @@ def test_planted_faults_are_found(planted, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_patch_a_saved_model_and_a_litert_file_give_one_evaluation(planted, trained, tmp_path):
+def test_a_patch_a_saved_model_a_litert_and_an_onnx_file_give_one_evaluation(planted, trained, tmp_path):
     bound, data = trained
     bound.patch().save(tmp_path / "patch.safetensors")
-    for format in ("saved_model", "litert"):
+    for format in ("saved_model", "litert", "onnx"):
         mp.export(format, [bound], tmp_path / format)
-    models = [str(tmp_path / name) for name in ("patch.safetensors", "saved_model", "litert/textures.tflite")]
+    (tmp_path / "onnx" / "textures.onnx").rename(tmp_path / "by_onnx.onnx")  # Names of models differ.
+    names = ("patch.safetensors", "saved_model", "litert/textures.tflite", "by_onnx.onnx")
+    models = [str(tmp_path / name) for name in names]
     spec, options = f"folder:{planted[0]}", {"trunk": "bundled", "max_images": 40, "thumbnails": 0}
     found = evaluate_models(models, spec, tmp_path / "all", **options)
-    patch, *exported = (found[name]["test"] for name in ("patch", "saved_model", "textures"))
+    patch, *exported = (found[name]["test"] for name in ("patch", "saved_model", "textures", "by_onnx"))
     for each in exported:
         assert each["confusion"] == patch["confusion"]
         assert each["log_loss"] == pytest.approx(patch["log_loss"], abs=1e-4)
