@@ -363,4 +363,4 @@ def _is_large(shape: Sequence[int | None]) -> bool:
 def _ends_large(model: keras.Model) -> bool:
     """Whether the output of a graph, or of one nested in it, is a large map, which then has to be merged anyway."""
     nested = [layer for layer in model.layers if isinstance(layer, keras.Model)]
-    return _is_large(model.output.shape) or any(_ends_large(functional(each)) for each in nested)
+    return any(_is_large(x.shape) for x in model.outputs) or any(_ends_large(functional(each)) for each in nested)

@@ -7,6 +7,29 @@ from model_patch.graph.rewrite import rewrite, walk
 _TENSORS = ("query", "value", "key")
 
 
+@keras.saving.register_keras_serializable(package="model_patch")
+class KnownShape(keras.layers.Layer):
+    """Gives its input, and says what shape it has where operations left sizes open.
+
+    Args:
+        shape: without the batch.
+        **kwargs: of `keras.layers.Layer`.
+    """
+
+    def __init__(self, shape, **kwargs):
+        super().__init__(**kwargs)
+        self.known_shape = tuple(shape)
+
+    def call(self, inputs):
+        return inputs
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor((inputs.shape[0], *self.known_shape), inputs.dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "shape": list(self.known_shape)}
+
+
 def open_attention(model: keras.Model) -> keras.Model:
     """Returns the graph with each `MultiHeadAttention` as a graph of its own, over the same layers and variables.
 
@@ -28,10 +51,14 @@ def open_attention(model: keras.Model) -> keras.Model:
             return layer(*args, **kwargs)
         key = (id(layer), *((name, x.shape) for name, x in tensors.items()))
         if key not in opened:
-            inputs = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype) for name, x in tensors.items()}
+            # Some nets say of a layer that it gives another number of tokens than it does, which attention takes as well.
+            inputs = {
+                name: keras.Input((*[None] * (len(x.shape) - 2), x.shape[-1]), dtype=x.dtype)
+                for name, x in tensors.items()
+            }
             # The projections leave the number of tokens open, which the attention itself does not.
-            shape = layer.compute_output_spec(**inputs).shape[1:]
-            outputs = keras.layers.Reshape(shape, name="shape")(layer.call(**inputs))
+            shape = layer.compute_output_spec(**tensors).shape[1:]
+            outputs = KnownShape(shape, name="shape")(layer.call(**inputs))
             opened[key] = keras.Model(list(inputs.values()), outputs, name=layer.name)
         return opened[key](list(tensors.values()))
 
