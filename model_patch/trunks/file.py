@@ -150,8 +150,8 @@ def refuse_code(config, path: Path):
     classes, allows = _layer_classes(config), _allows_lambdas.get()
     for name in sorted(classes.intersection(UNREADABLE)):
         raise ModelPatchError(
-            f"{path} has a {name} layer, which is a TensorFlow function in a graph of Keras 2, which Keras 3 cannot read: "
-            "save the model without it"
+            f"{path} has a {name} layer, a TensorFlow function in a graph of Keras 2, and Keras 3 cannot read it: build the "
+            "model in Keras 3 and load the weights into it, or replace the function by a layer in Keras 2 and save again"
         )
     for name in sorted(classes & PYTHON.keys()):
         if not allows:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from model_patch import Task, bind
+from model_patch import ModelPatchError, Task, bind
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE
 
@@ -203,3 +203,15 @@ LONG = {
 def test_nets_of_keras_2s_applications_give_the_outputs_of_keras_2(tmp_path, name, form, suffix):
     size, _ = NETS[name]
     check_outputs(*save_and_open(lambda: FORMS[form](application(name)), suffix, tmp_path, size), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(lambda x: x * 2.0, "TFOpLambda"), (lambda x: x[:, ::2], "SlicingOpLambda")]
+)
+@pytest.mark.parametrize("format", FORMATS)
+def test_functions_in_a_graph_are_refused_by_name(function, name, format, tmp_path):
+    graph(lambda x: function(layers.Conv2D(4, 3)(x))).save(tmp_path / f"net.{format}")
+    with pytest.raises(
+        ModelPatchError, match=f"net.{format} has a {name} layer, .*: build the model in Keras 3 and load"
+    ):
+        open_trunk(f"file:{tmp_path}/net.{format}")
