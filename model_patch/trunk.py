@@ -71,7 +71,7 @@ class Trunk:
         self.preprocessing = preprocessing
         self.prefix_tokens = _prefix_tokens(model.output.shape, prefix_tokens, name)
         for path, call in calls(model).items():
-            if mixes_images(call) and mixes_images(Call(model, (model.input,), {})):
+            if mixes_images(call) and self._mixes_images:
                 raise ModelPatchError(
                     f"the layer {path!r} ({type(call.layer).__name__}) of the trunk {name!r} computes an image otherwise with "
                     "others in its batch, and tasks share batches: keep it from the first axis"
@@ -83,6 +83,20 @@ class Trunk:
                     f"the layer {path!r} ({type(call.layer).__name__}) of the trunk {name!r} writes to {', '.join(changed)} "
                     "whenever it is called, in inference too, and a trunk must stay unchanged: leave that layer out"
                 )
+
+    @functools.cached_property
+    def _mixes_images(self) -> bool:
+        """Whether the features of an image depend on the others in its batch: not in Swin, whose layers take windows as images."""
+        shape = (3, *self.model.input.shape[1:])
+        images = self.preprocessing.scale(np.random.default_rng(0).uniform(0, 255, shape).astype("float32"))
+        together, *alone = (
+            np.asarray(keras.ops.convert_to_numpy(self.model(x, training=False)), "float64")
+            for x in (images, *np.split(images, len(images)))
+        )
+        if len(together) != len(images) or any(len(each) != 1 for each in alone):
+            return True
+        expected = np.concatenate(alone)
+        return bool(np.abs(together - expected).max() > 1e-4 * np.abs(expected).max())
 
     @functools.cached_property
     def writing(self) -> set[str]:
