@@ -350,3 +350,11 @@ def test_a_trunk_that_mixes_up_the_images_of_a_batch_is_refused(mix):
     net = keras.Model(image, mix(layers.Conv2D(8, 3)(image)))
     with pytest.raises(ModelPatchError, match="computes an image otherwise with others in its batch"):
         Trunk(net, "mixes", Preprocessing(16, "tf"))
+
+
+def test_a_trunk_whose_layers_take_parts_of_images_as_a_batch_is_accepted():
+    image = keras.Input((16, 16, 3))
+    rows = keras.ops.reshape(layers.Conv2D(8, 3, padding="same")(image), (-1, 16, 8))
+    rows = layers.Conv1D(8, 3, padding="same")(rows)
+    net = keras.Model(image, layers.BatchNormalization()(keras.ops.reshape(rows, (-1, 16, 16, 8))))
+    assert Trunk(net, "rows", Preprocessing(16, "tf")).splits_images
