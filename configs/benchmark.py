@@ -1,7 +1,8 @@
 """What `scripts/benchmark.py` times: MobileNetV2 1.0 at 96 px by default.
 
 Commands: `python scripts/benchmark.py --suite=serving --workdir=runs/serving`, and `--suite=joint`, `--suite=training`,
-`--suite=scale`. Figures and the machine they were measured on are in docs/serving.md, docs/multitask.md and docs/speed.md.
+`--suite=data`, `--suite=scale`. Figures and the machine they were measured on are in docs/serving.md, docs/multitask.md, docs/speed.md
+and docs/data.md.
 Weights are random: they do not change the time.
 """
 
@@ -47,6 +48,10 @@ def get_config() -> ConfigDict:
     )
     config.training_epoch_images = 1024  # training: JPEG files per epoch; the first trunk and size, batches of 32.
     config.training_epochs = 4  # training: number of epochs.
+    config.data_sides = (2000, 500, 96)  # data: widths of the photographs in pixels.
+    config.data_size = 224  # data: the size that they are brought to.
+    config.data_images = 8  # data: photographs of each width.
+    config.data_seconds = 20.0  # data: for each width, and for the training step.
     config.scale_parts = ("joint", "bank", "data")  # scale: parts to run.
     config.scale_tasks = (1, 2, 4, 8, 16, 32, 64)  # scale: numbers of tasks in joint training.
     config.scale_joint_trunk = "bundled"  # scale: trunk of joint training, scheme:rest.

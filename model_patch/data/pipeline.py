@@ -1,11 +1,15 @@
 """From images to batches that a trunk takes."""
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 
 from model_patch.data.augment import augmenter
 from model_patch.data.balance import resampled
-from model_patch.data.epochs import in_epochs, numbered, shuffled
+from model_patch.data.epochs import batch_sizes, in_epochs, numbered, shuffled
 from model_patch.data.images import Split
+from model_patch.data.share import Share
 from model_patch.errors import require_number
 from model_patch.preprocessing import Preprocessing
 
@@ -28,6 +32,9 @@ def batches(
     class_weights: np.ndarray | None = None,
     cache: bool = True,
     shuffle_bytes: int = SHUFFLE_BYTES,
+    share: Share | None = None,
+    sizes: np.ndarray | None = None,
+    skip: int = 0,
 ):
     """Returns preprocessed batches; every image comes once per epoch, in batches of nearly equal size.
 
@@ -47,9 +54,15 @@ def batches(
             default once.
         cache: whether images are cached. Otherwise only requested images are decoded.
         shuffle_bytes: images that are not cached are shuffled in their stored form, in a buffer of this many bytes.
+        share: the part of every batch that this process trains on; None for all. Only images of that part are decoded, and
+            cached ones once. Where unreadable images are left out every process decodes all, as the batches depend on them.
+
+        sizes: of the batches, as many as there shall be, instead of those of `batch_size`.
+        skip: how many images of the first epoch are left out; only with `sizes`.
 
     Returns:
-        `tf.data.Dataset` of `(images, labels)`, float32 `(batch, image_size, image_size, 3)` and int64 `(batch,)`.
+        `tf.data.Dataset` of `(images, labels)`, float32 `(batch, image_size, image_size, 3)` and int64 `(batch,)`; with a
+        share `(images, labels, number)` of its rows, and the int64 size of the whole batch.
 
     Raises:
         ModelPatchError: an augmentation is unknown.
@@ -74,7 +87,10 @@ def batches(
         return images if shuffle_seed is None else shuffled(images, buffer, shuffle_seed, epoch)
 
     images = split.stored(number)
-    if cache:
+    is_shared = share is not None and not split.skips
+    if is_shared:
+        images = images.enumerate().map(lambda i, image: ((i, image[0]), image[1]))
+    elif cache:
         images = load(images).cache()
     repeats = split.skips or class_weights is not None
 
@@ -85,8 +101,11 @@ def batches(
             chosen = shuffle(each, number, epoch)
         else:
             at_once = split.num_images * shuffle_bytes // max(1, split.stored_bytes)
-            chosen = load(shuffle(each, max(1, min(number, at_once)), epoch))
-        if not plain:
+            chosen = shuffle(each, max(1, min(number, at_once)), epoch)
+            chosen = chosen if is_shared else load(chosen)
+        if is_shared:
+            chosen = numbered(chosen, shuffle_seed or 0, epoch)
+        elif not plain:
             chosen = numbered(chosen, shuffle_seed or 0, epoch).map(augment_and_resize, tf.data.AUTOTUNE)
         # Others come a second time in the place of images that are left out, so that an epoch keeps its length.
         return chosen.repeat().take(number) if repeats else chosen
@@ -95,7 +114,43 @@ def batches(
         chosen = load(split.stored(number)).batch(batch_size)  # Each once, as many as there are.
     else:
         chosen = in_epochs(one_epoch, epochs, number, batch_size)
-    return chosen.map(lambda x, y: (preprocessing.scale(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    if sizes is not None:
+        chosen = chosen.unbatch().skip(skip).batch(batch_size).rebatch(sizes).take(len(sizes))
+    if is_shared:
+        decode = split.load if not plain else lambda form, alpha: preprocessing.resize(split.load(form, alpha))
+        decode = functools.partial(decode, alpha=preprocessing.alpha)
+        if cache:
+            decode = _decoded_once(decode, "float32" if plain else "uint8")
+
+        def finish(example, seed):
+            (i, form), label = example
+            image = decode(i, form) if cache else decode(form)
+            return (image, label) if plain else augment_and_resize((image, label), seed)
+
+        chosen = share.of_batches(
+            chosen, *((batch_sizes(number, batch_size), len(epochs)) if sizes is None else (sizes, 1)), finish
+        )
+    elif share is not None:
+        chosen = chosen.map(share.of_batch)
+    return chosen.map(lambda x, *y: (preprocessing.scale(x), *y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _decoded_once(decode: Callable, dtype: str) -> Callable:
+    """Returns a function from an image's number and its stored form to its pixels, which decodes each image once."""
+    import tensorflow as tf
+
+    held: dict[int, np.ndarray] = {}
+    traced = tf.function(decode)
+
+    def pixels(i, form):
+        if int(i) not in held:
+            held[int(i)] = traced(tf.constant(form)).numpy()
+        return held[int(i)]
+
+    def looked_up(i, form):
+        return tf.ensure_shape(tf.numpy_function(pixels, [i, form], dtype), (None, None, 3))
+
+    return looked_up
 
 
 def _kept_bytes(split: Split, preprocessing: Preprocessing, plain: bool, number: int) -> int | None:

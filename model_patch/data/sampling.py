@@ -9,6 +9,7 @@ import numpy as np
 from model_patch.data.epochs import FOREVER
 from model_patch.data.images import Split
 from model_patch.data.pipeline import batches
+from model_patch.data.share import Share
 from model_patch.errors import require_number, unknown
 from model_patch.preprocessing import Preprocessing
 
@@ -104,6 +105,7 @@ def joint_batches(
     seed: int = 0,
     first_step: int = 0,
     cache: bool = True,
+    share: Share | None = None,
 ):
     """Returns the batches of a joint training, with images of every task in every step.
 
@@ -117,17 +119,18 @@ def joint_batches(
         seed: of the order and of augmentation; each task has its own.
         first_step: the steps before it are left out; those from it on are the same as without.
         cache: whether images are kept in memory, as for `batches`.
+        share: the part of every task's batch that this process trains on, as for `batches`.
 
     Returns:
         `tf.data.Dataset` of as many elements as there are steps left: `(images, labels)`, dicts by task name, of float32
-        `(size, image_size, image_size, 3)` and int64 `(size,)`.
+        `(size, image_size, image_size, 3)` and int64 `(size,)`; with a share also the int64 sizes of the whole batches.
     """
     import tensorflow as tf
 
     streams = {}
     for k, (name, split) in enumerate(splits.items()):
         first_epoch, seen = divmod(int(sizes[:first_step, k].sum()), split.num_images)
-        images = batches(
+        streams[name] = batches(
             split,
             preprocessing[name],
             _READ_AT_ONCE,
@@ -135,9 +138,11 @@ def joint_batches(
             shuffle_seed=seed + k,
             epochs=FOREVER[first_epoch:],
             cache=cache,
+            share=share,
+            sizes=sizes[first_step:, k],
+            skip=seen,
         )
-        images = images.unbatch().skip(seen).batch(_READ_AT_ONCE)
-        streams[name] = images.rebatch(sizes[first_step:, k]).take(len(sizes) - first_step)
     joint = tf.data.Dataset.zip(streams)
-    joint = joint.map(lambda each: ({n: x for n, (x, _) in each.items()}, {n: y for n, (_, y) in each.items()}))
+    num_parts = 2 if share is None else 3
+    joint = joint.map(lambda each: tuple({name: parts[i] for name, parts in each.items()} for i in range(num_parts)))
     return joint.prefetch(tf.data.AUTOTUNE)

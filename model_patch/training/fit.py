@@ -115,8 +115,9 @@ def fit_task(
         options: dict[str, Any] = {"one_call_per_epoch": True, "validation": tested, "class_weights": weights}
         kept = run_epochs(bound, head, train, num_images, recipe, log_dir, checkpoint, wait, **options)
     else:
-        sampled = {"class_weights": weights} if recipe.balance == "sampling" else {}
-        train = functools.partial(batches, recipe.augmentation, **sampled)
+        options = {"class_weights": weights} if recipe.balance == "sampling" else {}
+        options |= {"share": replicated.own_share()} if classifies else {}
+        train = functools.partial(batches, recipe.augmentation, **options)
         options = {
             "relative": classifies and recipe.is_relative(spec),
             "decays": decays,

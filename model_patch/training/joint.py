@@ -18,6 +18,7 @@ from model_patch.kinds import TrainSpec
 from model_patch.training.callbacks import InputWait, KeepBest, Logs, Progress, StopAtNaN
 from model_patch.training.loop import Fitted, fit_epochs, tester
 from model_patch.training.recipe import Recipe
+from model_patch.training.replicated import own_share
 from model_patch.training.resume import Checkpoint
 from model_patch.training.statistics import estimate_statistics
 
@@ -80,7 +81,13 @@ def fit_joined(
         finished, steps = kept.restore(), len(sizes) // recipe.epochs
         if finished < recipe.epochs and not (best and best.is_over(finished)):
             images = joint_batches(
-                train, preprocessing, sizes, augmentation=augmentation, seed=seed, first_step=finished * steps
+                train,
+                preprocessing,
+                sizes,
+                augmentation=augmentation,
+                seed=seed,
+                first_step=finished * steps,
+                share=own_share(),
             )
             callbacks = _callbacks(joined, sizes, steps, finished, kept, log_dir)
             epochs = range(finished, recipe.epochs)

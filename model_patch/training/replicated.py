@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import keras
 import numpy as np
 
+from model_patch.data.share import Share
 from model_patch.graph.keras_private import layers_within
 from model_patch.training import strategies
 
@@ -41,7 +42,8 @@ def fit(
     Args:
         model: made inside the strategy's scope; compiled with an optimizer and a loss, or a dict of losses by output.
         batches: batches of `(x, y)` of all the epochs, one after the other, the same on every worker. With a dict of losses
-            both are dicts by output, whose parts may differ in size.
+            both are dicts by output, whose parts may differ in size. Or batches of `(x, y, number)`: the rows of `own_share`
+            alone, and the size of the whole batch.
         epochs: their numbers.
         steps_per_epoch: batches in each.
         callbacks: as for `model.fit`.
@@ -58,9 +60,9 @@ def fit(
         for epoch in epochs:
             driven.on_epoch_begin(epoch)
             means = _Means(step.metrics)
-            for i, (x, y) in enumerate(itertools.islice(remaining, steps_per_epoch)):
+            for i, batch in enumerate(itertools.islice(remaining, steps_per_epoch)):
                 driven.on_train_batch_begin(i)
-                means.add(*step(x, y))
+                means.add(*step(*batch))
                 driven.on_train_batch_end(i, means.logs())
             driven.on_epoch_end(epoch, means.logs())
             if model.stop_training:
@@ -145,6 +147,21 @@ def predictor(model: keras.Model) -> Callable:
     return tf.function(lambda x: model(x, training=False), input_signature=[spec])
 
 
+def own_share() -> Share | None:
+    """Returns the part of every batch that this process trains on; None where that is all of it."""
+    strategy, own = strategies.current(), []
+    if strategy is None:
+        return None
+
+    def note(context):
+        own.append(context.replica_id_in_sync_group)
+        return np.int64(0)
+
+    strategy.experimental_distribute_values_from_function(note)
+    number = strategy.num_replicas_in_sync
+    return Share(min(own), len(own), number) if len(own) < number else None
+
+
 class _Step:
     """A training step on all replicas, called with a batch `(x, y)`.
 
@@ -157,6 +174,7 @@ class _Step:
 
         strategy, optimizer = tf.distribute.get_strategy(), model.optimizer
         self._strategy, self._is_dict = strategy, isinstance(model.loss, Mapping)
+        self._first = share.first if (share := own_share()) else 0
         losses = self._by_output(model.loss)
         prefixes = {name: f"{name}_" if len(losses) > 1 else "" for name in losses}
         of_output = self._by_output(metrics) if metrics else {}
@@ -192,16 +210,18 @@ class _Step:
 
         self._step = step
 
-    def __call__(self, x, y):
+    def __call__(self, x, y, number=None):
         """Returns how many examples there are, and by name their losses and the states of the metrics."""
         x, y, shares = self._by_output(x), self._by_output(y), {}
-        number = sum(len(each) for each in y.values())
+        of_outputs = {name: len(each) for name, each in y.items()} if number is None else self._by_output(number)
         for name in y:
-            rows, share = _plan(len(y[name]), self._strategy.num_replicas_in_sync)
+            rows, share = _plan(int(of_outputs[name]), self._strategy.num_replicas_in_sync)
+            if number is not None:
+                rows = np.arange(rows.size).reshape(rows.shape) - self._first * rows.shape[1]
             x[name], y[name] = self._parted(x[name], rows), self._parted(y[name], rows)
             shares[name] = self._parted(share.ravel(), np.arange(share.size).reshape(share.shape))
         losses, states = self._step(x if self._is_dict else x[ONLY], y, shares)
-        return number, {name: float(each) for name, each in losses.items()}, states
+        return sum(map(int, of_outputs.values())), {name: float(each) for name, each in losses.items()}, states
 
     def _by_output(self, each) -> dict:
         return dict(each) if self._is_dict else {ONLY: each}

@@ -7,7 +7,9 @@ from PIL import Image
 
 from model_patch import ModelPatchError, Preprocessing
 from model_patch.data import open_data, pipeline
+from model_patch.data.images import array_split
 from model_patch.data.pipeline import batches
+from model_patch.data.share import Share
 from model_patch.preprocessing import MODES
 
 
@@ -157,3 +159,21 @@ def test_files_of_different_sizes_become_one_batch(tmp_path):
 def test_an_unknown_augmentation_is_named(faces):
     with pytest.raises(ModelPatchError, match="unknown augmentation 'blur'"):
         batches(faces, Preprocessing(9, "tf"), 2, augmentation="blur")
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("augmentation", ["none", "shift"])
+def test_shares_are_the_parts_of_the_same_batches(augmentation, cache):
+    """Of three processes, which fill up the batches of 4, 8 and 8 images with copies, in two epochs."""
+    random = np.random.default_rng(0)
+    split = array_split(random.integers(0, 256, (20, 6, 5, 3), "uint8"), np.arange(20) % 3)
+    options = {"augmentation": augmentation, "shuffle_seed": 3, "epochs": range(1, 3), "cache": cache}
+    options |= {"class_weights": np.array([0.5, 1, 1.5], "float32")} if cache else {}
+    whole = list(batches(split, Preprocessing(4, "tf"), 8, **options))
+    parts = [list(batches(split, Preprocessing(4, "tf"), 8, share=Share(i, 1, 3), **options)) for i in range(3)]
+    assert len(whole) == 6 and all(len(each) == 6 for each in parts)
+    for (x, y), *of_shares in zip(whole, *parts, strict=True):
+        rows = np.arange(3 * -(-len(y) // 3)) % len(y)
+        np.testing.assert_allclose(np.concatenate([part[0] for part in of_shares]), x.numpy()[rows], atol=1e-6)
+        np.testing.assert_array_equal(np.concatenate([part[1] for part in of_shares]), y.numpy()[rows])
+        assert [int(part[2]) for part in of_shares] == [len(y)] * 3

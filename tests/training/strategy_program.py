@@ -4,6 +4,7 @@ python -m tests.training.strategy_program STRATEGY FILE [TRAINING ...]
 """
 
 import contextlib
+import functools
 import json
 import sys
 import tempfile
@@ -15,9 +16,11 @@ import pytest
 import tensorflow as tf
 
 from model_patch import Preprocessing, Task, Trunk, bind, join
+from model_patch.data import pipeline
+from model_patch.data.images import Split
 from model_patch.detection.task import DetectionTask
 from model_patch.kinds import TrainSpec
-from model_patch.training import strategies
+from model_patch.training import replicated, strategies
 from model_patch.training.callbacks import Progress
 from model_patch.training.loop import fit_epochs, run_epochs, tester
 from model_patch.training.recipe import Recipe
@@ -134,7 +137,35 @@ def cut_off(train, statistics):
         return one_task(train, statistics, checkpoint)
 
 
+def counted(augmentation, cache):
+    """Trains on images that are decoded on demand, shuffled, and counted as they are decoded."""
+    images, labels, decoded = (255 * (random_images() + 1) / 2).astype("uint8"), np.arange(NUMBER) % 3, []
+
+    def stored(number):
+        return tf.data.Dataset.range(number).map(lambda i: (i, tf.constant(labels)[i]))
+
+    def load(i, alpha):
+        return tf.ensure_shape(tf.numpy_function(look_up, [i], tf.uint8), (SIZE, SIZE, 3))
+
+    def look_up(i):
+        decoded.append(int(i))
+        return images[i]
+
+    opened = trunk()
+    task = Task("shapes", ("circle", "square", "star"), opened.preprocessing)
+    bound = bind(opened, task, TrainSpec.parse("scale_bias+last", "batch"))
+    recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, learning_rate=0.03)
+    options = {"augmentation": augmentation, "shuffle_seed": 5, "cache": cache, "share": replicated.own_share()}
+    train = functools.partial(
+        pipeline.batches, Split(NUMBER, stored, load, NUMBER, images.nbytes), opened.preprocessing, BATCH, **options
+    )
+    kept = run_epochs(bound, bound.model, lambda epochs: train(epochs=epochs), NUMBER, recipe)
+    return kept.history | {"decoded": decoded}, cross_entropy(labels, predict(bound.model, random_images()))
+
+
 TRAININGS = {
+    "decoded in each epoch": lambda: counted("shift", cache=False),
+    "decoded once": lambda: counted("none", cache=True),
     "frozen statistics": lambda: one_task("scale_bias+last", "frozen"),
     "batch statistics": lambda: one_task("scale_bias+last", "batch"),
     "joined tasks, own patches": lambda: joined_tasks("trunk", False),
@@ -160,7 +191,8 @@ def main(strategy: str, file: str, *names: str):
             replicas = getattr(strategies.current(), "num_replicas_in_sync", 1)
             for measured in ("seconds", "input_wait"):
                 history.pop(measured)  # It is there, but never the same.
-            found[name] = {"history": history, "tested": tested, "replicas": replicas}
+            decoded = history.pop("decoded", [])
+            found[name] = {"history": history, "tested": tested, "replicas": replicas, "decoded": decoded}
     Path(file).write_text(json.dumps(found))
 
 

@@ -75,6 +75,15 @@ def test_several_replicas_end_as_one(runs, several):
 
 
 @pytest.mark.slow
+def test_each_worker_decodes_its_half_of_the_images(runs):
+    one, *workers = (runs[name]["decoded in each epoch"]["decoded"] for name in ("one", "worker0", "worker1"))
+    assert len(one) == 60 and [len(each) for each in workers] == [30, 30]  # Three epochs of 20 images.
+    assert sorted(one) == sorted(workers[0] + workers[1])
+    one, *workers = (runs[name]["decoded once"]["decoded"] for name in ("one", "worker0", "worker1"))
+    assert len(one) == 20 and all(10 <= len(each) == len(set(each)) for each in workers)
+
+
+@pytest.mark.slow
 def test_a_training_on_several_devices_goes_on_where_it_was_cut_off(runs):
     whole, cut = (runs["devices"][name] for name in ("batch statistics", "batch statistics, cut off"))
     assert cut["tested"] == pytest.approx(whole["tested"], abs=1e-6)

@@ -6,6 +6,7 @@ SUITES = {
     "serving": "model_patch.experiments.benchmark.serving",
     "joint": "model_patch.experiments.benchmark.joint",
     "training": "model_patch.experiments.benchmark.training",
+    "data": "model_patch.experiments.benchmark.data",
     "scale": "model_patch.experiments.benchmark.scale",
     "lora": "model_patch.experiments.benchmark.lora",
 }

@@ -98,6 +98,16 @@ def test_training(config, tmp_path):
     assert (tmp_path / "out" / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_data(config, tmp_path):
+    config.data_sides, config.data_size, config.data_images, config.data_seconds = (120, 40), 32, 2, 0.0
+    suite("data").run(config, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "data.json").read_text())
+    stages = [row["stage"] for row in results["rows"] if row["side"] == 120]
+    assert stages == ["read", "decode", "decode at 1/2", "resize", "crop, flip and resize", "all, as in tests"]
+    assert all(row["cpu_ms"] > 0 < row["of_step"] for row in results["rows"])
+    assert "| 40 | decode |" in (tmp_path / "out" / "data.md").read_text()
+
+
 def test_scale(config, tmp_path):
     config.scale_joint_trunk = config.scale_bank_trunk = config.trunk
     config.scale_tasks, config.scale_patches, config.scale_images = (1, 3), (1, 5, 9), (1000, 3000)
