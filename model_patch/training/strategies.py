@@ -1,7 +1,7 @@
 """Training on several devices: a strategy of tf.distribute, or of keras.distribution under JAX.
 
 The batch size of a recipe is that of all devices together: each step shards one batch across them, sums their gradients, and so
-takes the step that one device would take. Images are preprocessed by every worker, which then takes its part.
+takes the step that one device would take. Each worker decodes its own part of a batch, see `data.share`.
 """
 
 import contextlib
