@@ -132,7 +132,7 @@ def _predicted(tasks: list[BoundTask], paths: Iterator[str], top: int, pick_reso
 
 
 class _GroupModel(keras.Model):
-    """Tasks of one trunk at one image size as one model, preprocessed images to float32 probabilities by task name.
+    """Tasks of one trunk at one image size as one model, resized images in 0..255 to float32 probabilities by task name.
 
     Attributes:
         tasks: the tasks.
@@ -145,6 +145,7 @@ class _GroupModel(keras.Model):
         self._filled = Filler(self.preprocessing)
 
     def call(self, images):
+        images = self.preprocessing.scale(images)
         features = {}
         logits = {}
         for bound in self.tasks:
@@ -159,8 +160,7 @@ class _GroupModel(keras.Model):
 
     def probabilities(self, images: Sequence[DecodedImage]) -> dict[str, np.ndarray]:
         """Returns the probabilities `(images, classes)` by task name, of at most `BATCH` images."""
-        batch = self.preprocessing.scale(self._filled(images))
-        outputs = self.predict_on_batch(np.asarray(batch))
+        outputs = self.predict_on_batch(self._filled(images))
         return {name: each[: len(images)] for name, each in outputs.items()}
 
 
