@@ -88,7 +88,7 @@ def batches(
 
     images = split.stored(number)
     is_shared = share is not None and not split.skips
-    if is_shared:
+    if share and is_shared:
         images = images.enumerate().map(lambda i, image: ((i, image[0]), image[1]))
     elif cache:
         images = load(images).cache()
@@ -116,7 +116,7 @@ def batches(
         chosen = in_epochs(one_epoch, epochs, number, batch_size)
     if sizes is not None:
         chosen = chosen.unbatch().skip(skip).batch(batch_size).rebatch(sizes).take(len(sizes))
-    if is_shared:
+    if share and is_shared:
         decode = split.load if not plain else lambda form, alpha: preprocessing.resize(split.load(form, alpha))
         decode = functools.partial(decode, alpha=preprocessing.alpha)
         if cache:

@@ -38,6 +38,7 @@ def config(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_serving(config, tmp_path):
     config.memory_of = ("bank",)  # One of five: each is a process of its own.
     suite("serving").run(config, tmp_path / "out")
@@ -108,6 +109,7 @@ def test_data(config, tmp_path):
     assert "| 40 | decode |" in (tmp_path / "out" / "data.md").read_text()
 
 
+@pytest.mark.slow
 def test_scale(config, tmp_path):
     config.scale_joint_trunk = config.scale_bank_trunk = config.trunk
     config.scale_tasks, config.scale_patches, config.scale_images = (1, 3), (1, 5, 9), (1000, 3000)
