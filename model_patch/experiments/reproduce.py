@@ -322,8 +322,8 @@ After reading this page you know which of the paper's claims hold on real nets a
 
 `python scripts/reproduce.py --suite=real --workdir=runs/real`, or `small`, generates this page; no number was typed.
 The paper's own experiments were *not run*; `configs/paper/` has their configurations. Figures are means over the seeds.
-The spread, in brackets or in a column, is best minus worst seed; of one seed it is 0. "By more than the spread" means
-by more than the larger of the two spreads.
+The spread, in brackets or in a column, is best minus worst seed. "By more than the spread" means by more than the
+larger of the two spreads. One seed has no spread (0.0000): there, a claim that holds only says which figure is higher.
 """
 
 ABOUT = {
