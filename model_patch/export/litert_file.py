@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -126,8 +127,10 @@ def convert(predict: Callable, inputs: dict[str, tuple], variables: Sequence[ker
         try:
             return converter.convert()
         except Exception as error:  # The converter raises whatever its parts do, with the whole graph as the message.
+            missing = re.search(r"(?:TF Select|Custom) ops: (.*)", str(error))
+            why = f"it has no {missing[1]}" if missing else reason(error)
             raise ModelPatchError(
-                f"LiteRT cannot hold this net ({reason(error)}): export it as saved_model or signatures"
+                f"LiteRT cannot hold this net ({why}): export it as saved_model or signatures"
             ) from None
 
 

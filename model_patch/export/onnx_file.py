@@ -67,11 +67,12 @@ def _converted(bound: BoundTask) -> bytes:
         try:
             signature = [keras.InputSpec(shape=(None, size, size, 3), dtype="float32", name="images")]
             model.export(str(file), format="onnx", verbose=False, input_signature=signature)
+            net = onnx.load(str(file))
+            onnx.checker.check_model(net)  # The converter keeps operations that ONNX lacks.
         except Exception as error:  # The converter raises whatever its parts do.
             raise ModelPatchError(
                 f"ONNX cannot hold this net ({reason(error)}): export it as saved_model or signatures"
             ) from None
-        net = onnx.load(str(file))
     _rename(net.graph, {net.graph.input[0].name: "images"})
     _rename(net.graph, dict(zip((o.name for o in net.graph.output), ("logits", "probabilities"), strict=True)))
     for value in (*net.graph.input, *net.graph.output):

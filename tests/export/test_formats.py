@@ -135,6 +135,18 @@ def test_tasks_that_scale_images_differently_keep_their_own_scaling_or_are_refus
         export("litert_set", tasks, tmp_path / "set")
 
 
+def test_an_operation_that_litert_lacks_is_named(tmp_path):
+    image = keras.Input((SIZE, SIZE, 3))
+    trunk = Trunk(
+        keras.Model(image, keras.layers.BatchNormalization()(keras.ops.erf(image))), "test", Preprocessing(SIZE, "tf")
+    )
+    bound = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing))
+    with pytest.raises(
+        ModelPatchError, match=r"LiteRT cannot hold this net \(it has no Erf\): export it as saved_model"
+    ):
+        export("litert", [bound], tmp_path / "out")
+
+
 @contextlib.contextmanager
 def interrupted_by_a_child():
     """Presses Ctrl-C, once, as soon as this process has a child: an export has one when it is being verified."""

@@ -146,6 +146,7 @@ class Journey:
 
 def answers(format, folder, bounds, x):
     """What exported files give, in this process: the tests of tests/export ask in others."""
+    import onnxruntime
     import tensorflow as tf
 
     for bound in bounds:
@@ -158,6 +159,10 @@ def answers(format, folder, bounds, x):
             vector = load_file(folder / f"{name}.safetensors") if format == "litert_set" else {}
             runner = Interpreter(str(file)).get_signature_runner("serving_default")
             yield runner(images=x, **vector)["logits"][:, :classes]
+            continue
+        if format == "onnx":
+            session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+            yield session.run(["logits"], {"images": x})[0]
             continue
         path = folder / name if format == "saved_model" else folder
         signatures = tf.saved_model.load(str(path)).signatures
