@@ -57,5 +57,5 @@ def demo(config: ConfigDict, workdir: str | Path):
     save_figure(prediction_grid(grid), workdir / "predictions.png")
     written = "results.json, results.md, predictions.png, best.safetensors, patches/, saved_models/"
     print(f"\nWritten to {workdir}: {written}")
-    print(f"Report: {workdir / REPORT}")
     print("An ImageNet net on real pictures: docs/results.md; `make real` reproduces it")
+    print(f"Report: {workdir / REPORT}")
