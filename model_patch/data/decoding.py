@@ -4,6 +4,7 @@ Every image is turned upright as its EXIF orientation says, wherever it is used;
 `model_patch.detection.data`.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,19 @@ def decode(contents, alpha: str = "white"):
     Raises:
         tf.errors.InvalidArgumentError: the bytes are not such an image, or end too early.
     """
+    return _decoder(alpha)(contents)
+
+
+@functools.cache
+def _decoder(alpha: str):
+    """Returns `decode` as a TensorFlow function, which is traced once in a process: every pipeline calls it."""
+    import tensorflow as tf
+
+    spec = tf.TensorSpec((), tf.string)
+    return tf.function(functools.partial(_decode, alpha=alpha), input_signature=[spec], autograph=False)
+
+
+def _decode(contents, alpha: str):
     import tensorflow as tf
 
     colour = background(alpha)

@@ -76,16 +76,16 @@ def dry_run_transfer(config: ConfigDict, *, step: bool = True) -> list[Row]:
     """
     random = {"trunk": random_trunk(config.trunk), "data": random_data(config.data)}
     random |= {"task_name": config.task_name or _name_of(config.data)}
-    trunk, task, train_specs, *_, recipe = transfer.open_run(ConfigDict(config.to_dict() | random))
+    run = transfer.open_run(ConfigDict(config.to_dict() | random))
 
     def rows() -> Iterator[Row]:
-        for text, train_spec in train_specs.items():
-            bound = mp.bind(trunk, task, train_spec, remat=config.remat)
+        for text, train_spec in run.train_specs.items():
+            bound = mp.bind(run.trunk, run.task, train_spec, remat=config.remat)
             yield Row(text, bound.task.name, bound.counts())
             if step:
-                _step(text, bound.model, bound.task.loss(), recipe, *_batch(bound))
+                _step(text, bound.model, bound.task.loss(), run.recipe, *_batch(bound))
 
-    return _report(f"{config.data} on {config.trunk}, {task.preprocessing.image_size} px", rows())
+    return _report(f"{config.data} on {config.trunk}, {run.task.preprocessing.image_size} px", rows())
 
 
 def dry_run_pretrain(config: ConfigDict, *, step: bool = True) -> list[Row]:

@@ -10,7 +10,7 @@ import keras
 from ml_collections import ConfigDict
 
 import model_patch as mp
-from model_patch.bind import check_bind
+from model_patch.bind import Binder, check_bind
 from model_patch.data.balance import imbalance
 from model_patch.errors import require_each_once, require_seeds
 from model_patch.experiments.choice import choose
@@ -61,75 +61,29 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
-    trunk, task, train_specs, data, folds, recipe = open_run(config)
+    run = open_run(config)
     folder = Workdir(workdir, config.to_dict())
-    known = data.train.known_labels
-    for note in [*data.notes, *([imbalance(known, data.labels)] if known is not None else [])]:
-        if note:
-            _logger.warning(note)
-
-    def trained(train: str, seed: int, data: mp.ImageData, name: str, log_dir: Path | None = None):
-        keras.utils.set_random_seed(seed)
-        bound = mp.bind(trunk, task, train_specs[train], seed=seed, remat=config.remat)
-        return bound, mp.fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=folder.checkpoint(name))
+    for note in run.notes():
+        _logger.warning(note)
+    binder = Binder(run.trunk, remat=config.remat)
 
     def train_row(train: str, seed: int) -> list[dict]:
         name = f"{train}-seed{seed}"
-        optional: dict[str, Any] = {}
-        of_folds = []
-        for i, fold in enumerate(folds):
-            bound, _ = trained(train, seed, fold, f"{name}-fold{i}")
-            of_folds.append(mp.evaluate(bound, fold, recipe)["accuracy"])
-        if of_folds:
-            optional["fold_accuracies"] = of_folds
-        bound, fitted = trained(train, seed, data, name, folder.path / "tensorboard" / name)
-        if data.validation:
-            optional["validation_accuracy"] = mp.evaluate(bound, data, recipe, split="validation")["accuracy"]
-        if fitted.best_epoch is not None:
-            optional["best_epoch"] = fitted.best_epoch
-        if fitted.history:
-            optional["curves"] = {
-                name: [round(value, 5) for value in values] for name, values in fitted.history.items() if name in CURVES
-            }
-        metrics = mp.evaluate(bound, data, recipe)
-        path = patch_path(folder.path, train, seed)
-        bound.patch(metrics).save(path, config.patch_dtype)
-        counts = bound.counts()
-        _logger.info("%s, seed %d: test accuracy %.4f in %.1f s", train, seed, metrics["accuracy"], fitted.seconds)
-        return [
-            {
-                "trained_parameters": counts.trained,
-                "trained_fraction": counts.trained_fraction,
-                "reused_fraction": bound.reused_fraction(),
-                "patch_bytes": path.stat().st_size,
-                "test_accuracy": metrics["accuracy"],
-                "test_macro_accuracy": metrics["macro_accuracy"],
-                "train_seconds": fitted.seconds,
-                "input_wait": round(fitted.input_wait, 4),
-                **optional,
-            }
-        ]
+        return [run.train_row(binder, folder, name, train, seed, config.patch_dtype)]
 
-    size = trunk.preprocessing.image_size
-    used = dataclasses.replace(
-        data,
-        train=data.train.first(recipe.max_train_images or None),
-        test=data.test.first(recipe.max_test_images or None),
-    )
+    used = run.used()
+    keys = [{"train": train, "seed": seed} for seed in config.seeds for train in run.train_specs]
     facts = {
         "trunk": config.trunk,
         "data": config.data,
-        "image_size": size,
         "images": {part: split.num_images for part, split in splits_of(used).items()},
-        "versions": versions(),
-        "machine": machine(),
+        **facts_of(run.trunk),
     }
-    keys = [{"train": train, "seed": seed} for seed in config.seeds for train in train_specs]
     results = folder.run_rows(facts, keys, train_row)
     choice = choose(results["rows"], facts["images"])
     best = folder.path / BEST
     write_bytes(best, patch_path(folder.path, choice.train, choice.seed).read_bytes())
-    evaluation = evaluate_task(mp.bind_patch(trunk, mp.Patch.load(best)), used)
+    evaluation = evaluate_task(mp.bind_patch(run.trunk, mp.Patch.load(best)), used)
     write_transfer_report(results, choice, evaluation, used, folder.path, config.report_images)
     _print_commands(config, best)
     return results
@@ -144,13 +98,105 @@ def _print_commands(config: ConfigDict, best: Path):
     print(f"Export:  python scripts/export.py {trunk} {best_} {output}")
 
 
-def open_run(
-    config: ConfigDict,
-) -> tuple[mp.Trunk, mp.Task, dict[str, mp.TrainSpec], mp.ImageData, list[mp.ImageData], mp.Recipe]:
+def facts_of(trunk: mp.Trunk) -> dict:
+    """Returns what all results say of a run besides what was asked for."""
+    return {"image_size": trunk.preprocessing.image_size, "versions": versions(), "machine": machine()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a configuration names, opened.
+
+    Attributes:
+        trunk, task, recipe: of all rows.
+        train_specs: each way to train, by its text.
+        data: the images.
+        folds: those of each fold; may be empty.
+    """
+
+    trunk: mp.Trunk
+    task: mp.Task
+    train_specs: dict[str, mp.TrainSpec]
+    data: mp.ImageData
+    folds: list[mp.ImageData]
+    recipe: mp.Recipe
+
+    def notes(self) -> list[str]:
+        """Returns sentences on the data that the user should read."""
+        known = self.data.train.known_labels
+        notes = [*self.data.notes, imbalance(known, self.data.labels) if known is not None else ""]
+        return [note for note in notes if note]
+
+    def used(self) -> mp.ImageData:
+        """Returns the images that are used: at most as many as the recipe says."""
+        return dataclasses.replace(
+            self.data,
+            train=self.data.train.first(self.recipe.max_train_images or None),
+            test=self.data.test.first(self.recipe.max_test_images or None),
+        )
+
+    def train_row(self, binder: Binder, folder: Workdir, name: str, train: str, seed: int, patch_dtype: str) -> dict:
+        """Trains and tests one row, and writes its patch file.
+
+        Args:
+            binder: of the trunk.
+            folder: of the run.
+            name: of the row's files.
+            train: one of `train_specs`.
+            seed: of the row.
+            patch_dtype: of the file.
+
+        Returns:
+            The fields of the row in the results, see `transfer`.
+        """
+
+        def trained(data: mp.ImageData, name: str, log_dir: Path | None = None):
+            keras.utils.set_random_seed(seed)
+            bound = binder.bind(self.task, self.train_specs[train], seed)
+            checkpoint = folder.checkpoint(name)
+            return bound, mp.fit(bound, data, self.recipe, seed=seed, log_dir=log_dir, checkpoint=checkpoint)
+
+        optional: dict[str, Any] = {}
+        of_folds = []
+        for i, fold in enumerate(self.folds):
+            bound, _ = trained(fold, f"{name}-fold{i}")
+            of_folds.append(mp.evaluate(bound, fold, self.recipe)["accuracy"])
+        if of_folds:
+            optional["fold_accuracies"] = of_folds
+        bound, fitted = trained(self.data, name, folder.path / "tensorboard" / name)
+        if self.data.validation:
+            tested = mp.evaluate(bound, self.data, self.recipe, split="validation")
+            optional["validation_accuracy"] = tested["accuracy"]
+        if fitted.best_epoch is not None:
+            optional["best_epoch"] = fitted.best_epoch
+        if fitted.history:
+            optional["curves"] = {
+                name: [round(value, 5) for value in values] for name, values in fitted.history.items() if name in CURVES
+            }
+        metrics = mp.evaluate(bound, self.data, self.recipe)
+        path = folder.path / PATCHES / f"{name}.safetensors"
+        bound.patch(metrics).save(path, patch_dtype)
+        counts = bound.counts()
+        _logger.info("%s: test accuracy %.4f in %.1f s", name, metrics["accuracy"], fitted.seconds)
+        return {
+            "trained_parameters": counts.trained,
+            "trained_fraction": counts.trained_fraction,
+            "reused_fraction": bound.reused_fraction(),
+            "patch_bytes": path.stat().st_size,
+            "test_accuracy": metrics["accuracy"],
+            "test_macro_accuracy": metrics["macro_accuracy"],
+            "train_seconds": fitted.seconds,
+            "input_wait": round(fitted.input_wait, 4),
+            **optional,
+        }
+
+
+def open_run(config: ConfigDict, trunk: mp.Trunk | None = None) -> Run:
     """Opens what a configuration names, so that every mistake is found before the first file is written.
 
-    Returns:
-        Trunk, task, by its text each way to train, images, those of each fold, and recipe.
+    Args:
+        config: as for `transfer`.
+        trunk: that is open already.
 
     Raises:
         ModelPatchError: as `transfer`.
@@ -159,7 +205,7 @@ def open_run(
     check_dtype(config.patch_dtype)
     train_specs = [mp.TrainSpec.parse(text, config.norm_statistics) for text in config.train]
     require_each_once("train", train_specs)
-    trunk = mp.open_trunk(config.trunk, config.image_size or None)
+    trunk = trunk or mp.open_trunk(config.trunk, config.image_size or None)
     data = mp.open_data(config.data, skip_bad_images=config.skip_bad_images, verify_images=config.verify_images)
     recipe = make_recipe(config, data.augmentation if config.epochs >= LONG else "none")
     folds = data.folds(config.folds, config.max_train_images or None) if config.folds else []
@@ -170,7 +216,7 @@ def open_run(
     task = mp.Task(config.task_name or data.name, data.labels, preprocessing, pooling=config.pooling)
     for each in train_specs:
         check_bind(trunk, task, each, remat=config.remat)
-    return trunk, task, {str(each): each for each in train_specs}, data, folds, recipe
+    return Run(trunk, task, {str(each): each for each in train_specs}, data, folds, recipe)
 
 
 def image_preprocessing(config: ConfigDict, trunk: mp.Trunk) -> mp.Preprocessing:

@@ -103,7 +103,14 @@ def running(
             ray.init(address, logging_level=logging.WARNING)
         else:
             cores = max(os.cpu_count() or 1, replicas)
-            ray.init(include_dashboard=False, num_cpus=cores, object_store_memory=STORE, logging_level=logging.WARNING)
+            # Not one that happens to run here.
+            ray.init(
+                "local",
+                include_dashboard=False,
+                num_cpus=cores,
+                object_store_memory=STORE,
+                logging_level=logging.WARNING,
+            )
         try:
             with contextlib.suppress(TimeoutError):  # Of a slow machine; what counts is `_wait_for` below.
                 serve.start(

@@ -25,6 +25,31 @@ def sizes(variables: Sequence[keras.Variable]) -> list[float]:
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
+class Scaled(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule times a rate that is a variable: a training step that is traced can be used with another rate.
+
+    Args:
+        schedule: from a step to a factor.
+        rate: to start with.
+    """
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, rate: float):
+        self.schedule = schedule
+        self.rate = keras.Variable(rate, trainable=False, dtype="float32", name="rate")
+
+    def __call__(self, step):
+        return self.rate * self.schedule(step)
+
+    def get_config(self):
+        schedule = keras.saving.serialize_keras_object(self.schedule)
+        return {"schedule": schedule, "rate": float(ops.convert_to_numpy(self.rate))}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["rate"])
+
+
+@keras.saving.register_keras_serializable(package="model_patch")
 class RelativeAdam(keras.optimizers.Adam):
     """`keras.optimizers.Adam` whose learning rate may be relative to each variable's size when training starts.
 
@@ -47,10 +72,28 @@ class RelativeAdam(keras.optimizers.Adam):
         if self.built:
             return
         super().build(variables)
-        self._decay_of = [self.decays.get(variable.path) for variable in variables]
+        # Variables, so that a training step that is traced can be used with others.
+        self._decay_of = [
+            self.add_variable(self.decays[v.path].shape, dtype="float32", name="decay")
+            if v.path in self.decays
+            else None
+            for v in variables
+        ]
         if self.relative:
             self.sizes = self.add_variable((len(variables),), dtype="float32", name="sizes")
+        self._set_by_start(variables)
+
+    def _set_by_start(self, variables):
+        for variable, decay in zip(variables, self._decay_of, strict=True):
+            if decay is not None:
+                decay.assign(self.decays[variable.path])
+        if self.relative:
             self.sizes.assign(sizes(variables))
+
+    def restart(self, decays: Mapping[str, np.ndarray]):
+        """Sets the state to that of a training that begins now, with other weight decays for the same variables."""
+        self.decays = dict(decays)
+        self._set_by_start(self._trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate):
         if self.relative:

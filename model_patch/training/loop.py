@@ -12,6 +12,7 @@ import numpy as np
 from model_patch.bind import BoundTask
 from model_patch.tasks import Task
 from model_patch.training import replicated, strategies
+from model_patch.training.adam import RelativeAdam
 from model_patch.training.balanced import Weighted
 from model_patch.training.callbacks import InputWait, KeepBest, Logs, Progress, StopAtNaN
 from model_patch.training.recipe import Recipe
@@ -176,6 +177,31 @@ def tester(bound: BoundTask, model: keras.Model | None = None) -> Callable:
     return test
 
 
+def _restart(optimizer: keras.optimizers.Optimizer | None, like: keras.optimizers.Optimizer) -> bool:
+    """Sets an optimizer to the state of a new one; returns False where the new one is of another kind."""
+    if optimizer is None or type(optimizer) is not type(like) or _frame(optimizer) != _frame(like):
+        return False
+    decays = getattr(like, "decays", {})
+    if decays.keys() != getattr(optimizer, "decays", {}).keys() or not optimizer.built:
+        return False
+    for variable in optimizer.variables:
+        variable.assign(keras.ops.zeros_like(variable))
+    rate, new_rate = (getattr(each._learning_rate, "rate", each._learning_rate) for each in (optimizer, like))
+    rate.assign(new_rate)
+    if isinstance(optimizer, RelativeAdam):
+        optimizer.restart(decays)
+    return True
+
+
+def _frame(optimizer: keras.optimizers.Optimizer) -> dict:
+    """Returns an optimizer's configuration without what is in variables: its rate, and its weight decays."""
+    config = optimizer.get_config()
+    rate = config.pop("learning_rate")
+    for key in ("decays", "name"):
+        config.pop(key, None)
+    return config | {"schedule": rate["config"]["schedule"] if isinstance(rate, dict) else None}
+
+
 _COMPILED: weakref.WeakKeyDictionary[keras.Model, keras.losses.Loss] = weakref.WeakKeyDictionary()
 """The losses that models were given by `compile_for`."""
 
@@ -189,8 +215,8 @@ def compile_for(
 ):
     """Compiles a model with the loss and the metrics of a task.
 
-    Without an optimizer, for testing, a model that was compiled here before is not compiled again: Keras traces its test graph once,
-    and every further test takes the same.
+    A model that was compiled here before is not compiled again for testing, nor where the optimizer is one of the same kind and
+    number of steps: its state is reset, and what Keras has traced of training and testing is used again.
 
     Args:
         model: from what the task takes to what its loss takes.
@@ -199,7 +225,9 @@ def compile_for(
         steps_per_execution: steps in one call.
         class_weights: how much an image of each class counts in the loss; by default 1 each.
     """
-    if optimizer is None and model.compiled and _COMPILED.get(model) is model.loss:
+    is_same = model.compiled and _COMPILED.get(model) is model.loss
+    restarts = class_weights is None and steps_per_execution == 1
+    if is_same and (optimizer is None or (restarts and _restart(model.optimizer, optimizer))):
         return
     # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
     loss = task.loss() if class_weights is None else Weighted(task.loss(), class_weights)

@@ -37,11 +37,21 @@ OPTIMIZERS = {
 """Optimizers by name. RMSProp's decay, momentum and epsilon are those of the Inception and MobileNet papers, which the
 paper's rate of 0.045 belongs to (Szegedy et al. 2016, section 8; Sandler et al. 2018, section 6.1)."""
 
+
+def _scaled(schedule, rate: float):
+    from model_patch.training.adam import Scaled
+
+    return Scaled(schedule, rate)
+
+
 SCHEDULES = {
     "constant": lambda rate, steps, steps_per_epoch: rate,
-    "cosine": lambda rate, steps, steps_per_epoch: _optimizers().schedules.CosineDecay(rate, steps),
-    "paper": lambda rate, steps, steps_per_epoch: _optimizers().schedules.ExponentialDecay(
-        rate, decay_steps=max(1, round(2.5 * steps_per_epoch)), decay_rate=0.98, staircase=True
+    "cosine": lambda rate, steps, steps_per_epoch: _scaled(_optimizers().schedules.CosineDecay(1.0, steps), rate),
+    "paper": lambda rate, steps, steps_per_epoch: _scaled(
+        _optimizers().schedules.ExponentialDecay(
+            1.0, decay_steps=max(1, round(2.5 * steps_per_epoch)), decay_rate=0.98, staircase=True
+        ),
+        rate,
     ),
 }
 """Learning-rate schedules by name. `paper`: times 0.98 every 2.5 epochs."""
@@ -154,9 +164,9 @@ class Recipe:
             return _adam(SCHEDULES[self.schedule](rate, steps, steps_per_epoch), relative=True, **options)
         warm_up = max(1, round(WARM_UP * steps))
         cosine = _optimizers().schedules.CosineDecay(
-            0.0, max(1, steps - warm_up), warmup_target=rate, warmup_steps=warm_up
+            0.0, max(1, steps - warm_up), warmup_target=1.0, warmup_steps=warm_up
         )
-        return _adam(cosine, relative=True, **options)
+        return _adam(_scaled(cosine, rate), relative=True, **options)
 
 
 def default_learning_rate(optimizer: str, train_spec: TrainSpec) -> float:

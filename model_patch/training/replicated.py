@@ -131,7 +131,7 @@ def evaluate_on_worker(
 def predictor(model: keras.Model) -> Callable:
     """Returns a function that runs a model in inference mode on this worker alone: a batch to its outputs.
 
-    On TensorFlow, batches of all sizes have one graph, which is traced on the first.
+    On TensorFlow, batches of all sizes have one graph, which is traced on the first; later calls for one model return the same.
     """
     if keras.backend.backend() == "jax":
         import jax
@@ -143,8 +143,10 @@ def predictor(model: keras.Model) -> Callable:
         )
     import tensorflow as tf
 
-    spec = tf.TensorSpec(model.input.shape, model.input.dtype)
-    return tf.function(lambda x: model(x, training=False), input_signature=[spec])
+    if not hasattr(model, "_mp_predictor"):
+        spec = tf.TensorSpec(model.input.shape, model.input.dtype)
+        model._mp_predictor = tf.function(lambda x: model(x, training=False), input_signature=[spec])
+    return model._mp_predictor
 
 
 def own_share() -> Share | None:
