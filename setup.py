@@ -57,6 +57,7 @@ setup(
         "jax": ["jax"],
         "onnx": ["onnx", "onnxruntime", "tf2onnx"],
         "kerashub": ["keras-hub"],
+        "ray": ["ray>=2.60"],
         "serve": ["prometheus_client", "ray[serve]>=2.60", "starlette", "tensorflow-serving-api>=2.19"],
         "s3": ["s3fs"],
         "gcs": ["gcsfs"],

@@ -40,5 +40,7 @@ def get_config() -> ConfigDict:
     config.remat = False  # Train with less memory and more time: most feature maps are recomputed for their gradients.
     config.report_images = 24  # Most thumbnails in each list of the report; 0: none, and the lists are tables.
     config.patch_dtype = "float32"  # Type of the values in patch files.
+    config.runner = "local"  # Train rows one after the other here, or as tasks of a Ray cluster: local | ray
+    config.cores_per_row = 1  # Cores that a row takes of a Ray cluster.
     config.seeds = (0,)  # Seeds, a row of results each, for example 0,1,2.
     return config

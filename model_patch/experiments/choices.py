@@ -14,6 +14,8 @@ from model_patch.training.recipe import OPTIMIZERS, SCHEDULES
 HEADS = ("auto", "own", "shared")
 """Whether joined tasks have a head each or one for all; `auto`: one where they are resolutions of one data set."""
 
+RUNNERS = ("local", "ray")
+
 CHOICES = {
     "balance": BALANCES,
     "confidence": tuple(CONFIDENCES),
@@ -25,6 +27,7 @@ CHOICES = {
     "pooling": POOLINGS,
     "quantize": QUANTIZE,
     "resize": tuple(RESIZE),
+    "runner": RUNNERS,
     "sampler": tuple(SAMPLERS),
     "schedule": tuple(SCHEDULES),
     "share": tuple(SHARE),

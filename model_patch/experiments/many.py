@@ -9,7 +9,7 @@ from model_patch.bind import Binder
 from model_patch.errors import ModelPatchError
 from model_patch.experiments.report.output import write_report
 from model_patch.experiments.report.table import table
-from model_patch.experiments.transfer import Run, facts_of, open_run
+from model_patch.experiments.transfer import Run, facts_of, identity, open_run, runner
 from model_patch.experiments.workdir import Workdir
 
 FILE = "@"
@@ -87,14 +87,18 @@ def transfer_many(config: ConfigDict, workdir: str | Path) -> dict:
         raise ModelPatchError("--task_name is for one data set: leave it out, tasks are named after their data")
     runs = open_runs(config)
     run_of = {run.task.name: run for run in runs}
-    folder = Workdir(workdir, config.to_dict())
+    folder = Workdir(workdir, identity(config))
     trunk, train_specs = runs[0].trunk, runs[0].train_specs
     binder = Binder(trunk, remat=config.remat)
     is_one = len(train_specs) == len(config.seeds) == 1
 
+    data_of = dict(zip(run_of, data_specs(config.data), strict=True))
+
+    def name_of(task: str, train: str, seed: int) -> str:
+        return task if is_one else f"{task}-{train}-seed{seed}"
+
     def train_row(task: str, train: str, seed: int) -> list[dict]:
-        name = task if is_one else f"{task}-{train}-seed{seed}"
-        return [run_of[task].train_row(binder, folder, name, train, seed, config.patch_dtype)]
+        return [run_of[task].train_row(binder, folder, name_of(task, train, seed), train, seed, config.patch_dtype)]
 
     # By way of training: what was traced for one task serves the next.
     keys = [
@@ -104,7 +108,7 @@ def transfer_many(config: ConfigDict, workdir: str | Path) -> dict:
         for name in run_of
     ]
     facts = {"trunk": config.trunk, "data": config.data, **facts_of(trunk)}
-    results = folder.run_rows(facts, keys, train_row)
+    results = folder.run_rows(facts, keys, train_row, runner(config, folder, lambda key: data_of[key["task"]], name_of))
     columns = {
         "task": "{task}",
         "train": "{train}",

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,16 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
     run = open_run(config)
-    folder = Workdir(workdir, config.to_dict())
+    folder = Workdir(workdir, identity(config))
     for note in run.notes():
         _logger.warning(note)
     binder = Binder(run.trunk, remat=config.remat)
 
+    def name_of(train: str, seed: int) -> str:
+        return f"{train}-seed{seed}"
+
     def train_row(train: str, seed: int) -> list[dict]:
-        name = f"{train}-seed{seed}"
-        return [run.train_row(binder, folder, name, train, seed, config.patch_dtype)]
+        return [run.train_row(binder, folder, name_of(train, seed), train, seed, config.patch_dtype)]
 
     used = run.used()
     keys = [{"train": train, "seed": seed} for seed in config.seeds for train in run.train_specs]
@@ -79,7 +82,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
         "images": {part: split.num_images for part, split in splits_of(used).items()},
         **facts_of(run.trunk),
     }
-    results = folder.run_rows(facts, keys, train_row)
+    results = folder.run_rows(facts, keys, train_row, runner(config, folder, lambda key: config.data, name_of))
     choice = choose(results["rows"], facts["images"])
     best = folder.path / BEST
     write_bytes(best, patch_path(folder.path, choice.train, choice.seed).read_bytes())
@@ -96,6 +99,23 @@ def _print_commands(config: ConfigDict, best: Path):
     print(f"Report: {best.with_name(REPORT)}")
     print(f"Predict: python scripts/predict.py {trunk} {best_} --images=IMAGES")
     print(f"Export:  python scripts/export.py {trunk} {best_} {output}")
+
+
+def identity(config: ConfigDict) -> dict:
+    """Returns what of a configuration changes its results: not where the rows are trained."""
+    return {name: value for name, value in config.to_dict().items() if name not in ("runner", "cores_per_row")}
+
+
+def runner(config: ConfigDict, folder: Workdir, data_of: Callable[[dict], str], name_of: Callable[..., str]):
+    """Returns `in_any_order` of `Workdir.run_rows` for `config.runner`; None where rows are trained here, one after the other.
+
+    Arguments as for `cluster.rows_in_cluster`.
+    """
+    if config.get("runner", "local") == "local":
+        return None
+    from model_patch.experiments.cluster import rows_in_cluster
+
+    return rows_in_cluster(config, str(folder.path.absolute()), data_of, name_of)
 
 
 def facts_of(trunk: mp.Trunk) -> dict:

@@ -4,7 +4,7 @@ import atexit
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -90,29 +90,55 @@ class Workdir:
         path = self.path / self.RESULTS
         return read_json(path) if path.exists() else {}
 
-    def write_results(self, results: dict):
-        """Replaces the results file, whole or not at all; the checkpoints of the rows now in it are deleted."""
-        write_json(self.path / self.RESULTS, results)
-        remove_folder(self.path / self.CHECKPOINTS)
+    @classmethod
+    def of_worker(cls, path: str | Path) -> "Workdir":
+        """Returns the folder for a worker of the process that has opened it."""
+        folder = cls.__new__(cls)
+        folder.path = as_path(path)
+        return folder
 
-    def run_rows(self, facts: dict, keys: Sequence[dict], train_row: Callable[..., list[dict]]) -> dict:
-        """Trains the rows that are missing, one after the other, and writes the results after each.
+    def write_results(self, results: dict, *, clears: bool = True):
+        """Replaces the results file, whole or not at all; the checkpoints are deleted, unless other rows are in training."""
+        write_json(self.path / self.RESULTS, results)
+        if clears:
+            remove_folder(self.path / self.CHECKPOINTS)
+
+    def run_rows(
+        self,
+        facts: dict,
+        keys: Sequence[dict],
+        train_row: Callable[..., list[dict]],
+        in_any_order: Callable[[Sequence[dict]], Iterable[tuple[dict, list[dict]]]] | None = None,
+    ) -> dict:
+        """Trains the rows that are missing, and writes the results after each.
 
         Args:
             facts: the fields of `results.json` besides `rows`; a run that resumes keeps those that are there.
             keys: for each row the fields that identify it, such as `{"train": "last", "seed": 0}`, in the order of training.
             train_row: trains one row, given its key as keyword arguments, with all random generators seeded by its `seed`;
                 returns the other fields of its row, or of several rows with one key.
+            in_any_order: trains several rows at once instead: given the missing keys, yields each with what `train_row` would
+                return, as it is finished.
 
         Returns:
-            The results, with all rows.
+            The results, with all rows, in the order of the keys.
         """
         results = self.results() or {**facts, "rows": []}
-        for key in keys:
-            if any(key.items() <= row.items() for row in results["rows"]):
-                continue
-            keras.utils.set_random_seed(key["seed"])
-            results["rows"] += [key | row for row in train_row(**key)]
+        missing = [key for key in keys if not any(key.items() <= row.items() for row in results["rows"])]
+
+        def in_order() -> Iterator[tuple[dict, list[dict]]]:
+            for key in missing:
+                keras.utils.set_random_seed(key["seed"])
+                yield key, train_row(**key)
+
+        for key, rows in in_any_order(missing) if in_any_order else in_order():
+            results["rows"] += [key | row for row in rows]
+            if in_any_order:
+                results["rows"].sort(
+                    key=lambda row: next(i for i, key in enumerate(keys) if key.items() <= row.items())
+                )
+            self.write_results(results, clears=not in_any_order)
+        if in_any_order:
             self.write_results(results)
         return results
 
