@@ -159,8 +159,9 @@ class Catalog:
         Raises:
             OSError: the folder cannot be listed; nothing is changed.
         """
+        before = set(self._known)  # What is added while the folder is listed has not left it.
         found = self._folder.list()
-        for name in self._known.keys() - found.keys():
+        for name in before - found.keys():
             with self._changing:
                 self._forget(name)
         for name, stamp in found.items():
