@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.trunk = "bundled"  # bundled | keras:NAME[?weights=imagenet] | file:PATH | hub:URL | slim:PATH | kerashub:..
     # digits | mnist | faces | textures | folder:PATH | csv:FILE | tfrecord:PATTERN | hf:NAME | idx:PATH | tfds:NAME
-    config.data = "digits"  # Source of the images, scheme:rest; several: a,b | folder:PATTERN | @FILE, see docs/data.md.
+    config.data = "digits"  # Images, scheme:rest; several: a,b | folder:PATTERN | @FILE
     config.task_name = ""  # Name of the task in patch files; empty: the name of the data.
     config.train = (  # Ways to train, a row each: patch kinds and last joined by +, or full.
         *("last", "scale_bias", "scale_bias+last", "depthwise+last", "scale_bias+depthwise+last", "full"),
