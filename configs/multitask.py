@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.learning_rate = 0.0  # Highest learning rate; 0: the default for the optimizer and for what is trained.
     config.schedule = "cosine"  # Learning-rate schedule.
     config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: what suits each task's data
-    config.validation_fraction = 0.1  # Share of the training images that chooses the best epoch; 0: the last epoch.
+    config.validation_fraction = 0.1  # Share of training images that choose the best epoch, if no split does.
     config.patience = 0  # Stop after this many epochs without a better one on the validation images; 0: never.
     config.max_train_images = 0  # Train on the first N images of each task; 0: all.
     config.max_test_images = 0  # Test on the first N images of each task; 0: all.

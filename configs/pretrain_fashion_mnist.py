@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.schedule = "cosine"  # Learning-rate schedule.
     config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: what suits the data
     config.momentum = 0.99  # Of batch norm's moving statistics, which are re-estimated at the end.
-    config.validation_fraction = 0.0  # Share of the training images that chooses the best epoch; 0: the last epoch.
+    config.validation_fraction = 0.0  # Share of training images that choose the best epoch, if no split does.
     config.patience = 0  # Stop after this many epochs without a better one on the validation images; 0: never.
     config.max_train_images = 0  # Train on the first N images; 0: all.
     config.max_test_images = 0  # Test on the first N images; 0: all.

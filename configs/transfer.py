@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.schedule = "cosine"  # Learning-rate schedule.
     config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: the data's, from 30 epochs on
     config.balance = "none"  # How classes of unequal size are counted: weights in the loss, or how often images come.
-    config.validation_fraction = 0.1  # Share of the training images that chooses the best epoch; 0: the last epoch.
+    config.validation_fraction = 0.0  # Share of training images that choose the best epoch, if no split does.
     config.patience = 0  # Stop after this many epochs without a better one on the validation images; 0: never.
     config.folds = 0  # Cross-validate on the training images, too, in this many folds; 0: do not.
     config.max_train_images = 0  # Train on the first N images; 0: all.

@@ -24,5 +24,6 @@ def get_config(data: str = "stamps") -> ConfigDict:
     config.batch_size = 32
     if data == "fashion":
         config.batch_size, config.max_train_images, config.max_test_images = 64, 4000, 2000
+    config.validation_fraction = 0.1
     config.seeds = (0, 1, 2)
     return config

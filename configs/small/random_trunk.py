@@ -23,6 +23,5 @@ def get_config(data: str = "mnist") -> ConfigDict:
     config.max_test_images = 2000
     config.train = ("last", "scale_bias", "scale_bias+last", "full")
     config.norm_statistics = "batch"
-    config.validation_fraction = 0.0  # All images are trained on, for the last epoch.
     config.seeds = (0, 1, 2)
     return config

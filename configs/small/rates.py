@@ -17,6 +17,5 @@ def get_config() -> ConfigDict:
     config.norm_statistics = "batch"
     config.learning_rates = (0.003, 0.01, 0.03, 0.1)
     config.epochs = 6
-    config.validation_fraction = 0.0  # All images are trained on, for the last epoch.
     config.seeds = (0, 1, 2)
     return config

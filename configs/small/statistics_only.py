@@ -17,6 +17,5 @@ def get_config() -> ConfigDict:
     config.train = ("last", "statistics+last", "scale_bias", "scale_bias+last")
     config.norm_statistics = "batch"
     config.epochs = 6
-    config.validation_fraction = 0.0  # All images are trained on, for the last epoch.
     config.seeds = (0, 1, 2)
     return config

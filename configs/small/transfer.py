@@ -18,6 +18,5 @@ def get_config(data: str = "digits") -> ConfigDict:
     config = transfer.get_config()
     config.data = data
     config.epochs = EPOCHS[data]
-    config.validation_fraction = 0.0  # All images are trained on, for the last epoch.
     config.seeds = (0, 1, 2)
     return config

@@ -137,8 +137,8 @@ class ImageData:
         """Returns the data with a validation split: their own, or else the last training images, which are removed there.
 
         Args:
-            fraction: share of the training images to hold out, in 0..1, at least one image; 0 for no validation, not even
-                the data's own.
+            fraction: share of the training images to hold out where the data have no validation split of their own, in 0..1,
+                at least one image; 0 to hold out none.
             max_train_images: use at most this many training images, the first ones, including those held out; None for all.
 
         Raises:
@@ -146,7 +146,7 @@ class ImageData:
         """
         require_number("validation_fraction", fraction, 0, 1)
         if not fraction or self.validation:
-            return self if fraction else dataclasses.replace(self, validation=None)
+            return self
         total = self.train.take(max_train_images)
         number = max(1, round(total * fraction))
         if number >= total:

@@ -29,9 +29,11 @@ def test_the_validation_split_is_the_last_training_images():
     assert seen == greys(held.validation)
 
 
-def test_a_fraction_of_zero_means_no_validation_and_a_split_of_its_own_is_kept():
+def test_a_fraction_of_zero_holds_out_nothing_and_a_split_of_the_datas_own_is_kept():
     held = numbered(np.arange(50) % 3).with_validation(0.1)
-    assert held.with_validation(0.5) is held and held.with_validation(0).validation is None
+    assert held.with_validation(0.5) is held and held.with_validation(0) is held
+    plain = numbered(np.arange(50) % 3)
+    assert plain.with_validation(0) is plain and plain.validation is None
 
 
 @pytest.mark.parametrize(

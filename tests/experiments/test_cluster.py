@@ -32,7 +32,7 @@ def kill_a_worker(when: Path, killed: list):
 @pytest.mark.slow
 def test_results_are_those_of_a_local_run_though_a_worker_is_killed(work, tmp_path):  # noqa: F811
     data = f"folder:{work}/customers/*"
-    options = {"validation_fraction": 0.0, "epochs": 3}
+    options = {"epochs": 3}
     local = transfer_many(config_of(work, data, **options), tmp_path / "local")
     killed: list[str] = []
     watching = threading.Thread(target=kill_a_worker, args=(tmp_path / "ray", killed), daemon=True)

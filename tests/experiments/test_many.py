@@ -48,12 +48,12 @@ def test_patches_are_those_of_separate_runs_to_the_last_bit(work, tmp_path, monk
     steps = []
     traced = FrozenNormModel.train_step
     monkeypatch.setattr(FrozenNormModel, "train_step", lambda self, data: steps.append(self) or traced(self, data))
-    results = transfer_many(config_of(work, f"folder:{work}/customers/*", validation_fraction=0.0), tmp_path / "many")
+    results = transfer_many(config_of(work, f"folder:{work}/customers/*"), tmp_path / "many")
     assert [row["task"] for row in results["rows"]] == list(CLASSES)
     assert len({id(model) for model in steps}) == 2, "a model for each number of classes"
     for name in CLASSES:
         keras.utils.set_random_seed(1)  # What a process of its own starts with does not matter.
-        transfer(config_of(work, f"folder:{work}/customers/{name}", validation_fraction=0.0), tmp_path / name)
+        transfer(config_of(work, f"folder:{work}/customers/{name}"), tmp_path / name)
         one, other = (
             tmp_path / "many/patches" / f"{name}.safetensors",
             tmp_path / name / "patches/scale_bias+last-seed0.safetensors",

@@ -18,6 +18,7 @@ def config(tmp_path):
     config.update(
         trunk=f"file:{tmp_path}/trunk.keras", train=("last", "scale_bias+last"), epochs=1, max_train_images=96
     )
+    config.validation_fraction = 0.1
     return config
 
 
