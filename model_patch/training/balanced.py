@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 
+@keras.saving.register_keras_serializable(package="model_patch")
 class Weighted(keras.losses.Loss):
     """A loss in which an image counts as much as the weight of its class.
 
@@ -20,7 +21,16 @@ class Weighted(keras.losses.Loss):
     def call(self, y_true, y_pred):
         return self.loss.call(y_true, y_pred) * ops.take(ops.convert_to_tensor(self.weights), ops.cast(y_true, "int32"))
 
+    def get_config(self):
+        return {"loss": keras.saving.serialize_keras_object(self.loss), "weights": np.asarray(self.weights).tolist()}
 
+    @classmethod
+    def from_config(cls, config):
+        loss = keras.saving.deserialize_keras_object(config["loss"])
+        return cls(loss, np.array(config["weights"], "float32"))
+
+
+@keras.saving.register_keras_serializable(package="model_patch")
 class MacroAccuracy(keras.metrics.Metric):
     """The mean over classes of the share of their images that are predicted right, in 0..1; classes without images do not count.
 
@@ -43,6 +53,9 @@ class MacroAccuracy(keras.metrics.Metric):
         is_right = ops.cast(ops.equal(ops.cast(ops.argmax(y_pred, axis=-1), "int32"), labels), "float32")
         self.images.assign_add(ops.sum(of_class, axis=0))
         self.right.assign_add(ops.sum(of_class * is_right[:, None], axis=0))
+
+    def get_config(self):
+        return {**super().get_config(), "num_classes": self.images.shape[0]}
 
     def result(self):
         seen = ops.cast(self.images > 0, "float32")

@@ -101,7 +101,7 @@ def test_mnist_says_what_to_install(monkeypatch):
 
 def test_specs_that_are_no_data_are_refused():
     with pytest.raises(
-        ModelPatchError, match="unknown data 'digit': expected one of csv, digits, faces, folder, idx, mnist"
+        ModelPatchError, match="unknown data 'digit': expected one of csv, digits, faces, folder, hf, idx"
     ):
         open_data("digit")
     with pytest.raises(ModelPatchError, match="'digits:8' has more than a name: expected 'digits' alone"):

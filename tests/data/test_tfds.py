@@ -67,7 +67,7 @@ def test_test_goes_before_validation_and_splits_can_be_chosen(data_dir):
     assert [split.num_images for split in (data.train, data.validation, data.test)] == [4, 2, 6]
     data = open_data(f"tfds:tested?data_dir={data_dir}&train=train[:2]&validation=train[2:]&test=test")
     assert [split.num_images for split in (data.train, data.validation, data.test)] == [2, 2, 6]
-    assert open_data(f"tfds:tested?data_dir={data_dir}&train=train%2Bvalidation&test=test").validation is None
+    assert open_data(f"tfds:tested?data_dir={data_dir}&train=train+validation&test=test").validation is None
     data = open_data(f"tfds:tested?data_dir={data_dir}&train=train[:75%]&test=validation+test")
     assert (data.train.num_images, data.test.num_images) == (3, 8)
     assert len(list(data.test.dataset())) == 8

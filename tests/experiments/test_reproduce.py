@@ -42,7 +42,7 @@ def test_an_experiment_runs_once_and_makes_a_page(tmp_path):
     output = tmp_path / "page"
     reproduce("small", tmp_path / "work", output, only=["expressivity"], smoke=True)
     page = (output / "results.md").read_text()
-    assert "## Expressivity: biases alone" in page and "Not run: transfer-digits, transfer-mnist" in page
+    assert "## Expressivity: biases alone" in page and "*Not run*: transfer-digits, transfer-mnist" in page
     assert "![Expressivity: biases alone](results/expressivity.png)" in page
     assert str(tmp_path) not in page and "--workdir=runs/small/expressivity" in page
     raw = json.loads((output / "results" / "expressivity.json").read_text())

@@ -57,3 +57,14 @@ def test_balanced_classes_raise_macro_accuracy(trunk, digits, uneven, recipe, tr
 def test_joined_tasks_are_not_balanced(trunk, digits, data, recipe):
     with pytest.raises(ModelPatchError, match="balance is weights: expected none for joined tasks"):
         fit(join(trunk, [digits]), {"digits": data}, dataclasses.replace(recipe, balance="weights"))
+
+
+def test_a_model_that_was_compiled_with_both_is_saved_and_loaded(tmp_path):
+    loss = Weighted(keras.losses.SparseCategoricalCrossentropy(from_logits=True), np.array([3.0, 0.5], "float32"))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile("sgd", loss, metrics=[MacroAccuracy(2)])
+    images, labels = np.random.RandomState(0).randn(8, 3), np.arange(8) % 2
+    before = model.evaluate(images, labels, verbose=0, return_dict=True)
+    model.save(tmp_path / "net.keras")
+    after = keras.models.load_model(tmp_path / "net.keras").evaluate(images, labels, verbose=0, return_dict=True)
+    assert after == pytest.approx(before)
