@@ -1,9 +1,10 @@
 """Tasks as ONNX files, one each, through Keras' own exporter: for ONNX Runtime and the converters that read ONNX."""
 
+import contextlib
 import importlib.util
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -17,6 +18,7 @@ from model_patch.export.saved_model import require_classification, require_tenso
 from model_patch.export.verify import run_in_clean_process
 from model_patch.files import write_bytes
 from model_patch.fold import fold
+from model_patch.graph.rewrite import walk
 
 PACKAGES = ("onnx", "tf2onnx")
 
@@ -66,9 +68,12 @@ def _converted(bound: BoundTask) -> bytes:
         file = Path(scratch) / "task.onnx"
         try:
             signature = [keras.InputSpec(shape=(None, size, size, 3), dtype="float32", name="images")]
-            model.export(str(file), format="onnx", verbose=False, input_signature=signature)
+            with _arrays_for_tensors(model):
+                model.export(str(file), format="onnx", verbose=False, input_signature=signature)
             net = onnx.load(str(file))
             onnx.checker.check_model(net)  # The converter keeps operations that ONNX lacks.
+            if len(net.graph.input) > 1:
+                raise ModelPatchError(f"{net.graph.input[1].name} would be an input")
         except Exception as error:  # The converter raises whatever its parts do.
             raise ModelPatchError(
                 f"ONNX cannot hold this net ({reason(error)}): export it as saved_model or signatures"
@@ -81,6 +86,26 @@ def _converted(bound: BoundTask) -> bytes:
     metadata = {"labels": list(task.labels), "image_size": size, MANIFEST: description}
     onnx.helper.set_model_props(net, {key: json.dumps(value) for key, value in metadata.items()})
     return net.SerializeToString()
+
+
+@contextlib.contextmanager
+def _arrays_for_tensors(model: keras.Model) -> Iterator[None]:
+    """Layers hold NumPy arrays instead of tensors, as Normalization does its mean: the converter makes tensors inputs."""
+    import tensorflow as tf
+
+    tensors = [
+        (vars(layer), name, value)
+        for _, layer in walk(model)
+        for name, value in vars(layer).items()
+        if isinstance(value, tf.Tensor)
+    ]
+    for fields, name, value in tensors:
+        fields[name] = value.numpy()
+    try:
+        yield
+    finally:
+        for fields, name, value in tensors:
+            fields[name] = value
 
 
 def _rename(graph, names: dict[str, str]):

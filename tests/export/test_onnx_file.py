@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import onnx
 import onnxruntime
@@ -39,6 +40,22 @@ def test_a_file_predicts_as_the_task_and_describes_itself(bound, pixels, tmp_pat
     assert (metadata["labels"], metadata["image_size"]) == (["a", "b", "c"], SIZE)
     assert Task.from_json(metadata["model_patch"]["task"]) == bound.task
     onnx.checker.check_model(onnx.load(tmp_path / "two words.onnx"))
+
+
+def test_tensors_that_layers_hold_are_constants_in_the_file(pixels, tmp_path):
+    layers = keras.layers
+    image = keras.Input((SIZE, SIZE, 3))
+    x = layers.Normalization(mean=[10.0, 20.0, 30.0], variance=[4.0, 9.0, 16.0])(image)
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3)(x))
+    net = keras.Model(image, layers.GlobalAveragePooling2D()(x))
+    bound = bind(
+        Trunk(net, "test", Preprocessing(SIZE, "none")), Task("words", ("a", "b"), Preprocessing(SIZE, "none"))
+    )
+    export([bound], tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "words.onnx", providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == ["images"]
+    logits, _ = session.run(None, {"images": pixels})
+    np.testing.assert_allclose(logits, np.asarray(bound.model(pixels)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
