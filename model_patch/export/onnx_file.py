@@ -20,7 +20,7 @@ from model_patch.files import write_bytes
 from model_patch.fold import fold
 from model_patch.graph.rewrite import walk
 
-PACKAGES = ("onnx", "tf2onnx")
+PACKAGES = ("onnx", "onnxruntime", "tf2onnx")
 
 MANIFEST = "model_patch"
 """Key in the file's metadata of the same description as in a LiteRT file, as JSON."""
@@ -44,7 +44,7 @@ def export(tasks: Sequence[BoundTask], folder: Path):
     require_tensorflow("an ONNX file")
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ModelPatchError(f"ONNX files are written by {' and '.join(missing)}: pip install 'model_patch[onnx]'")
+        raise ModelPatchError(f"ONNX files need {' and '.join(missing)}: pip install 'model_patch[onnx]'")
     for bound in tasks:
         require_classification(bound)
     for bound in tasks:
@@ -59,6 +59,7 @@ def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.nd
 
 def _converted(bound: BoundTask) -> bytes:
     import onnx
+    import onnxruntime
 
     task, size = bound.task, bound.task.preprocessing.image_size
     images = keras.Input((size, size, 3), name="images")
@@ -74,6 +75,9 @@ def _converted(bound: BoundTask) -> bytes:
             onnx.checker.check_model(net)  # The converter keeps operations that ONNX lacks.
             if len(net.graph.input) > 1:
                 raise ModelPatchError(f"{net.graph.input[1].name} would be an input")
+            # Sizes that the converter rounds otherwise than TensorFlow show only when the file runs.
+            session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            session.run(None, {net.graph.input[0].name: np.zeros((1, size, size, 3), "float32")})
         except Exception as error:  # The converter raises whatever its parts do.
             raise ModelPatchError(
                 f"ONNX cannot hold this net ({reason(error)}): export it as saved_model or signatures"
