@@ -207,10 +207,11 @@ def test_norms_of_nested_models_are_folded(images):
     assert norms(folded.model) == [] and folded.difference < 1e-5
 
 
-def test_a_net_saved_by_keras_answers_the_same(trunk, task, images, tmp_path):
+@pytest.mark.parametrize("file", ["folded.keras", "folded.h5"])
+def test_a_net_saved_by_keras_answers_the_same(trunk, task, images, tmp_path, file):
     folded = fold(bind(trunk, task))
-    folded.model.save(tmp_path / "folded.keras")
-    np.testing.assert_allclose(keras.models.load_model(tmp_path / "folded.keras")(images), folded.model(images))
+    folded.model.save(tmp_path / file)
+    np.testing.assert_allclose(keras.models.load_model(tmp_path / file)(images), folded.model(images))
 
 
 def test_where_rounding_is_large_the_layer_is_named(trunk, task):

@@ -91,15 +91,17 @@ def test_a_detector_can_be_a_patch_on_the_trunk_that_is_given(trunk_file, tmp_pa
 
 
 def test_image_files_are_answered_with_labels_boxes_and_pictures(run, tmp_path):
-    for name in ("a.png", "b.jpg"):
+    for name in ("a.png", "b.jpg", "[ab].png"):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), "uint8")).save(tmp_path / name)
     bound = open_detector(detector_path(run[0], 0))
-    one, two = predict_files(bound, [f"{tmp_path}/*.*g"], 0.0, tmp_path / "out")
+    one, two = predict_files(bound, [f"{tmp_path}/[a-b].*g"], 0.0, tmp_path / "out")
     assert (one.file, two.file) == (f"{tmp_path}/a.png", f"{tmp_path}/b.jpg") and one.objects
     label, score, box = one.objects[0]
     assert label in "0123456789" and 0 <= score <= 1 and len(box) == 4
     with Image.open(two.picture) as picture:
         assert picture.size == (80 * 8, 50 * 8)
+    (named,) = predict_files(bound, [f"{tmp_path}/[ab].png"])
+    assert named.file == f"{tmp_path}/[ab].png", "a name that exists is that file, though it is a pattern, too"
 
 
 def test_detections_are_a_stream_in_which_bad_images_are_named_at_the_end(run, tmp_path):

@@ -380,6 +380,7 @@ def test_a_litert_set_of_three_mobilenets_is_hardly_larger_than_one_of_them(mobi
     [
         ("mixed_float16", ("litert",)),
         ("mixed_bfloat16", ()),
+        ("float16", ("litert",)),
         pytest.param("bfloat16", ("signatures", "litert_set", "bank"), marks=pytest.mark.slow),
     ],
 )

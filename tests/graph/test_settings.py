@@ -7,7 +7,13 @@ from tests.conftest import SIZE, small_net
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("image_data_format", "channels_first"), ("floatx", "float16"), ("floatx", "float64")]
+    ("name", "value"),
+    [
+        ("image_data_format", "channels_first"),
+        ("floatx", "float16"),
+        ("floatx", "bfloat16"),
+        ("floatx", "float64"),
+    ],
 )
 def test_a_setting_of_keras_that_nets_cannot_work_with_is_named(name, value):
     before, change = getattr(keras.config, name)(), getattr(keras.config, f"set_{name}")

@@ -118,6 +118,13 @@ def test_what_is_no_detection_data_is_named(data_dir):
         open_detection_data(f"tfds:numbers?data_dir={data_dir}")
     with pytest.raises(ModelPatchError, match="unknown split of voc_like 'dev'"):
         open_detection_data(f"tfds:voc_like?data_dir={data_dir}&test=dev")
+    for train, test, message in (
+        ("train[:0]", "test", r"the split 'train\[:0\]' of voc_like has no images"),
+        ("train", "test[3:]", r"the split 'test\[3:\]' of voc_like has no images"),
+        ("train[:60%]", "train[2:]", "have 1 images in common"),
+    ):
+        with pytest.raises(ModelPatchError, match=message):
+            open_detection_data(f"tfds:voc_like?data_dir={data_dir}&train={train}&test={test}")
 
 
 def test_boxes_are_turned_with_their_image(tmp_path):
