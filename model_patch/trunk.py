@@ -42,7 +42,9 @@ class Trunk:
         `keras.config.dtype_policy()`: whatever precision a net was saved in, it computes in that of this process.
 
         Args:
-            model, name, preprocessing: as above.
+            model: as above.
+            name: as above.
+            preprocessing: as above.
             prefix_tokens: as above; None for what is left of the tokens after the largest square, such as 1 of 197: the
                 patches of a square image are a square.
 
