@@ -15,7 +15,8 @@ from PIL import Image
 
 from configs import transfer as transfer_config
 from model_patch import ModelPatchError, Patch, bind_patch, export, open_data, open_trunk, predict
-from model_patch import files as files_module
+from model_patch.experiments import locks
+from model_patch.experiments.locks import lock
 from model_patch.experiments.predictions import PredictionFile
 from model_patch.experiments.transfer import patch_path, transfer
 from model_patch.experiments.workdir import Workdir
@@ -23,7 +24,6 @@ from model_patch.files import (
     as_path,
     listing,
     local_copy,
-    lock,
     matching,
     new_folder,
     read_json,
@@ -48,7 +48,7 @@ def server():
     server = Server()
     server.make_bucket(BUCKET)
     yield server
-    for release in list(files_module._leases.values()):
+    for release in list(locks._leases.values()):
         release()  # Else their renewals would be repeated for as long as the tests run.
     server.stop()
 
@@ -141,15 +141,15 @@ def test_a_server_that_fails_now_and_then_is_asked_again(server, s3):
 
 LOCK = """
 import sys
-from model_patch.files import lock
+from model_patch.experiments.locks import lock
 print(lock(sys.argv[1]), flush=True)
 sys.stdin.read()
 """
 
 
 def test_a_second_process_is_refused_until_the_first_has_ended(s3, monkeypatch):
-    monkeypatch.setattr(files_module, "RENEWAL_SECONDS", 0.5)
-    program = LOCK.replace("print", "import model_patch.files as f; f.RENEWAL_SECONDS = 0.2\nprint")
+    monkeypatch.setattr(locks, "RENEWAL_SECONDS", 0.5)
+    program = LOCK.replace("print", "import model_patch.experiments.locks as f; f.RENEWAL_SECONDS = 0.2\nprint")
     first = subprocess.Popen(
         [sys.executable, "-c", program, f"{s3}/.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -164,7 +164,7 @@ def test_a_second_process_is_refused_until_the_first_has_ended(s3, monkeypatch):
 
 
 def test_a_lock_of_another_host_is_taken_over_if_nobody_renews_it(place, monkeypatch):
-    monkeypatch.setattr(files_module, "RENEWAL_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "RENEWAL_SECONDS", 0.1)
     held = {"host": f"not-{socket.gethostname()}", "process": os.getpid(), "time": 0.0}
     write_json(f"{place}/.lock", held)
     assert lock(f"{place}/.lock")

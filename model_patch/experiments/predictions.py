@@ -13,7 +13,8 @@ from pathlib import Path
 
 from model_patch.data.image_files import image_paths
 from model_patch.errors import ModelPatchError
-from model_patch.files import as_path, is_remote, lock, read_bytes, write_bytes
+from model_patch.experiments.locks import lock
+from model_patch.files import as_path, is_remote, read_bytes, write_bytes
 from model_patch.progress import progress
 
 UPLOAD_SECONDS = 60.0

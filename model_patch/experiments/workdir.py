@@ -11,7 +11,8 @@ import keras
 
 from model_patch import __version__
 from model_patch.errors import ModelPatchError
-from model_patch.files import as_path, is_remote, lock, read_json, remove_folder, remove_leftovers, write_json
+from model_patch.experiments.locks import lock
+from model_patch.files import as_path, is_remote, read_json, remove_folder, remove_leftovers, write_json
 
 LOCK = ".lock"
 """File in a workdir that the process which runs in it holds."""

@@ -1,6 +1,6 @@
 """The gRPC interface of a server: TensorFlow Serving's `PredictionService`, in a thread of its own.
 
-Ray Serve's own gRPC servers listen on all interfaces, whatever host is asked for.
+Ray Serve's own gRPC servers ignore the host setting and listen on all interfaces.
 """
 
 import asyncio
