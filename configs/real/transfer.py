@@ -1,4 +1,4 @@
-"""Transfer of an ImageNet net to one of five picture tasks, or to Fashion-MNIST: every patch, 96 px, three seeds.
+"""Transfer of an ImageNet net to one of five picture tasks, or to Fashion-MNIST: every patch, default flags, 96 px, three seeds.
 
 Command: `python scripts/transfer.py --config=configs/real/transfer.py:stamps --workdir=runs/real/transfer-stamps`, and `:clipart`,
 `:icons`, `:sprites`, `:photographs`, `:fashion`. Data and trunk: `python scripts/real_bench.py`. 150 to 250 steps.
@@ -24,6 +24,5 @@ def get_config(data: str = "stamps") -> ConfigDict:
     config.batch_size = 32
     if data == "fashion":
         config.batch_size, config.max_train_images, config.max_test_images = 64, 4000, 2000
-    config.validation_fraction = 0.1
     config.seeds = (0, 1, 2)
     return config

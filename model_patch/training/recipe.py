@@ -59,8 +59,9 @@ SCHEDULES = {
 PAPER_LEARNING_RATE = 0.045
 """The paper's, for RMSProp."""
 
-RELATIVE_LEARNING_RATE = 0.01
-"""Adam's for a patch, in each variable's own size, see `training.adam`. See docs/choices.md."""
+RELATIVE_LEARNING_RATES = {"full": 0.02, "patch": 0.01}
+"""Adam's for a classification task, in each variable's own size, see `training.adam`: for all weights, and for a patch.
+See docs/choices.md."""
 
 WARM_UP = 0.1
 """Share of the steps in which a relative rate rises to its highest: Adam's first steps are as long as any, in directions
@@ -73,7 +74,8 @@ ADAM_LEARNING_RATES = {
     "depthwise": (0.003, 0.003),
     "patch": (0.03, 0.01),
 }
-"""Adam's absolute rates by what is trained, where rates are not relative: where depthwise kernels are, theirs; `patch`: any other. See docs/choices.md."""
+"""Adam's absolute rates by what is trained, for detectors, joined tasks and a last layer alone: where depthwise kernels are
+trained, theirs; `patch`: any other. See docs/choices.md."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +86,8 @@ class Recipe:
         epochs: passes over the training images, at least 1.
         batch_size: images per step, at least 1.
         optimizer: a name in `OPTIMIZERS`.
-        learning_rate: highest rate; 0 takes the default for the optimizer and for what is trained. For a patch of a
-            classification task Adam's is relative to each variable's size, see `is_relative`.
+        learning_rate: highest rate; 0 takes the default for the optimizer and for what is trained. For a patch or all
+            weights of a classification task Adam's is relative to each variable's size, see `is_relative`.
         schedule: a name in `SCHEDULES`.
         augmentation: names joined by `+`, see `model_patch.data.augment`.
         balance: how classes of unequal size are counted, one of `data.balance.BALANCES`; with another than `none` the
@@ -136,9 +138,9 @@ class Recipe:
         return train_spec.last and default and bool(train_spec.kinds or not self.learning_rate)
 
     def is_relative(self, train_spec: TrainSpec) -> bool:
-        """Whether the rate for a classification task is relative to each variable's size: Adam's for a patch."""
-        patch = bool(train_spec.kinds) and "full" not in train_spec.kinds
-        return patch and self.optimizer == "adam" and self.schedule != "paper"
+        """Whether the rate for a classification task is relative to each variable's size: Adam's, unless the last layer alone is
+        trained."""
+        return bool(train_spec.kinds) and self.optimizer == "adam" and self.schedule != "paper"
 
     def make_optimizer(
         self,
@@ -159,7 +161,7 @@ class Recipe:
         if not relative:
             rate = self.learning_rate or default_learning_rate(self.optimizer, train_spec)
             return OPTIMIZERS[self.optimizer](SCHEDULES[self.schedule](rate, steps, steps_per_epoch), **options)
-        rate = self.learning_rate or RELATIVE_LEARNING_RATE
+        rate = self.learning_rate or RELATIVE_LEARNING_RATES["full" if "full" in train_spec.kinds else "patch"]
         if self.schedule != "cosine":
             return _adam(SCHEDULES[self.schedule](rate, steps, steps_per_epoch), relative=True, **options)
         warm_up = max(1, round(WARM_UP * steps))

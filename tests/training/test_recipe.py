@@ -42,6 +42,14 @@ def test_the_default_rate_follows_what_is_trained(train, statistics, name):
     assert float(optimizer.learning_rate) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("train", "rate"), [("scale_bias+last", 0.01), ("depthwise+last", 0.01), ("full", 0.02)])
+def test_a_relative_rate_rises_to_its_default_in_a_tenth_of_the_steps(train, rate):
+    spec, recipe = TrainSpec.parse(train), Recipe(epochs=2)
+    assert recipe.is_relative(spec)
+    schedule = recipe.make_optimizer(spec, 10, relative=True)._learning_rate
+    assert [float(schedule(step)) for step in (0, 2, 20)] == pytest.approx([0.0, rate, 0.0], abs=1e-7)
+
+
 def test_other_optimizers_start_at_the_papers_rate():
     optimizer = Recipe(optimizer="rmsprop").make_optimizer(TrainSpec.parse("scale_bias"), 10)
     assert float(optimizer.learning_rate) == pytest.approx(PAPER_LEARNING_RATE)
