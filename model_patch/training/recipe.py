@@ -138,8 +138,7 @@ class Recipe:
         return train_spec.last and default and bool(train_spec.kinds or not self.learning_rate)
 
     def is_relative(self, train_spec: TrainSpec) -> bool:
-        """Whether the rate for a classification task is relative to each variable's size: Adam's, unless the last layer alone is
-        trained."""
+        """Whether a classification task's rate is relative to each variable's size: Adam's, unless only the last layer trains."""
         return bool(train_spec.kinds) and self.optimizer == "adam" and self.schedule != "paper"
 
     def make_optimizer(
