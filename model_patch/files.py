@@ -11,11 +11,12 @@ import os
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from model_patch.errors import ModelPatchError
+from model_patch.errors import ModelPatchError, reason
 
 TEMPORARY = ".tmp"
 """Ending of a file that is being written. One that is left over belongs to a process that ended while writing."""
@@ -158,6 +159,26 @@ def write_bytes(path: str | Path, contents: bytes):
         raise ModelPatchError(
             f"{path} cannot be written ({error.strerror}): choose another place or free the disk"
         ) from None
+
+
+def store_error(error: Exception) -> ModelPatchError | None:
+    """Returns what a script says of an error of a store, such as missing credentials; None for an error from elsewhere.
+
+    The package of each store has errors of its own, of any class: one of a store is raised below fsspec.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+    if "fsspec" not in packages:
+        return None
+    from upath import UPath
+
+    above = reversed(frames[: packages.index("fsspec")])
+    texts = [str(each) for frame in above for each in frame.f_locals.values() if isinstance(each, str | UPath)]
+    path = next(filter(is_remote, texts), "a remote path")
+    return ModelPatchError(
+        f"{path} cannot be reached ({type(error).__name__}: {reason(error)}): check the path, and the credentials and the "
+        "address of its store"
+    )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ TensorFlow is imported when a function runs, so that the core of the package als
 """
 
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -28,6 +29,9 @@ RESIZE = {
 
 WHITE = (255, 255, 255)
 
+REDUCED_MARGIN = 1.5
+"""Images that are decoded at a fraction of their size keep this much more than what they are resized to, so that random
+crops of them seldom enlarge and resizing still averages."""
 
 CAFFE_MEAN = np.array([103.939, 116.779, 123.68], "float32")
 """ImageNet's mean, blue, green, red, in 0..255."""
@@ -46,6 +50,8 @@ class Preprocessing:
         mode: how values are scaled, one of `MODES`.
         alpha: what transparent image files are laid on, see `background`.
         resizing: how the aspect ratio is treated, one of `RESIZE`.
+        reduces: whether large JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, where both sides keep at least
+            `REDUCED_MARGIN` times the image size. It changes the resized pixels a little, see docs/data.md.
 
     Raises:
         ModelPatchError: mode, alpha or resizing is unknown, or the size is not a whole number above 0.
@@ -55,11 +61,17 @@ class Preprocessing:
     mode: str
     alpha: str = "white"
     resizing: str = "squash"
+    reduces: bool = True
 
     @classmethod
     def from_json(cls, fields: dict) -> "Preprocessing":
-        """Returns what a patch file holds; one that says nothing of alpha was trained without it."""
-        return cls(**{"alpha": "drop", **fields})
+        """Returns what a patch file holds; one that says nothing of alpha, or of reduced decoding, was trained without it."""
+        return cls(**{"alpha": "drop", "reduces": False, **fields})
+
+    @property
+    def decoding(self) -> tuple[str, int]:
+        """How image files are decoded for it: `alpha` and `least_side` of `data.decoding.decode`."""
+        return self.alpha, math.ceil(REDUCED_MARGIN * self.image_size) if self.reduces else 0
 
     def __post_init__(self):
         background(self.alpha)

@@ -54,7 +54,9 @@ def test_a_square_image_is_resized_alike_in_every_way():
 
 
 def test_what_a_patch_file_says_nothing_of_keeps_its_meaning():
-    assert Preprocessing.from_json({"image_size": 8, "mode": "tf"}) == Preprocessing(8, "tf", alpha="drop")
+    old = Preprocessing.from_json({"image_size": 8, "mode": "tf"})
+    assert old == Preprocessing(8, "tf", alpha="drop", reduces=False) and old.decoding == ("drop", 0)
+    assert Preprocessing(9, "tf").decoding == ("white", 14)
     assert Preprocessing.from_json(dataclasses.asdict(Preprocessing(8, "tf"))) == Preprocessing(8, "tf", alpha="white")
     assert Preprocessing.from_json({"image_size": 8, "mode": "tf"}).resizing == "squash"
     with pytest.raises(

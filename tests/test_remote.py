@@ -27,6 +27,7 @@ from model_patch.files import (
     matching,
     new_folder,
     read_json,
+    store_error,
     write_bytes,
     write_json,
 )
@@ -35,7 +36,7 @@ from model_patch.trunks.slim import read_checkpoint
 from model_patch.trunks.weights import load_weights, save_weights
 from tests.conftest import small_net
 from tests.s3_server import ROOT, Server
-from tests.scripts.run_script import run_script
+from tests.scripts.run_script import error_of, run_script
 
 BUCKET = "model-patch-tests"
 
@@ -45,7 +46,10 @@ def server():
     missing = [name for name in ("moto", "s3fs", "werkzeug") if not importlib.util.find_spec(name)]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}: pip install s3fs 'moto[server]'")
+    from s3fs import S3FileSystem
+
     server = Server()
+    S3FileSystem.clear_instance_cache()  # Clients of an earlier server, of this or another module.
     server.make_bucket(BUCKET)
     yield server
     for release in list(locks._leases.values()):
@@ -252,6 +256,44 @@ def test_predictions_in_a_store_resume(place):
 def test_a_store_whose_package_is_missing_is_one_sentence():
     with pytest.raises(ModelPatchError, match="nothing://x cannot be opened"):
         as_path("nothing://x")
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [({}, "NoCredentialsError: Unable to locate"), ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "Could not connect")],
+)
+def test_a_store_that_cannot_be_reached_is_one_sentence(server, monkeypatch, keys, why):
+    """Whatever the class of the error: those of botocore are none of the operating system's."""
+    from s3fs import S3FileSystem
+
+    environment = server.environment | {"AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1"} | keys
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if not keys:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            monkeypatch.setenv(name, os.devnull)
+    place = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    said = error_of(run_script("patch", "info", f"{place}/x.safetensors"))
+    assert said.startswith(f"{place}/x.safetensors cannot be reached") and why in said and "credentials and" in said
+    S3FileSystem.clear_instance_cache()
+    calls = [
+        lambda: open_data(f"folder:{place}"),
+        lambda: matching([f"{place}/*.jpg"]),
+        lambda: listing(as_path(place)),
+    ]
+    for call in calls:
+        with pytest.raises(Exception) as caught:
+            call()
+        assert place in str(store_error(caught.value)) and why in str(store_error(caught.value))
+    S3FileSystem.clear_instance_cache()
+
+
+def test_an_error_from_elsewhere_is_none_of_a_store():
+    with pytest.raises(ZeroDivisionError) as caught:
+        1 / 0  # noqa: B018
+    assert store_error(caught.value) is None
 
 
 def test_checkpoints_weights_and_modules_are_read_there(place, tmp_path, trunk):

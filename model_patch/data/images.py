@@ -18,18 +18,19 @@ NUM_NAMED = 10
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The training or the test images of a task.
+    """The training or the test images of a task of any type.
 
     Their order is fixed and mixes the classes, so the first n of them are a fair sample. They stay in the form in which
     they are stored until they are used: shuffling moves paths or encoded bytes about, not decoded photographs.
 
     Attributes:
         num_images: how many there are.
-        stored: `stored(n)` returns the first n as a `tf.data.Dataset` of `(stored form, int64 label)`.
-        load: `load(form, alpha)`: from one stored form, a tensor, to the image, uint8 `(height, width, 3)`; runs inside
-            `tf.data`. `alpha` is that of `data.decoding.decode`; images that are stored decoded have none.
+        stored: `stored(n)` returns the first n as a `tf.data.Dataset` of `(stored form, int64 label)`; those of a detection
+            task as in `model_patch.detection.data.images`.
+        load: `load(form, *decoding)`: from one stored form, a tensor, to the image, uint8 `(height, width, 3)`; runs inside
+            `tf.data`. `decoding` is that of a `Preprocessing`; without it, images are decoded at their whole size.
         stored_bytes: size of all images in their stored form.
-        image_bytes: size of all images once decoded; None where it is not known.
+        image_bytes: size of all images once decoded at their whole size; None where it is not known.
         skips: whether an image that turns out to be unreadable is left out instead of being an error.
         find_bad: decodes the images and returns the paths of those that cannot be read; None where all were decoded.
         known_labels: int64 `(num_images,)`, where they are known without reading the images.
@@ -46,11 +47,11 @@ class Split:
     known_labels: np.ndarray | None = None
     paths: Sequence[str] | None = None
 
-    def loaded(self, stored, then: Callable = lambda image: image, alpha: str = "white"):
+    def loaded(self, stored, then: Callable = lambda image: image, decoding: tuple = ()):
         """Returns a `tf.data.Dataset` of `(then(image), label)` of one of `(stored form, label)`, in its order."""
         import tensorflow as tf
 
-        images = stored.map(lambda form, label: (then(self.load(form, alpha)), label), tf.data.AUTOTUNE)
+        images = stored.map(lambda form, *label: (then(self.load(form, *decoding)), *label), tf.data.AUTOTUNE)
         return images.ignore_errors() if self.skips else images
 
     def dataset(self, max_images: int | None = None):
@@ -60,7 +61,8 @@ class Split:
             max_images: use at most this many, the first ones; None for all.
 
         Returns:
-            `tf.data.Dataset` of `(image, label)`, uint8 `(height, width, 3)` in 0..255 and int64 scalar.
+            `tf.data.Dataset` of `(image, label)`, uint8 `(height, width, 3)` in 0..255 and int64 scalar, or in place of the
+            label what a detection task has.
         """
         import tensorflow as tf
 
@@ -224,7 +226,7 @@ def array_split(images: np.ndarray, labels: np.ndarray) -> Split:
         with tf.device("CPU"):  # An array as large as a data set should not pass through a GPU's memory.
             return tf.data.Dataset.from_tensor_slices((images[:number], labels[:number]))
 
-    def load(image, alpha):
+    def load(image, *decoding):
         import tensorflow as tf
 
         return tf.repeat(image[..., None], 3, axis=-1) if grey else image

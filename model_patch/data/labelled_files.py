@@ -201,7 +201,7 @@ def _decode(listed: Listed, index: FolderIndex, i: int):
         index.pixels[i], index.verdict[i] = image.shape[0] * image.shape[1], READABLE
 
 
-def _decoded(listed: Listed, path: str, alpha: str = "white") -> np.ndarray | None:
+def _decoded(listed: Listed, path: str, *decoding) -> np.ndarray | None:
     """Returns the pixels of an image; None if it is missing or cannot be read.
 
     Raises:
@@ -211,7 +211,7 @@ def _decoded(listed: Listed, path: str, alpha: str = "white") -> np.ndarray | No
 
     try:
         with tf.device("CPU"):
-            return decode(listed.contents(path), alpha).numpy()
+            return decode(listed.contents(path), *decoding).numpy()
     except (ValueError, tf.errors.OpError):
         return None
     except OSError as error:
@@ -256,17 +256,19 @@ def _split(listed: Listed, files: Sequence[File], index: FolderIndex, skips: boo
 
         return tf.data.Dataset.from_tensor_slices((paths[:number], labels[:number]))
 
-    def load(path, alpha: str):
-        return decode(read_file(path, None if is_plain else listed.contents), alpha)
+    def load(path, *decoding):
+        return decode(read_file(path, None if is_plain else listed.contents), *decoding)
 
-    def load_or_say(path, alpha: str):
+    def load_or_say(path, *decoding):
         import tensorflow as tf
 
-        return tf.ensure_shape(tf.numpy_function(decoded_or_said, [path, alpha], tf.uint8), (None, None, 3))
+        def decoded(path: bytes) -> np.ndarray:
+            return decoded_or_said(os.fsdecode(path), decoding)
 
-    def decoded_or_said(path: bytes, alpha: bytes):
-        absolute = os.fsdecode(path)
-        image = _decoded(listed, absolute, alpha.decode())
+        return tf.ensure_shape(tf.numpy_function(decoded, [path], tf.uint8), (None, None, 3))
+
+    def decoded_or_said(absolute: str, decoding: tuple) -> np.ndarray:
+        image = _decoded(listed, absolute, *decoding)
         if image is None:
             relative = absolute.removeprefix(f"{listed.root}/")
             i = position[relative if relative in position else absolute]

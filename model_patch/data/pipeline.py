@@ -1,6 +1,5 @@
 """From images to batches that a trunk takes."""
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -35,6 +34,7 @@ def batches(
     share: Share | None = None,
     sizes: np.ndarray | None = None,
     skip: int = 0,
+    finish: Callable | None = None,
 ):
     """Returns preprocessed batches; every image comes once per epoch, in batches of nearly equal size.
 
@@ -56,9 +56,10 @@ def batches(
         shuffle_bytes: images that are not cached are shuffled in their stored form, in a buffer of this many bytes.
         share: the part of every batch that this process trains on; None for all. Only images of that part are decoded, and
             cached ones once. Where unreadable images are left out every process decodes all, as the batches depend on them.
-
         sizes: of the batches, as many as there shall be, instead of those of `batch_size`.
         skip: how many images of the first epoch are left out; only with `sizes`.
+        finish: from an image, its label and a seed to the resized image and what a model learns of it; by default the image is
+            augmented and resized, and the label stays.
 
     Returns:
         `tf.data.Dataset` of `(images, labels)`, float32 `(batch, image_size, image_size, 3)` and int64 `(batch,)`; with a
@@ -71,17 +72,14 @@ def batches(
 
     require_number("batch_size", batch_size, 1, whole=True)
     augment = augmenter(augmentation)
-    plain = augmentation == "none"
+    plain = augmentation == "none" and finish is None
+    finish = finish or (lambda image, label, seed: (preprocessing.resize(augment(image, seed)), label))
     number = split.take(max_images)
     kept_bytes = _kept_bytes(split, preprocessing, plain, number)
     cache = cache and kept_bytes is not None and kept_bytes <= CACHE_BYTES
 
     def load(stored):
-        return split.loaded(stored, *([preprocessing.resize] if plain else []), alpha=preprocessing.alpha)
-
-    def augment_and_resize(loaded, seed):
-        image, label = loaded
-        return preprocessing.resize(augment(image, seed)), label
+        return split.loaded(stored, *([preprocessing.resize] if plain else []), decoding=preprocessing.decoding)
 
     def shuffle(images, buffer: int, epoch):
         return images if shuffle_seed is None else shuffled(images, buffer, shuffle_seed, epoch)
@@ -106,7 +104,7 @@ def batches(
         if is_shared:
             chosen = numbered(chosen, shuffle_seed or 0, epoch)
         elif not plain:
-            chosen = numbered(chosen, shuffle_seed or 0, epoch).map(augment_and_resize, tf.data.AUTOTUNE)
+            chosen = numbered(chosen, shuffle_seed or 0, epoch).map(lambda x, seed: finish(*x, seed), tf.data.AUTOTUNE)
         # Others come a second time in the place of images that are left out, so that an epoch keeps its length.
         return chosen.repeat().take(number) if repeats else chosen
 
@@ -117,18 +115,21 @@ def batches(
     if sizes is not None:
         chosen = chosen.unbatch().skip(skip).batch(batch_size).rebatch(sizes).take(len(sizes))
     if share and is_shared:
-        decode = split.load if not plain else lambda form, alpha: preprocessing.resize(split.load(form, alpha))
-        decode = functools.partial(decode, alpha=preprocessing.alpha)
+
+        def decode(form):
+            image = split.load(form, *preprocessing.decoding)
+            return preprocessing.resize(image) if plain else image
+
         if cache:
             decode = _decoded_once(decode, "float32" if plain else "uint8")
 
-        def finish(example, seed):
+        def example_of(example, seed):
             (i, form), label = example
             image = decode(i, form) if cache else decode(form)
-            return (image, label) if plain else augment_and_resize((image, label), seed)
+            return (image, label) if plain else finish(image, label, seed)
 
         chosen = share.of_batches(
-            chosen, *((batch_sizes(number, batch_size), len(epochs)) if sizes is None else (sizes, 1)), finish
+            chosen, *((batch_sizes(number, batch_size), len(epochs)) if sizes is None else (sizes, 1)), example_of
         )
     elif share is not None:
         chosen = chosen.map(share.of_batch)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from model_patch.data.decoding import decode
+from model_patch.data.decoding import decode, reduction
 from model_patch.errors import ModelPatchError
 from model_patch.files import is_remote, read_bytes
 from model_patch.preprocessing import Preprocessing
@@ -44,7 +44,7 @@ class DecodedImage:
     """An image that was decoded.
 
     Attributes:
-        shape: height and width in pixels, upright.
+        shape: height and width in pixels, upright; of an image that is decoded at a fraction of its size a few pixels more.
         resized: for each preprocessing its float32 pixels `(image_size, image_size, 3)` in 0..255.
     """
 
@@ -99,8 +99,10 @@ def decoder(preprocessings: Sequence[Preprocessing]) -> Callable[[Sequence[bytes
     import tensorflow as tf
 
     def one(contents):
-        images = {alpha: decode(contents, alpha) for alpha in dict.fromkeys(each.alpha for each in preprocessings)}
-        return tf.shape(next(iter(images.values())))[:2], [each.resize(images[each.alpha]) for each in preprocessings]
+        images = {each: decode(contents, *each) for each in dict.fromkeys(p.decoding for p in preprocessings)}
+        (_, least_side), image = next(iter(images.items()))
+        shape = tf.shape(image)[:2] * reduction(contents, least_side)
+        return shape, [each.resize(images[each.decoding]) for each in preprocessings]
 
     sizes = [tf.TensorSpec((each.image_size, each.image_size, None)) for each in preprocessings]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 from collections.abc import Callable, Iterator
 
@@ -9,7 +10,8 @@ import keras
 import numpy as np
 
 from model_patch.bind import BoundTask
-from model_patch.detection.data import DetectionSplit
+from model_patch.data import pipeline
+from model_patch.data.images import Split
 from model_patch.errors import ModelPatchError
 from model_patch.progress import progress
 
@@ -80,7 +82,12 @@ def _predictor(bound: BoundTask) -> Callable:
 
 
 def evaluate_detector(
-    bound: BoundTask, split: DetectionSplit, *, batch_size: int = 64, max_images: int | None = None
+    bound: BoundTask,
+    split: Split,
+    *,
+    batch_size: int = 64,
+    max_images: int | None = None,
+    together: Callable = lambda make: make(),
 ) -> dict[str, float]:
     """Measures a detector.
 
@@ -92,6 +99,7 @@ def evaluate_detector(
         split: the images.
         batch_size: images at once.
         max_images: use at most this many, the first ones; None for all.
+        together: makes the batches of images of a function with the argument `share`, as `replicated.read_together`.
 
     Returns:
         `METRICS` by name, in 0..1.
@@ -99,21 +107,13 @@ def evaluate_detector(
     Raises:
         ModelPatchError: there are no boxes to find.
     """
-    truth: list[tuple] = []
-    images = split.dataset(max_images).map(lambda image, *boxes: (bound.task.preprocessing.resize(image), *boxes))
-
-    def batches():
-        pixels = []
-        for image, *boxes in images:
-            truth.append(tuple(np.asarray(each) for each in boxes))
-            pixels.append(np.asarray(image))
-            if len(pixels) == batch_size:
-                yield np.stack(pixels)
-                pixels = []
-        if pixels:
-            yield np.stack(pixels)
-
-    found = list(detect(bound, batches(), split.take(max_images)))
+    number = split.take(max_images)
+    truth = [tuple(np.asarray(each) for each in boxes) for _, *boxes in split.stored(number)]
+    images = dataclasses.replace(split, stored=lambda number: split.stored(number).map(lambda form, *_: (form, 0)))
+    unscaled = dataclasses.replace(bound.task.preprocessing, mode="none")
+    options = {"max_images": max_images, "cache": False}
+    batches = together(functools.partial(pipeline.batches, images, unscaled, batch_size, **options))
+    found = list(detect(bound, (pixels for pixels, _ in batches), number))
     return average_precision(truth, found, len(bound.task.labels))
 
 

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict, config_flags
 
 from model_patch.errors import ModelPatchError
 from model_patch.experiments.choices import CHOICES
+from model_patch.files import store_error
 from model_patch.progress import close_all
 
 EXIT_STATUS = 2
@@ -179,6 +180,11 @@ def _run(call: Callable[[list[str]], None], resumes: Callable[[list[str]], bool]
                 call(argv[1:])
         except ModelPatchError as error:
             _fail(str(error), error.exit_status)
+        except Exception as error:
+            known = store_error(error)
+            if known is None:
+                raise
+            _fail(str(known), known.exit_status)
         except KeyboardInterrupt:
             # Only scripts with a workdir of rows resume; files that the others have written are complete all the same.
             then = "rows that are finished are kept; the same command resumes"

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import model_patch as mp
 from model_patch.bind import check_bind
 from model_patch.detection.data.pipeline import augmenter
-from model_patch.detection.evaluation import METRICS, detect, evaluate_detector
+from model_patch.detection.evaluation import METRICS, detect
 from model_patch.detection.pictures import draw, save_png, sheet
 from model_patch.detection.task import feature_layers
 from model_patch.errors import require_seeds
@@ -86,8 +86,7 @@ def train_detector(config: ConfigDict, workdir: str | Path) -> dict:
         counts, log_dir = bound.counts(), folder.path / "tensorboard" / name
         fitted = mp.fit(bound, data, recipe, seed=seed, log_dir=log_dir, checkpoint=folder.checkpoint(name))
         detector = _on_own_trunk(bound, stem) if "full" in train_spec.kinds else bound
-        most = recipe.max_test_images or None
-        metrics = evaluate_detector(detector, data.test, batch_size=recipe.batch_size, max_images=most)
+        metrics = mp.evaluate(detector, data, recipe)
         detector.patch(metrics).save(detector_path(workdir, seed), config.patch_dtype)
         save_png(example_picture(detector, data), folder.path / f"detections-{name}.png")
         _logger.info(

@@ -1,6 +1,7 @@
 """Evaluating a patch, or an exported file, on labelled images."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from model_patch.predict import open_tasks
 from model_patch.progress import progress
 from model_patch.tasks import CLASSIFICATION
 from model_patch.training.fit import features_and_labels
-from model_patch.training.replicated import predictor
+from model_patch.training.replicated import predictor, read_together
 
 EVALUATION = "evaluation.json"
 """Name of the file with the figures of an evaluation."""
@@ -267,7 +268,7 @@ def _of_data(data: mp.ImageData, names: Sequence[str]) -> dict:
 
 def _features(bound: mp.BoundTask, forward: Callable, split: Split, name: str):
     """Returns features and labels of a split, and the paths of its images."""
-    images = batches(split, bound.task.preprocessing, BATCH, cache=False)
+    images = read_together(functools.partial(batches, split, bound.task.preprocessing, BATCH, cache=False))
     with bad_images_named(split):
         features, labels = features_and_labels(bound, images, split.num_images, BATCH, forward)
     return features, labels, _readable(split, name, len(labels))

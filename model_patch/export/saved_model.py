@@ -166,6 +166,8 @@ def reader(prepare: Preprocessing):
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
     def read(contents):
-        return tf.map_fn(lambda one: prepare.resize(decode(one, prepare.alpha)), contents, fn_output_signature=resized)
+        return tf.map_fn(
+            lambda one: prepare.resize(decode(one, *prepare.decoding)), contents, fn_output_signature=resized
+        )
 
     return read.get_concrete_function()

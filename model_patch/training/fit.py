@@ -14,7 +14,7 @@ from model_patch.bind import BoundTask
 from model_patch.data import pipeline
 from model_patch.data.balance import class_weights, resampled
 from model_patch.data.epochs import in_epochs, shuffled
-from model_patch.data.images import ImageData, bad_images_named
+from model_patch.data.images import ImageData, Split, bad_images_named
 from model_patch.detection.data import DetectionData
 from model_patch.detection.data import pipeline as detection_pipeline
 from model_patch.detection.evaluation import evaluate_detector
@@ -92,15 +92,19 @@ def fit_task(
     start, wait = time.perf_counter(), InputWait()
     num_images = data.train.take(recipe.max_train_images or None)
     batches = functools.partial(_batches, bound, data, recipe, seed)
+
+    def unaugmented(shuffle: bool):
+        return wait.measured(replicated.read_together(functools.partial(batches, "none", shuffle=shuffle, cache=False)))
+
     validation = data.validation if isinstance(data, ImageData) else None
-    tested = pipeline.batches(validation, bound.task.preprocessing, recipe.batch_size) if validation else None
+    tested = _whole_batches(validation, bound, recipe) if validation else None
     weights = _class_weights(bound, data, recipe)
     spec, classifies, decays = bound.train_spec, bound.task.type == CLASSIFICATION, {}
     if classifies and recipe.learns_last_layer_first(spec):
         if spec.kinds:
             # Features are those of the statistics that training begins with.
-            estimate_statistics(bound, wait.measured(batches("none", cache=False)))
-        images = wait.measured(batches("none", shuffle=False, cache=False))
+            estimate_statistics(bound, unaugmented(shuffle=True))
+        images = unaugmented(shuffle=False)
         features = features_and_labels(bound, images, num_images, recipe.batch_size)
         decay = learn_last_layer(bound, *features, weights, least_spread=LEAST_SPREAD if spec.kinds else 0.0)
         decays = {} if decay is None else {bound.head.kernel.path: decay}
@@ -108,7 +112,7 @@ def fit_task(
             seconds = time.perf_counter() - start
             return Fitted(seconds, {}, min(1.0, wait.seconds / seconds))
     if classifies and not spec.kinds:
-        images = wait.measured(batches("none", shuffle=False, cache=False))
+        images = unaugmented(shuffle=False)
         drawn = weights if recipe.balance == "sampling" else None
         train, head = features_and_head(bound, images, recipe.batch_size, num_images, seed, drawn)
         tested = features_of(bound, tested, validation.num_images, recipe.batch_size) if validation else None
@@ -116,8 +120,7 @@ def fit_task(
         kept = run_epochs(bound, head, train, num_images, recipe, log_dir, checkpoint, wait, **options)
     else:
         options = {"class_weights": weights} if recipe.balance == "sampling" else {}
-        options |= {"share": replicated.own_share()} if classifies else {}
-        train = functools.partial(batches, recipe.augmentation, **options)
+        train = functools.partial(batches, recipe.augmentation, share=replicated.own_share(), **options)
         options = {
             "relative": classifies and recipe.is_relative(spec),
             "decays": decays,
@@ -125,7 +128,7 @@ def fit_task(
             "class_weights": weights,
         }
         kept = run_epochs(bound, bound.model, train, num_images, recipe, log_dir, checkpoint, wait, **options)
-        estimate_statistics(bound, wait.measured(batches("none", cache=False)))
+        estimate_statistics(bound, unaugmented(shuffle=True))
     seconds = time.perf_counter() - start
     best_epoch = kept.best.best_epoch if kept.best else None
     return Fitted(kept.earlier_seconds + seconds, kept.history, min(1.0, wait.seconds / seconds), best_epoch)
@@ -154,9 +157,10 @@ def evaluate(
         return {name: evaluate(bound, data[name], recipe, split) for name, bound in trained.tasks.items()}  # type: ignore[index]
     most = recipe.max_test_images or None
     if isinstance(data, DetectionData):
-        return evaluate_detector(trained, data.test, batch_size=recipe.batch_size, max_images=most)
+        options = {"batch_size": recipe.batch_size, "max_images": most}
+        return evaluate_detector(trained, data.test, together=replicated.read_together, **options)
     chosen: Any = data.test.first(most) if split == "test" else data.validation  # type: ignore[union-attr]
-    images = pipeline.batches(chosen, trained.task.preprocessing, recipe.batch_size, cache=False)
+    images = _whole_batches(chosen, trained, recipe, cache=False)
     num_steps = math.ceil(chosen.num_images / recipe.batch_size)
     with bad_images_named(chosen):
         return tester(trained)(images, [Progress(num_steps, f"testing {trained.train_spec}")])
@@ -165,6 +169,12 @@ def evaluate(
 def _image_data(data: ImageData | DetectionData | Mapping[str, ImageData]) -> list[ImageData]:
     of_tasks = data.values() if isinstance(data, Mapping) else [data]
     return [each for each in of_tasks if isinstance(each, ImageData)]
+
+
+def _whole_batches(split: Split, bound: BoundTask, recipe: Recipe, **options):
+    """Returns the batches of a split, see `replicated.read_together`."""
+    make = functools.partial(pipeline.batches, split, bound.task.preprocessing, recipe.batch_size, **options)
+    return replicated.read_together(make)
 
 
 def _batches(

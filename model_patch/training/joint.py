@@ -1,6 +1,7 @@
 """Training joined tasks."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from model_patch.kinds import TrainSpec
 from model_patch.training.callbacks import InputWait, KeepBest, Logs, Progress, StopAtNaN
 from model_patch.training.loop import Fitted, fit_epochs, tester
 from model_patch.training.recipe import Recipe
-from model_patch.training.replicated import own_share
+from model_patch.training.replicated import own_share, read_together
 from model_patch.training.resume import Checkpoint
 from model_patch.training.statistics import estimate_statistics
 
@@ -96,8 +97,8 @@ def fit_joined(
                 fit_epochs(joined.model, images, epochs, steps, callbacks, metrics=metrics, weights=weights, wait=wait)
         if best:
             best.go_back(joined.model)
-    plain = joint_batches(train, preprocessing, sizes[-50:], seed=seed, cache=False)
-    estimate_statistics(joined, plain)
+    plain = functools.partial(joint_batches, train, preprocessing, sizes[-50:], seed=seed, cache=False)
+    estimate_statistics(joined, read_together(plain))
     seconds = time.perf_counter() - start
     wait_share, best_epoch = min(1.0, wait.seconds / seconds), best.best_epoch if best else None
     return Fitted(kept.earlier_seconds + seconds, kept.history, wait_share, best_epoch)
@@ -132,7 +133,8 @@ def _keep_best(joined: JoinedTasks, data: Mapping[str, ImageData], recipe: Recip
     """Returns what tests the tasks that have validation images; None where none has."""
 
     def on_validation(bound: BoundTask, split: Split):
-        test, images = tester(bound), batches(split, bound.task.preprocessing, recipe.batch_size)
+        make = functools.partial(batches, split, bound.task.preprocessing, recipe.batch_size)
+        test, images = tester(bound), read_together(make)
         return lambda: test(images)
 
     testers = {

@@ -106,11 +106,11 @@ def filled_up(batches, devices: int):
 def evaluate_on_worker(
     model: Callable, batches, loss, metrics: Metrics, callbacks: Sequence[keras.callbacks.Callback] = ()
 ) -> dict[str, float]:
-    """Returns a loss and metrics by name, in inference mode: every worker looks at all images, and none waits for another.
+    """Returns a loss and metrics by name, in inference mode.
 
     Args:
         model: what `predictor` made of it.
-        batches: of `(x, y)`.
+        batches: of `(x, y)`, the same on every worker.
         loss, metrics: of the output; the metrics new.
         callbacks: called after every batch, and at the end.
     """
@@ -162,6 +162,43 @@ def own_share() -> Share | None:
     strategy.experimental_distribute_values_from_function(note)
     number = strategy.num_replicas_in_sync
     return Share(min(own), len(own), number) if len(own) < number else None
+
+
+def read_together(make: Callable):
+    """Returns whole batches `(x, y)`, of which each process decodes its own share and receives the others'.
+
+    Results are those of one process, whatever is computed of the batches. All processes must go through them alike.
+
+    Args:
+        make: `make(share=None)` returns batches `(x, y)`, of tensors or of dicts of them; with the share of this process
+            `(x, y, number)`, its rows and the sizes of the whole batches, as `data.pipeline.batches`.
+    """
+    share = own_share()
+    return make() if share is None else _Gathered(make(share=share), share)
+
+
+class _Gathered:
+    """Goes through batches of this process' rows, again and again, and yields the whole ones."""
+
+    def __init__(self, batches, share: Share):
+        self._batches, self._share, self._strategy = batches, share, strategies.current()
+
+    def __iter__(self):
+        for x, y, number in self._batches:
+            if isinstance(number, Mapping):
+                yield tuple({name: self._whole(part[name], number[name]) for name in number} for part in (x, y))
+            else:
+                yield self._whole(x, number), self._whole(y, number)
+
+    def _whole(self, values, number):
+        of_each = len(values) // self._share.own
+
+        def of_replica(context):
+            start = (context.replica_id_in_sync_group - self._share.first) * of_each
+            return values[start : start + of_each]
+
+        parts = self._strategy.experimental_distribute_values_from_function(of_replica)
+        return self._strategy.gather(parts, axis=0)[:number]
 
 
 class _Step:

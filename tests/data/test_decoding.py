@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from model_patch import ModelPatchError
-from model_patch.data.decoding import decode, decode_file
+from model_patch import ModelPatchError, Preprocessing
+from model_patch.data.decoding import decode, decode_file, reduction
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "gif", "webp"])
@@ -129,3 +129,30 @@ def test_transparent_palettes_and_colours_are_seen_in_every_format(contents):
     for function in (decode, tf.function(decode)):
         given = function(tf.constant(contents), "#808080").numpy().astype(int)
         assert np.abs(given - expected).max() <= 1
+
+
+def jpeg(width: int, height: int, **options) -> bytes:
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype("uint8"))
+    return encoded(coarse.resize((width, height), Image.Resampling.BICUBIC), "JPEG", quality=95, **options)
+
+
+@pytest.mark.parametrize(
+    ("size", "least_side", "divisor"),
+    [((400, 300), 0, 1), ((400, 300), 151, 1), ((400, 300), 150, 2), ((407, 301), 75, 4), ((1600, 300), 30, 8)],
+)
+def test_large_photographs_are_decoded_at_a_fraction_of_their_size(size, least_side, divisor):
+    contents = tf.constant(jpeg(*size))
+    image = decode(contents, "white", least_side).numpy()
+    assert int(reduction(contents, least_side)) == divisor
+    assert image.shape == (-(-size[1] // divisor), -(-size[0] // divisor), 3)
+    whole = decode(contents)
+    first, second = (Preprocessing(20, "none").resize(each) for each in (image, whole))
+    assert np.abs(first - second).mean() < 3  # Of 255.
+
+
+def test_a_turned_photograph_is_turned_at_a_fraction_too():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(jpeg(400, 304, exif=exif), "white", 100).shape == (200, 152, 3)
+    png = encoded(Image.new("RGB", (400, 300)))
+    assert decode(png, "white", 10).shape == (300, 400, 3)

@@ -112,9 +112,9 @@ def test_max_images_takes_the_first(faces):
 def test_each_image_is_loaded_once_if_kept_even_by_one_who_stops_early(faces, augmentation):
     loaded = tf.Variable(0)
 
-    def load(stored, alpha):
+    def load(stored, *decoding):
         loaded.assign_add(1)
-        return faces.load(stored, alpha)
+        return faces.load(stored, *decoding)
 
     counted = dataclasses.replace(faces, load=load)
     kwargs = {"augmentation": augmentation, "shuffle_seed": 0}

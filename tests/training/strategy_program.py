@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model_patch import Preprocessing, Task, Trunk, bind, join
+from model_patch import ImageData, Preprocessing, Task, Trunk, bind, evaluate, fit, join
 from model_patch.data import pipeline
 from model_patch.data.images import Split
+from model_patch.detection.data import DetectionData
+from model_patch.detection.data.images import ragged_split
+from model_patch.detection.data.pipeline import batches as detection_batches
 from model_patch.detection.task import DetectionTask
 from model_patch.kinds import TrainSpec
 from model_patch.training import replicated, strategies
 from model_patch.training.callbacks import Progress
-from model_patch.training.loop import fit_epochs, run_epochs, tester
+from model_patch.training.loop import run_epochs, tester
 from model_patch.training.recipe import Recipe
 from tests.conftest import SIZE, small_net
 
@@ -88,29 +91,43 @@ def one_task(train, statistics, checkpoint=None, steps=None):
     return kept.history, tested["loss"]
 
 
+def counted_split(images, classes, image_bytes=None):
+    """Returns a split of images that are decoded on demand, and the list of those that were, which grows."""
+    labels, decoded = np.arange(len(images)) % classes, []
+
+    def stored(number):
+        return tf.data.Dataset.range(number).map(lambda i: (i, tf.constant(labels)[i]))
+
+    def load(i, *decoding):
+        return tf.ensure_shape(tf.numpy_function(look_up, [i], tf.uint8), (SIZE, SIZE, 3))
+
+    def look_up(i):
+        decoded.append(int(i))
+        return images[i]
+
+    return Split(len(images), stored, load, len(images), image_bytes), decoded
+
+
+def pixels(seed=0):
+    return (255 * (random_images(seed) + 1) / 2).astype("uint8")
+
+
 def joined_tasks(share, train_trunk):
     """Two tasks with parts of different sizes, one of which counts more."""
     opened = trunk()
     tasks = [Task("shapes", ("circle", "square", "star"), opened.preprocessing)]
     tasks.append(Task("colours", ("red", "green"), opened.preprocessing))
     joined = join(opened, tasks, TrainSpec.parse("scale_bias+last", "batch"), share=share, train_trunk=train_trunk)
-    sizes = {"shapes": 8, "colours": 4}
-    data = {
-        name: (random_images(i)[:16], np.arange(16) % len(bound.task.labels))
-        for i, (name, bound) in enumerate(joined.tasks.items())
-    }
-    streams = {name: tf.data.Dataset.from_tensor_slices(data[name]).repeat().batch(sizes[name]) for name in data}
-    batches = tf.data.Dataset.zip(streams).map(
-        lambda each: ({name: x for name, (x, _) in each.items()}, {name: y for name, (_, y) in each.items()})
-    )
-    weights = {"shapes": 1.0, "colours": 0.5}
-    joined.model.compile(
-        keras.optimizers.SGD(0.05), loss=joined.losses(), loss_weights=weights, metrics=joined.metrics()
-    )
-    history = keras.callbacks.History()
-    fit_epochs(joined.model, batches, range(EPOCHS), 2, [history], metrics=joined.metrics(), weights=weights)
-    logits = predict(joined.model, {name: images for name, (images, _) in data.items()})
-    return history.history, [cross_entropy(data[name][1], logits[name]) for name in data]
+    data, decoded = {}, []
+    for i, (name, bound) in enumerate(joined.tasks.items()):
+        split, of_task = counted_split(pixels(i)[:16], len(bound.task.labels))
+        data[name] = ImageData(name, bound.task.labels, split, split, "none")
+        decoded.append(of_task)
+    sizes = np.array([[8, 4]] * (2 * EPOCHS))
+    recipe = Recipe(epochs=EPOCHS, batch_size=6, optimizer="sgd", learning_rate=0.05, augmentation="none")
+    fitted = fit(joined, data, recipe, sizes=sizes, weights={"shapes": 1.0, "colours": 0.5})
+    losses = [tested["loss"] for tested in evaluate(joined, data, recipe).values()]
+    return fitted.history | {"decoded": [*decoded[0], *decoded[1]]}, losses
 
 
 def detector():
@@ -119,12 +136,19 @@ def detector():
     bound = bind(opened, task, "full")
     rng = np.random.default_rng(2)
     corners = np.sort(rng.uniform(0, 1, (NUMBER, 3, 2, 2)), axis=2).reshape(NUMBER, 3, 4)
-    classes = rng.integers(-1, 2, (NUMBER, 3, 1))  # -1 is padding: images differ in how many boxes they have.
-    images, boxes = random_images()[:16], np.concatenate([corners, classes], -1).astype("float32")[:16]
-    batches = tf.data.Dataset.from_tensor_slices((images, boxes)).batch(BATCH)
-    recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, optimizer="sgd", learning_rate=0.001)
-    kept = run_epochs(bound, bound.model, lambda epochs: batches.repeat(len(epochs)), 16, recipe)
-    return kept.history, float(np.mean(task.loss().call(boxes, predict(bound.model, images))))
+    number = rng.integers(1, 4, NUMBER)  # Images differ in how many boxes they have.
+    boxes = [each[:some] for each, some in zip(corners, number, strict=True)]
+    classes, ignored = [rng.integers(0, 2, some) for some in number], [np.zeros(some, bool) for some in number]
+    counting, decoded = counted_split(pixels(), 1)
+    split = ragged_split(np.arange(NUMBER), boxes, classes, ignored, counting.load, NUMBER)
+    data = DetectionData("objects", task.labels, split, split, "flip")
+    recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, optimizer="sgd", learning_rate=0.001, augmentation="flip")
+    fitted = fit(bound, data, recipe, seed=5)
+    found = evaluate(bound, data, recipe)
+    counted = list(decoded)
+    ((images, truth),) = detection_batches(split, opened.preprocessing, NUMBER)
+    loss = float(np.mean(task.loss().call(truth, predict(bound.model, images))))
+    return fitted.history | {"decoded": counted, "mAP": [found["mAP"]]}, loss
 
 
 def cut_off(train, statistics):
@@ -138,32 +162,36 @@ def cut_off(train, statistics):
 
 
 def counted(augmentation, cache):
-    """Trains on images that are decoded on demand, shuffled, and counted as they are decoded."""
-    images, labels, decoded = (255 * (random_images() + 1) / 2).astype("uint8"), np.arange(NUMBER) % 3, []
-
-    def stored(number):
-        return tf.data.Dataset.range(number).map(lambda i: (i, tf.constant(labels)[i]))
-
-    def load(i, alpha):
-        return tf.ensure_shape(tf.numpy_function(look_up, [i], tf.uint8), (SIZE, SIZE, 3))
-
-    def look_up(i):
-        decoded.append(int(i))
-        return images[i]
-
+    """Trains on images that are shuffled, and counted as they are decoded."""
+    images = pixels()
+    split, decoded = counted_split(images, 3, images.nbytes)
     opened = trunk()
     task = Task("shapes", ("circle", "square", "star"), opened.preprocessing)
     bound = bind(opened, task, TrainSpec.parse("scale_bias+last", "batch"))
     recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, learning_rate=0.03)
     options = {"augmentation": augmentation, "shuffle_seed": 5, "cache": cache, "share": replicated.own_share()}
-    train = functools.partial(
-        pipeline.batches, Split(NUMBER, stored, load, NUMBER, images.nbytes), opened.preprocessing, BATCH, **options
-    )
+    train = functools.partial(pipeline.batches, split, opened.preprocessing, BATCH, **options)
     kept = run_epochs(bound, bound.model, lambda epochs: train(epochs=epochs), NUMBER, recipe)
-    return kept.history | {"decoded": decoded}, cross_entropy(labels, predict(bound.model, random_images()))
+    return kept.history | {"decoded": decoded}, cross_entropy(
+        np.arange(NUMBER) % 3, predict(bound.model, random_images())
+    )
+
+
+def whole(train, **options):
+    """All that `fit` and `evaluate` do: the last layer, epochs, validation, statistics, and the test."""
+    split, decoded = counted_split(pixels(), 3)
+    opened = trunk()
+    task = Task("shapes", ("circle", "square", "star"), opened.preprocessing)
+    bound = bind(opened, task, TrainSpec.parse(train, "batch"))
+    data = ImageData("shapes", task.labels, split, split, "shift", validation=split)
+    recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, augmentation="shift", **options)
+    fitted = fit(bound, data, recipe, seed=5)
+    return fitted.history | {"decoded": decoded}, evaluate(bound, data, recipe)["loss"]
 
 
 TRAININGS = {
+    "a task, from fit to evaluate": lambda: whole("scale_bias+last", learning_rate=0.03),
+    "the last layer": lambda: whole("last"),
     "decoded in each epoch": lambda: counted("shift", cache=False),
     "decoded once": lambda: counted("none", cache=True),
     "frozen statistics": lambda: one_task("scale_bias+last", "frozen"),
@@ -190,7 +218,7 @@ def main(strategy: str, file: str, *names: str):
             history, tested = trainings[name]()
             replicas = getattr(strategies.current(), "num_replicas_in_sync", 1)
             for measured in ("seconds", "input_wait"):
-                history.pop(measured)  # It is there, but never the same.
+                history.pop(measured, None)  # It is never the same.
             decoded = history.pop("decoded", [])
             found[name] = {"history": history, "tested": tested, "replicas": replicas, "decoded": decoded}
     Path(file).write_text(json.dumps(found))

@@ -8,11 +8,11 @@ Spec                         | Images
 """
 
 from model_patch.detection.data import coco, scenes, tfds
-from model_patch.detection.data.images import DetectionData, DetectionSplit
+from model_patch.detection.data.images import DetectionData
 from model_patch.errors import ModelPatchError, unknown
 from model_patch.spec import parse
 
-__all__ = ["DetectionData", "DetectionSplit", "open_detection_data"]
+__all__ = ["DetectionData", "open_detection_data"]
 
 _SOURCES = {"scenes": scenes.open_scenes, "coco": coco.open_coco, "tfds": tfds.open_tfds}
 

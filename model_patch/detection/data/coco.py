@@ -15,9 +15,10 @@ import numpy as np
 
 from model_patch.data.decoding import FORMATS, decode, read_file
 from model_patch.data.image_files import Frame, read_frame
+from model_patch.data.images import Split
 from model_patch.detection.data import coco_file
 from model_patch.detection.data.coco_file import TOLERANCE, CocoFile
-from model_patch.detection.data.images import DetectionData, DetectionSplit, ragged_split, turned
+from model_patch.detection.data.images import DetectionData, ragged_split, turned
 from model_patch.errors import ModelPatchError
 from model_patch.files import as_path, is_remote, read_bytes
 from model_patch.progress import progress
@@ -125,11 +126,11 @@ def annotated(file: CocoFile, folder: Path, notes: list[str]) -> list[Annotated]
     return [Annotated(paths[key], boxes[own], file.classes[own], file.crowds[own]) for key, own in rows.items()]
 
 
-def _split(images: list[Annotated]) -> DetectionSplit:
+def _split(images: list[Annotated]) -> Split:
     remote = any(is_remote(each.path) for each in images[:1])
 
-    def load(path):
-        return decode(read_file(path, read_bytes if remote else None))
+    def load(path, *decoding):
+        return decode(read_file(path, read_bytes if remote else None), *decoding)
 
     paths = [os.fsencode(str(each.path)) for each in images]
     boxes, classes, crowds = ([getattr(each, part) for each in images] for part in ("boxes", "classes", "crowds"))

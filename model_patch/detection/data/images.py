@@ -1,5 +1,9 @@
 """The images of one detection task: what every source of them opens.
 
+The stored examples of its splits are `(stored form, boxes, classes, ignored)`: float32 `(boxes, 4)`, `(ymin, xmin, ymax, xmax)`
+as fractions; int32 `(boxes,)`; bool `(boxes,)`, true for boxes that are neither trained on nor, in tests, counted: crowds
+(COCO) and difficult objects (VOC).
+
 Images are upright wherever they are used. Boxes that were drawn on the pixels as stored are turned with their image.
 Rules for boxes, in every source: boxes are clipped to the image; boxes without area, before or after that, are left
 out; images without boxes stay, and teach what background is. Sources that see all their boxes when they are opened say in a
@@ -12,45 +16,10 @@ from collections.abc import Callable
 import numpy as np
 
 from model_patch.data.decoding import is_turned
+from model_patch.data.images import Split
 
 MAX_BOXES = 100
 """Training uses at most this many boxes of an image, the first ones. COCO's have up to 93."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DetectionSplit:
-    """The training or the test images of a detection task, in a fixed order that is a fair sample from the beginning.
-
-    Attributes:
-        num_images: how many there are.
-        stored: `stored(n)` returns the first n as a `tf.data.Dataset` of `(stored form, boxes, classes, ignored)`: float32
-            `(boxes, 4)`, as fractions; int32 `(boxes,)`; bool `(boxes,)`, true for boxes that are neither trained on nor,
-            in tests, counted: crowds (COCO) and difficult objects (VOC).
-        load: from one stored form, a tensor, to the image, uint8 `(height, width, 3)`; runs inside `tf.data`.
-        stored_bytes: size of all images in their stored form.
-    """
-
-    num_images: int
-    stored: Callable
-    load: Callable
-    stored_bytes: int
-
-    def dataset(self, max_images: int | None = None):
-        """Returns the images in their order, `(image, boxes, classes, ignored)`, the boxes by the rules above.
-
-        Args:
-            max_images: use at most this many, the first ones; None for all.
-        """
-        import tensorflow as tf
-
-        def load(form, boxes, classes, ignored):
-            return self.load(form), *tidy(boxes, classes, ignored)
-
-        return self.stored(self.take(max_images)).map(load, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-
-    def take(self, max_images: int | None) -> int:
-        """Returns the number of images if at most `max_images` are used; None for all."""
-        return self.num_images if max_images is None else min(max_images, self.num_images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +37,8 @@ class DetectionData:
 
     name: str
     labels: tuple[str, ...]
-    train: DetectionSplit
-    test: DetectionSplit
+    train: Split
+    test: Split
     augmentation: str
     notes: tuple[str, ...] = ()
 
@@ -104,7 +73,7 @@ def ragged_split(forms, boxes: list[np.ndarray], classes: list, ignored: list, l
     Args:
         forms: the stored forms, an array or a list, one per image.
         boxes, classes, ignored: of each image, arrays `(boxes, 4)`, `(boxes,)` and `(boxes,)`.
-        load, stored_bytes: see `DetectionSplit`.
+        load, stored_bytes: see `Split`.
     """
     ends = np.cumsum([0, *map(len, boxes)])
     flat_boxes = np.concatenate([np.zeros((0, 4), "float32"), *boxes]).astype("float32")
@@ -117,6 +86,6 @@ def ragged_split(forms, boxes: list[np.ndarray], classes: list, ignored: list, l
         with tf.device("CPU"):
             held = tf.data.Dataset.from_tensor_slices((forms[:number], ends[:number], ends[1 : number + 1]))
             flat = [tf.constant(each) for each in (flat_boxes, flat_classes, flat_ignored)]
-        return held.map(lambda form, start, end: (form, *(each[start:end] for each in flat)))
+        return held.map(lambda form, start, end: (form, *tidy(*(each[start:end] for each in flat))))
 
-    return DetectionSplit(len(boxes), stored, load, stored_bytes)
+    return Split(len(boxes), stored, load, stored_bytes, None)

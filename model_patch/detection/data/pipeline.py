@@ -1,13 +1,13 @@
 """From images with boxes to batches that a detector learns from."""
 
+import dataclasses
 from collections.abc import Callable
 
+from model_patch.data import pipeline
 from model_patch.data.augment import AUGMENTATIONS as IMAGE_AUGMENTATIONS
 from model_patch.data.augment import augmenter as image_augmenter
-from model_patch.data.epochs import in_epochs, numbered, shuffled
-from model_patch.data.pipeline import CACHE_BYTES, SHUFFLE_BYTES
-from model_patch.detection.data.images import MAX_BOXES, DetectionSplit, tidy
-from model_patch.errors import require_number
+from model_patch.data.images import Split
+from model_patch.detection.data.images import MAX_BOXES, tidy
 from model_patch.preprocessing import Preprocessing
 
 CROP_AREA = (0.3, 1.0)
@@ -62,62 +62,53 @@ def augmenter(names: str) -> Callable:
     return image_augmenter(names, AUGMENTATIONS, "augmentation of detection")
 
 
-def batches(
-    split: DetectionSplit,
-    preprocessing: Preprocessing,
-    batch_size: int,
-    *,
-    max_images: int | None = None,
-    augmentation: str = "none",
-    shuffle_seed: int | None = None,
-    epochs: range = range(1),
-    cache: bool = True,
-):
+def batches(split: Split, preprocessing: Preprocessing, batch_size: int, *, augmentation: str = "none", **options):
     """Returns preprocessed batches; every image comes once per epoch, in batches of nearly equal size.
 
     Args:
-        split: where the images come from.
+        split: of a detection task.
         preprocessing: image size and scaling.
-        batch_size: the most images per batch, at least 1; see `model_patch.data.epochs.batch_sizes`.
-        max_images: use at most this many images, the first of the split; None for all.
+        batch_size: the most images per batch.
         augmentation: names in `AUGMENTATIONS` joined by `+`; differs in every epoch.
-        shuffle_seed: reshuffles in every epoch; None keeps the split's order.
-        epochs: numbers of the epochs, whose batches follow one another, as in `model_patch.data.pipeline`.
-        cache: whether images are kept in memory in their stored form, where that takes little.
+        **options: further ones of `model_patch.data.pipeline.batches`.
 
     Returns:
-        `tf.data.Dataset` of `(images, boxes)`, float32 `(batch, image_size, image_size, 3)`, and float32 `(batch, MAX_BOXES,
-        5)`: boxes and their classes, of which negative ones are padding. Boxes to be ignored are not among them.
+        As that, with boxes in place of labels: float32 `(batch, MAX_BOXES, 5)`, boxes and their classes, of which negative ones
+        are padding. Boxes to be ignored are not among them.
 
     Raises:
         ModelPatchError: an augmentation is unknown.
     """
     import tensorflow as tf
 
-    require_number("batch_size", batch_size, 1, whole=True)
     augment = augmenter(augmentation)
-    number = split.take(max_images)
 
-    def prepare(example, seed):
-        image, boxes, classes, ignored = example
-        image, boxes = augment(split.load(image), boxes, seed)
+    def stored(number: int):
+        return split.stored(number).map(lambda form, *truth: (form, _packed(*truth)))
+
+    def finish(image, packed, seed):
+        boxes, classes, ignored = _unpacked(packed)
+        image, boxes = augment(image, boxes, seed)
         boxes, classes, ignored = tidy(boxes, classes, ignored)
-        rows = tf.concat([boxes, tf.cast(classes, "float32")[:, None]], axis=-1)
-        rows = tf.boolean_mask(rows, ~ignored)[:MAX_BOXES]
+        rows = tf.boolean_mask(tf.concat([boxes, classes[:, None]], axis=-1), ~ignored)[:MAX_BOXES]
         padding = tf.constant([[0.0, 0.0, 0.0, 0.0, -1.0]])
         rows = tf.concat([rows, tf.repeat(padding, MAX_BOXES - tf.shape(rows)[0], axis=0)], axis=0)
         return preprocessing.resize(image), tf.ensure_shape(rows, (MAX_BOXES, 5))
 
-    examples = split.stored(number)
-    if cache and split.stored_bytes * number // max(1, split.num_images) <= CACHE_BYTES:
-        examples = examples.cache()
+    packed = dataclasses.replace(split, stored=stored)
+    return pipeline.batches(packed, preprocessing, batch_size, finish=finish, **options)
 
-    def one_epoch(epoch):
-        chosen = examples
-        if shuffle_seed is not None:
-            at_once = split.num_images * SHUFFLE_BYTES // max(1, split.stored_bytes)
-            chosen = shuffled(chosen, max(1, min(number, at_once)), shuffle_seed, epoch)
-        return numbered(chosen, shuffle_seed or 0, epoch).map(prepare, tf.data.AUTOTUNE)
 
-    chosen = in_epochs(one_epoch, epochs, number, batch_size)
-    return chosen.map(lambda x, y: (preprocessing.scale(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+def _packed(boxes, classes, ignored):
+    """Returns what belongs to an image as a scalar string: examples with different numbers of boxes have one shape."""
+    import tensorflow as tf
+
+    others = [tf.cast(each, tf.float32)[:, None] for each in (classes, ignored)]
+    return tf.io.serialize_tensor(tf.concat([boxes, *others], axis=-1))
+
+
+def _unpacked(packed):
+    import tensorflow as tf
+
+    rows = tf.ensure_shape(tf.io.parse_tensor(packed, tf.float32), (None, 6))
+    return rows[:, :4], rows[:, 4], rows[:, 5] > 0.0

@@ -9,7 +9,7 @@ from PIL import Image
 
 from model_patch.data import open_data
 from model_patch.data.images import Split
-from model_patch.detection.data.images import DetectionData, DetectionSplit, ragged_split
+from model_patch.detection.data.images import DetectionData, ragged_split
 from model_patch.errors import ModelPatchError
 from model_patch.spec import Spec
 
@@ -71,13 +71,13 @@ def _whole(spec: Spec, name: str, text: str, least: int) -> int:
     return int(text)
 
 
-def _split(source: Split, size: int, number: int, objects: int, random: np.random.RandomState) -> DetectionSplit:
+def _split(source: Split, size: int, number: int, objects: int, random: np.random.RandomState) -> Split:
     images, labels = (np.concatenate(part) for part in zip(*source.dataset().batch(BATCH), strict=True))
     grey = images[..., 0]
     scenes = [_scene(grey, labels, size, random.randint(objects + 1), random) for _ in range(number)]
     canvases, boxes, classes = zip(*scenes, strict=True)
 
-    def load(canvas):
+    def load(canvas, *decoding):
         import tensorflow as tf
 
         return tf.repeat(canvas[..., None], 3, axis=-1)

@@ -1,8 +1,9 @@
 """Detection data of TensorFlow Datasets: COCO, VOC and others whose examples hold `objects` with `bbox` and `label`."""
 
 from model_patch.data.decoding import decode, orientation
+from model_patch.data.images import Split
 from model_patch.data.tfds import check_apart, find_split, open_builder
-from model_patch.detection.data.images import DetectionData, DetectionSplit, turned
+from model_patch.detection.data.images import DetectionData, tidy, turned
 from model_patch.errors import ModelPatchError
 from model_patch.spec import Spec
 
@@ -40,7 +41,7 @@ def open_tfds(spec: Spec) -> DetectionData:
     return DetectionData(info.name, labels, train, test, "crop+flip", tuple(notes))
 
 
-def _has_boxes(split: DetectionSplit) -> bool:
+def _has_boxes(split: Split) -> bool:
     return any(len(boxes) for _, boxes, _, _ in split.stored(NUM_PROBED))
 
 
@@ -63,7 +64,7 @@ def _labels(info) -> tuple[str, ...]:
     return tuple(label.names)
 
 
-def _split(builder, name: str) -> DetectionSplit:
+def _split(builder, name: str) -> Split:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -82,10 +83,10 @@ def _split(builder, name: str) -> DetectionSplit:
                 ignored |= objects[flag]
             # TFDS draws boxes on the pixels as stored.
             boxes = turned(boxes, orientation(example["image"]))
-            return example["image"], boxes, tf.cast(objects["label"], "int32"), ignored
+            return example["image"], *tidy(boxes, tf.cast(objects["label"], "int32"), ignored)
 
         examples = builder.as_dataset(split=name, shuffle_files=False, decoders=decoding)
         return examples.map(parts).take(number)
 
     stored_bytes = info.dataset_size * num_images // info.splits.total_num_examples
-    return DetectionSplit(num_images, stored, decode, stored_bytes)
+    return Split(num_images, stored, decode, stored_bytes, None)

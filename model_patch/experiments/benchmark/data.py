@@ -96,7 +96,7 @@ def _stages(config: ConfigDict, side: int) -> dict[str, float]:
             list(zip(decoded, seeds, strict=True)),
         )
         calls["all, as in tests"] = (
-            traced(lambda path: prepare(decode(tf.io.read_file(path)))),
+            traced(lambda path: prepare(decode(tf.io.read_file(path), *prepare.decoding))),
             [(file,) for file in files],
         )
         return _cpu_times(calls, config.data_seconds)

@@ -18,7 +18,7 @@ def marked(number: int = 5, size: int = 40):
         image[top : top + height, left : left + width] = 255
         boxes.append(np.array([[top, left, top + height, left + width]]) / size)
     classes = [np.array([i]) for i in range(number)]
-    return ragged_split(images, boxes, classes, [np.zeros(1, bool)] * number, lambda image: image, images.nbytes)
+    return ragged_split(images, boxes, classes, [np.zeros(1, bool)] * number, lambda image, *_: image, images.nbytes)
 
 
 def test_batches_hold_resized_images_and_padded_boxes():
@@ -31,7 +31,9 @@ def test_batches_hold_resized_images_and_padded_boxes():
 def test_boxes_to_ignore_are_not_learnt_and_boxes_are_tidied():
     boxes = np.array([[-0.2, 0.1, 0.5, 1.4], [0.1, 0.1, 0.3, 0.3], [0.2, 0.4, 0.2, 0.6], [1.2, 0.1, 1.5, 0.4]])
     ignored = np.array([False, True, False, False])
-    split = ragged_split(np.zeros((1, 8, 8, 3), "uint8"), [boxes], [np.arange(4)], [ignored], lambda image: image, 1)
+    split = ragged_split(
+        np.zeros((1, 8, 8, 3), "uint8"), [boxes], [np.arange(4)], [ignored], lambda image, *_: image, 1
+    )
     ((_, rows),) = batches(split, PREPROCESSING, 1)
     assert (rows[0, :, 4] >= 0).numpy().sum() == 1
     np.testing.assert_allclose(rows[0, 0], [0, 0.1, 0.5, 1.0, 0], atol=1e-6)
@@ -43,7 +45,7 @@ def test_images_without_boxes_and_with_too_many_both_come():
     many = np.tile([[0.1, 0.1, 0.2, 0.2]], (MAX_BOXES + 7, 1))
     boxes = [np.zeros((0, 4)), many]
     classes, ignored = [[np.zeros(len(each), kind) for each in boxes] for kind in (int, bool)]
-    split = ragged_split(np.zeros((2, 8, 8, 3), "uint8"), boxes, classes, ignored, lambda image: image, 1)
+    split = ragged_split(np.zeros((2, 8, 8, 3), "uint8"), boxes, classes, ignored, lambda image, *_: image, 1)
     for augmentation in ("none", "flip+colour"):
         ((_, rows),) = batches(split, PREPROCESSING, 2, augmentation=augmentation)
         assert (rows[..., 4] >= 0).numpy().sum(axis=1).tolist() == [0, MAX_BOXES]
