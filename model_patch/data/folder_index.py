@@ -16,7 +16,7 @@ from model_patch.files import write_bytes
 CACHE = "MODEL_PATCH_CACHE"
 """Environment variable that names the cache folder; `~/.cache/model_patch` where it is not set."""
 
-FORMAT = 1
+FORMAT = 2
 """Part of the file's name, so that another version of this package starts an index of its own."""
 
 SETTLED_SECONDS = 2.0
@@ -25,7 +25,14 @@ SETTLED_SECONDS = 2.0
 UNKNOWN, READABLE, UNREADABLE = 0, 1, 2
 """Verdicts: only the header was read; the image was decoded; it cannot be decoded."""
 
-_COLUMNS = {"size": "int64", "modified": "int64", "pixels": "int64", "rules": "int64", "verdict": "int8"}
+_COLUMNS = {
+    "size": "int64",
+    "modified": "int64",
+    "pixels": "int64",
+    "jpeg_side": "int64",
+    "rules": "int64",
+    "verdict": "int8",
+}
 
 
 def cache_folder() -> Path:
@@ -45,6 +52,7 @@ class FolderIndex:
         paths: as they were given, in that order.
         sizes: int64 `(files,)`, bytes.
         pixels: int64 `(files,)`, width times height; -1 where it is not known yet.
+        jpeg_sides: int64 `(files,)`, the shorter side of a JPEG image; 0 for others.
         rules: int64 `(files,)`, a bit per rule of `data.image_files`.
         verdict: int8 `(files,)`, one of `UNKNOWN`, `READABLE`, `UNREADABLE`.
     """
@@ -64,6 +72,7 @@ class FolderIndex:
         self._file = cache_folder() / "folders" / f"{name}-{FORMAT}.npz"
         self.paths, self.sizes, self._modified = list(paths), sizes, modified
         self.pixels = np.full(len(paths), -1, "int64")
+        self.jpeg_sides = np.zeros(len(paths), "int64")
         self.rules = np.zeros(len(paths), "int64")
         self.verdict = np.zeros(len(paths), "int8")
         self._restore()
@@ -84,6 +93,7 @@ class FolderIndex:
             "size": self.sizes[settled],
             "modified": self._modified[settled],
             "pixels": self.pixels[settled],
+            "jpeg_side": self.jpeg_sides[settled],
             "rules": self.rules[settled],
             "verdict": self.verdict[settled],
         }
@@ -112,7 +122,7 @@ class FolderIndex:
         same = (held["size"][there] == self.sizes[here]) & (held["modified"][there] == self._modified[here])
         here, there = here[same], there[same]
         self.pixels[here], self.rules[here] = held["pixels"][there], held["rules"][there]
-        self.verdict[here] = held["verdict"][there]
+        self.jpeg_sides[here], self.verdict[here] = held["jpeg_side"][there], held["verdict"][there]
 
 
 def _joined(paths: Sequence[str]) -> bytes:

@@ -130,12 +130,14 @@ class Header:
 
     Attributes:
         pixels: width times height.
+        jpeg_side: the shorter side of a JPEG image in pixels, 0 for other formats.
         rules: those of `RULES` that apply; empty where the image is used unchanged.
         is_plain: whether the file is of a form that `decode` reads, and ends where such files end. Only the others need to be
             decoded to learn whether they can be read.
     """
 
     pixels: int
+    jpeg_side: int
     rules: tuple[str, ...]
     is_plain: bool
 
@@ -178,6 +180,7 @@ def read_header(open_file: Callable[[], BinaryIO], name: str, num_bytes: int) ->
             }.get(image.format or "", False)
             return Header(
                 image.width * image.height,
+                min(image.size) if image.format in EXTENSIONS[".jpg"] else 0,
                 tuple(rule for rule in RULES if applies[rule]),
                 is_whole and not applies[MISNAMED],
             )

@@ -5,6 +5,7 @@ TensorFlow is imported when a function runs, here and in the modules beside this
 
 import contextlib
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -30,8 +31,10 @@ class Split:
         load: `load(form, *decoding)`: from one stored form, a tensor, to the image, uint8 `(height, width, 3)`; runs inside
             `tf.data`. `decoding` is that of a `Preprocessing`; without it, images are decoded at their whole size.
         stored_bytes: size of all images in their stored form.
-        image_bytes: size of all images once decoded at their whole size; None where it is not known.
-        skips: whether an image that turns out to be unreadable is left out instead of being an error.
+        image_bytes: `image_bytes(least_side)`: size of all images once decoded, see `data.decoding.decode`; None where it is
+            not known.
+        skips: `skips(path, *decoding)` returns the pixels of one of `paths`, or None where it cannot be read: such an image is
+            left out of tests, and in training another of its label takes its place. None where it is an error.
         find_bad: decodes the images and returns the paths of those that cannot be read; None where all were decoded.
         known_labels: int64 `(num_images,)`, where they are known without reading the images.
         paths: files of the images, where they have one each.
@@ -41,18 +44,58 @@ class Split:
     stored: Callable
     load: Callable
     stored_bytes: int
-    image_bytes: int | None
-    skips: bool = False
+    image_bytes: Callable[[int], int] | None
+    skips: Callable | None = None
     find_bad: Callable[[], list[str]] | None = None
     known_labels: np.ndarray | None = None
     paths: Sequence[str] | None = None
 
-    def loaded(self, stored, then: Callable = lambda image: image, decoding: tuple = ()):
-        """Returns a `tf.data.Dataset` of `(then(image), label)` of one of `(stored form, label)`, in its order."""
+    def load_or_other(self, form, *decoding):
+        """Returns what `load` does; where unreadable images are left out, in their place the next one of the same label."""
+        if not self.skips:
+            return self.load(form, *decoding)
+        return self._in_python(form, lambda path: self._pixels_of_label(path, decoding))
+
+    def _pixels_of_label(self, path: str, decoding: tuple) -> np.ndarray:
+        """Returns the pixels of an image, or of the next one with its label that can be read."""
+        image = self.skips(path, *decoding)
+        if image is None:
+            at = self.paths.index(path)
+            same = np.flatnonzero(self.known_labels == self.known_labels[at])
+            others = (self.skips(self.paths[i], *decoding) for i in np.roll(same, -1 - np.searchsorted(same, at)))
+            image = next((each for each in others if each is not None), None)
+        if image is None:
+            raise ValueError(f"no image with the label of {path} can be read")
+        return image
+
+    def load_or_empty(self, form, *decoding):
+        """Returns what `load` does; where unreadable images are left out, in their place an image without pixels."""
+        if not self.skips:
+            return self.load(form, *decoding)
+
+        def pixels(path: str) -> np.ndarray:
+            image = self.skips(path, *decoding)
+            return np.zeros((0, 0, 3), "uint8") if image is None else image
+
+        return self._in_python(form, pixels)
+
+    def _in_python(self, form, pixels: Callable[[str], np.ndarray]):
         import tensorflow as tf
 
-        images = stored.map(lambda form, *label: (then(self.load(form, *decoding)), *label), tf.data.AUTOTUNE)
-        return images.ignore_errors() if self.skips else images
+        image = tf.numpy_function(lambda path: pixels(os.fsdecode(path)), [form], tf.uint8)
+        return tf.ensure_shape(image, (None, None, 3))
+
+    def readable(self, stored, then: Callable = lambda image: image, decoding: tuple = ()):
+        """Returns a `tf.data.Dataset` of `(then(image), label)` of one of `(stored form, label)`, in its order.
+
+        Images that are left out are missing.
+        """
+        import tensorflow as tf
+
+        images = stored.map(lambda form, *label: (self.load_or_empty(form, *decoding), *label), tf.data.AUTOTUNE)
+        if self.skips:
+            images = images.filter(lambda image, *label: tf.size(image) > 0)
+        return images.map(lambda image, *label: (then(image), *label), tf.data.AUTOTUNE)
 
     def dataset(self, max_images: int | None = None):
         """Returns the images in their order.
@@ -66,7 +109,7 @@ class Split:
         """
         import tensorflow as tf
 
-        return self.loaded(self.stored(self.take(max_images))).prefetch(tf.data.AUTOTUNE)
+        return self.readable(self.stored(self.take(max_images))).prefetch(tf.data.AUTOTUNE)
 
     def take(self, max_images: int | None) -> int:
         """Returns the number of images if at most `max_images` are used; None for all."""
@@ -106,7 +149,8 @@ class Split:
             num_images=len(positions),
             stored=stored,
             stored_bytes=self.stored_bytes * len(positions) // self.num_images,
-            image_bytes=self.image_bytes and self.image_bytes * len(positions) // self.num_images,
+            image_bytes=self.image_bytes
+            and (lambda least_side: self.image_bytes(least_side) * len(positions) // self.num_images),
             known_labels=None if self.known_labels is None else self.known_labels[positions],
             paths=None if self.paths is None else [self.paths[i] for i in positions],
         )
@@ -232,4 +276,4 @@ def array_split(images: np.ndarray, labels: np.ndarray) -> Split:
         return tf.repeat(image[..., None], 3, axis=-1) if grey else image
 
     image_bytes = images.nbytes * (3 if grey else 1)
-    return Split(len(labels), stored, load, images.nbytes, image_bytes, known_labels=labels)
+    return Split(len(labels), stored, load, images.nbytes, lambda least_side: image_bytes, known_labels=labels)

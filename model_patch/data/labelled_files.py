@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from model_patch.data import image_files
-from model_patch.data.decoding import FORMATS, decode, read_file
+from model_patch.data.decoding import FORMATS, REDUCTIONS, decode, read_file
 from model_patch.data.folder_index import READABLE, UNKNOWN, UNREADABLE, FolderIndex
 from model_patch.data.images import NUM_NAMED, ImageData, Split
 from model_patch.data.split_names import TEST, TRAIN
@@ -187,7 +187,7 @@ def _look(listed: Listed, index: FolderIndex, i: int) -> bool:
         header = image_files.read_header(lambda: as_path(path).open("rb"), path, int(index.sizes[i]))
     if header is None:
         return False
-    index.pixels[i] = header.pixels
+    index.pixels[i], index.jpeg_sides[i] = header.pixels, header.jpeg_side
     index.rules[i] = sum(1 << image_files.RULES.index(rule) for rule in header.rules)
     return header.is_plain
 
@@ -259,15 +259,7 @@ def _split(listed: Listed, files: Sequence[File], index: FolderIndex, skips: boo
     def load(path, *decoding):
         return decode(read_file(path, None if is_plain else listed.contents), *decoding)
 
-    def load_or_say(path, *decoding):
-        import tensorflow as tf
-
-        def decoded(path: bytes) -> np.ndarray:
-            return decoded_or_said(os.fsdecode(path), decoding)
-
-        return tf.ensure_shape(tf.numpy_function(decoded, [path], tf.uint8), (None, None, 3))
-
-    def decoded_or_said(absolute: str, decoding: tuple) -> np.ndarray:
+    def decoded_or_said(absolute: str, *decoding) -> np.ndarray | None:
         image = _decoded(listed, absolute, *decoding)
         if image is None:
             relative = absolute.removeprefix(f"{listed.root}/")
@@ -276,8 +268,12 @@ def _split(listed: Listed, files: Sequence[File], index: FolderIndex, skips: boo
                 index.verdict[i] = UNREADABLE
                 index.save()
                 _logger.warning("%s cannot be read and is left out", absolute)
-            raise ValueError(f"{absolute} is no image")
         return image
+
+    def image_bytes(least_side: int) -> int:
+        sides = index.jpeg_sides[at]
+        divisors = np.max([np.where(sides >= each * max(1, least_side), each, 1) for each in REDUCTIONS], axis=0)
+        return int((3 * index.pixels[at] / np.square(divisors if least_side else 1)).sum())
 
     def find_bad() -> list[str]:
         _each([i for i in at if index.verdict[i] == UNKNOWN], lambda i: _decode(listed, index, i), "decoding images")
@@ -287,10 +283,10 @@ def _split(listed: Listed, files: Sequence[File], index: FolderIndex, skips: boo
     return Split(
         len(files),
         stored,
-        load_or_say if skips else load,
+        load,
         sum(map(len, paths)),
-        3 * int(index.pixels[at].sum()),
-        skips,
+        image_bytes,
+        decoded_or_said if skips else None,
         find_bad,
         labels,
         list(map(os.fsdecode, paths)),

@@ -55,7 +55,7 @@ def batches(
         cache: whether images are cached. Otherwise only requested images are decoded.
         shuffle_bytes: images that are not cached are shuffled in their stored form, in a buffer of this many bytes.
         share: the part of every batch that this process trains on; None for all. Only images of that part are decoded, and
-            cached ones once. Where unreadable images are left out every process decodes all, as the batches depend on them.
+            cached ones once. An image that is left out of a test has the label -1.
         sizes: of the batches, as many as there shall be, instead of those of `batch_size`.
         skip: how many images of the first epoch are left out; only with `sizes`.
         finish: from an image, its label and a seed to the resized image and what a model learns of it; by default the image is
@@ -78,19 +78,28 @@ def batches(
     kept_bytes = _kept_bytes(split, preprocessing, plain, number)
     cache = cache and kept_bytes is not None and kept_bytes <= CACHE_BYTES
 
-    def load(stored):
-        return split.loaded(stored, *([preprocessing.resize] if plain else []), decoding=preprocessing.decoding)
+    resize = preprocessing.resize if plain else lambda image: image
+    leaves_out = bool(split.skips) and shuffle_seed is None and plain
+
+    def load(form):
+        return resize(split.load_or_other(form, *preprocessing.decoding))
+
+    def load_all(stored):
+        return stored.map(lambda form, label: (load(form), label), tf.data.AUTOTUNE)
+
+    def load_or_leave_out(form, label):
+        image = split.load_or_empty(form, *preprocessing.decoding)
+        blank = tf.zeros((preprocessing.image_size, preprocessing.image_size, 3))
+        return tf.cond(tf.size(image) > 0, lambda: (resize(image), label), lambda: (blank, -tf.ones_like(label)))
 
     def shuffle(images, buffer: int, epoch):
         return images if shuffle_seed is None else shuffled(images, buffer, shuffle_seed, epoch)
 
     images = split.stored(number)
-    is_shared = share is not None and not split.skips
-    if share and is_shared:
+    if share:
         images = images.enumerate().map(lambda i, image: ((i, image[0]), image[1]))
     elif cache:
-        images = load(images).cache()
-    repeats = split.skips or class_weights is not None
+        images = load_all(images).cache()
 
     def one_epoch(epoch):
         each = images if class_weights is None else resampled(images, class_weights, shuffle_seed or 0, epoch)
@@ -100,39 +109,32 @@ def batches(
         else:
             at_once = split.num_images * shuffle_bytes // max(1, split.stored_bytes)
             chosen = shuffle(each, max(1, min(number, at_once)), epoch)
-            chosen = chosen if is_shared else load(chosen)
-        if is_shared:
+            chosen = chosen if share else load_all(chosen)
+        if share:
             chosen = numbered(chosen, shuffle_seed or 0, epoch)
         elif not plain:
             chosen = numbered(chosen, shuffle_seed or 0, epoch).map(lambda x, seed: finish(*x, seed), tf.data.AUTOTUNE)
-        # Others come a second time in the place of images that are left out, so that an epoch keeps its length.
-        return chosen.repeat().take(number) if repeats else chosen
+        return chosen if class_weights is None else chosen.repeat().take(number)
 
-    if split.skips and shuffle_seed is None and plain:
-        chosen = load(split.stored(number)).batch(batch_size)  # Each once, as many as there are.
+    if leaves_out and not share:
+        chosen = split.readable(split.stored(number), resize, preprocessing.decoding).batch(batch_size)
     else:
         chosen = in_epochs(one_epoch, epochs, number, batch_size)
     if sizes is not None:
         chosen = chosen.unbatch().skip(skip).batch(batch_size).rebatch(sizes).take(len(sizes))
-    if share and is_shared:
-
-        def decode(form):
-            image = split.load(form, *preprocessing.decoding)
-            return preprocessing.resize(image) if plain else image
-
-        if cache:
-            decode = _decoded_once(decode, "float32" if plain else "uint8")
+    if share:
+        once = _decoded_once(load, "float32" if plain else "uint8") if cache else None
 
         def example_of(example, seed):
             (i, form), label = example
-            image = decode(i, form) if cache else decode(form)
+            if leaves_out:
+                return load_or_leave_out(form, label)
+            image = once(i, form) if once else load(form)
             return (image, label) if plain else finish(image, label, seed)
 
         chosen = share.of_batches(
             chosen, *((batch_sizes(number, batch_size), len(epochs)) if sizes is None else (sizes, 1)), example_of
         )
-    elif share is not None:
-        chosen = chosen.map(share.of_batch)
     return chosen.map(lambda x, *y: (preprocessing.scale(x), *y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
@@ -158,4 +160,4 @@ def _kept_bytes(split: Split, preprocessing: Preprocessing, plain: bool, number:
     """Returns the size of what a cache would hold, resized float32 images or decoded ones; None if it is not known."""
     if plain:
         return number * preprocessing.image_size**2 * 3 * 4
-    return split.image_bytes and split.image_bytes * number // split.num_images
+    return split.image_bytes and split.image_bytes(preprocessing.decoding[1]) * number // split.num_images

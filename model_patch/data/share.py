@@ -30,14 +30,6 @@ class Share:
         of_each = -(-number // self.replicas)
         return (self.first * of_each + tf.range(self.own * of_each)) % number
 
-    def of_batch(self, x, y):
-        """Returns its rows of a batch `(x, y)`, and the size of the whole batch."""
-        import tensorflow as tf
-
-        number = tf.shape(y, "int64")[0]
-        rows = self.rows(number)
-        return tf.gather(x, rows), tf.gather(y, rows), number
-
     def of_batches(self, batches, sizes: np.ndarray, epochs: int, finish: Callable):
         """Returns its rows of each batch, finished one by one, as `(x, y, number)`.
 

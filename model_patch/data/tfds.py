@@ -147,7 +147,7 @@ def _split(builder, name: str, image_key: str, label_key: str) -> Split:
     if label < 0:
         raise ModelPatchError(f"the split {name!r} of {info.name} has no labels: expected another of {_splits(info)}")
     sides = info.features[image_key].shape[:2]
-    image_bytes = None if None in sides else num_images * math.prod(sides) * 3
+    image_bytes = None if None in sides else lambda least_side: num_images * math.prod(sides) * 3
     stored_bytes = info.dataset_size * num_images // info.splits.total_num_examples
     return Split(num_images, stored, decode, stored_bytes, image_bytes)
 

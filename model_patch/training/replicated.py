@@ -187,8 +187,11 @@ class _Gathered:
         for x, y, number in self._batches:
             if isinstance(number, Mapping):
                 yield tuple({name: self._whole(part[name], number[name]) for name in number} for part in (x, y))
-            else:
-                yield self._whole(x, number), self._whole(y, number)
+                continue
+            x, y = self._whole(x, number), self._whole(y, number)
+            is_there = np.asarray(y) >= 0 if y.shape.rank == 1 else np.ones(len(y), bool)
+            if is_there.any():
+                yield x[is_there], y[is_there]
 
     def _whole(self, values, number):
         of_each = len(values) // self._share.own

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from model_patch import ModelPatchError, Preprocessing, Recipe, Task, Trunk, bind, fit, open_data
@@ -141,13 +142,14 @@ def test_or_it_is_left_out_with_a_warning_and_not_opened_again(folder, augmentat
     path = train_path(folder)
     damage(path)
     data = open_data(f"folder:{folder}", skip_bad_images=True)
-    number = data.train.num_images
     images = pipeline.batches(
         data.train, Preprocessing(SIZE, "tf"), 4, augmentation=augmentation, shuffle_seed=0, epochs=range(2)
     )
-    assert sum(len(labels) for _, labels in images) == 2 * number  # An epoch keeps its length.
+    labels = [labels for _, labels in images]
+    # An epoch keeps its length: another image with its label takes its place.
+    assert sorted(np.concatenate(labels)) == sorted(np.tile(data.train.image_labels(), 2))
     assert f"{path} cannot be read and is left out" in caplog.text
-    assert len(list(data.train.dataset())) == number - 1
+    assert len(list(data.train.dataset())) == data.train.num_images - 1
     assert num_images(folder, skip_bad_images=True) == 11
 
 
@@ -156,6 +158,18 @@ def test_tests_count_each_image_once_where_one_is_left_out(folder):
     damage(Path(os.fsdecode(next(iter(data.test.stored(1)))[0].numpy())))
     images = pipeline.batches(data.test, Preprocessing(SIZE, "tf"), 2, cache=False)
     assert sum(len(labels) for _, labels in images) == data.test.num_images - 1
+
+
+def test_an_index_knows_how_large_images_are_once_decoded_at_a_fraction(tmp_path):
+    for name in ("blue", "red"):
+        for i in range(3):
+            save(tmp_path / name / f"{i}.jpg", (1, 2, 3), size=(401, 300))
+        save(tmp_path / name / "3.png", (1, 2, 3), size=(401, 300))
+    settle(tmp_path)
+    for _ in range(2):  # Then from the index.
+        data = open_data(f"folder:{tmp_path}")
+        sizes = [sum(split.image_bytes(least) for split in (data.train, data.test)) for least in (0, 150, 151, 37)]
+        assert sizes == [pytest.approx(3 * 401 * 300 * (2 + 6 / by), abs=8) for by in (1, 4, 1, 64)]
 
 
 def test_the_summary_is_the_same_when_the_index_is_used(folder):

@@ -4,6 +4,7 @@ python -m tests.training.strategy_program STRATEGY FILE [TRAINING ...]
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import sys
@@ -91,8 +92,11 @@ def one_task(train, statistics, checkpoint=None, steps=None):
     return kept.history, tested["loss"]
 
 
-def counted_split(images, classes, image_bytes=None):
-    """Returns a split of images that are decoded on demand, and the list of those that were, which grows."""
+def counted_split(images, classes, image_bytes=None, unreadable=()):
+    """Returns a split of images that are decoded on demand, and the list of those that were, which grows.
+
+    With unreadable images it is a split that leaves them out.
+    """
     labels, decoded = np.arange(len(images)) % classes, []
 
     def stored(number):
@@ -101,11 +105,22 @@ def counted_split(images, classes, image_bytes=None):
     def load(i, *decoding):
         return tf.ensure_shape(tf.numpy_function(look_up, [i], tf.uint8), (SIZE, SIZE, 3))
 
+    def decoded_or_none(path, *decoding):
+        return None if int(path) in unreadable else look_up(int(path))
+
     def look_up(i):
         decoded.append(int(i))
         return images[i]
 
-    return Split(len(images), stored, load, len(images), image_bytes), decoded
+    split = Split(len(images), stored, load, len(images), image_bytes)
+    if unreadable:
+        paths = list(map(str, range(len(images))))
+
+        def as_paths(number):
+            return tf.data.Dataset.from_tensor_slices((paths[:number], labels[:number]))
+
+        split = dataclasses.replace(split, stored=as_paths, skips=decoded_or_none, known_labels=labels, paths=paths)
+    return split, decoded
 
 
 def pixels(seed=0):
@@ -164,7 +179,7 @@ def cut_off(train, statistics):
 def counted(augmentation, cache):
     """Trains on images that are shuffled, and counted as they are decoded."""
     images = pixels()
-    split, decoded = counted_split(images, 3, images.nbytes)
+    split, decoded = counted_split(images, 3, lambda least_side: images.nbytes)
     opened = trunk()
     task = Task("shapes", ("circle", "square", "star"), opened.preprocessing)
     bound = bind(opened, task, TrainSpec.parse("scale_bias+last", "batch"))
@@ -177,9 +192,9 @@ def counted(augmentation, cache):
     )
 
 
-def whole(train, **options):
+def whole(train, unreadable=(), **options):
     """All that `fit` and `evaluate` do: the last layer, epochs, validation, statistics, and the test."""
-    split, decoded = counted_split(pixels(), 3)
+    split, decoded = counted_split(pixels(), 3, unreadable=unreadable)
     opened = trunk()
     task = Task("shapes", ("circle", "square", "star"), opened.preprocessing)
     bound = bind(opened, task, TrainSpec.parse(train, "batch"))
@@ -192,6 +207,7 @@ def whole(train, **options):
 TRAININGS = {
     "a task, from fit to evaluate": lambda: whole("scale_bias+last", learning_rate=0.03),
     "the last layer": lambda: whole("last"),
+    "two unreadable images": lambda: whole("scale_bias+last", (3, 11), learning_rate=0.03),
     "decoded in each epoch": lambda: counted("shift", cache=False),
     "decoded once": lambda: counted("none", cache=True),
     "frozen statistics": lambda: one_task("scale_bias+last", "frozen"),
