@@ -4,7 +4,7 @@ WORKDIR ?= runs/demo
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install test test-all test-jax demo real lint docs clean
+.PHONY: install test test-all test-kerashub test-jax soak demo real lint docs clean
 
 install: $(STAMP)
 
@@ -20,9 +20,25 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=lo
 test: install
 	$(PYTEST)
 
-# The long forms, too: whole chains of scripts, runs that are killed, several devices, large nets.
+# The long forms, too: whole chains of scripts, runs that are killed, several devices, large nets; and every backbone of KerasHub.
 test-all: test
 	$(PYTEST) -m "slow and not soak"
+	$(MAKE) test-kerashub
+
+# KerasHub is in an environment of its own, over .venv: it brings packages that the others do without.
+HUB := build/kerashub
+HUB_TESTS ?= tests/trunks/test_every_backbone.py tests/trunks/test_kerashub.py tests/export/test_sources.py
+PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+test-kerashub: $(HUB)/.installed
+	$(HUB)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 -m "not soak" $(HUB_TESTS)
+
+$(HUB)/.installed: $(STAMP)
+	$(BIN)/python -m venv --clear --without-pip $(HUB)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES))')" > $$($(HUB)/bin/python $(PACKAGES))/base.pth
+	$(BIN)/python -m pip --python $(HUB)/bin/python install --disable-pip-version-check --no-deps \
+		keras-hub kagglehub kagglesdk regex sentencepiece tokenizers
+	touch $@
 
 # On JAX instead of TensorFlow: the core (layers, rewriting, binding, joining, patches), and scripts that train.
 JAX_TESTS ?= tests/layers tests/test_bind.py tests/test_join.py tests/test_kinds.py tests/test_patch.py tests/graph/test_rewrite.py \

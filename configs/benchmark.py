@@ -8,6 +8,8 @@ Weights are random: they do not change the time.
 
 from ml_collections import ConfigDict
 
+from model_patch.experiments.real_bench import specs
+
 
 def get_config() -> ConfigDict:
     """Returns the defaults of `scripts/benchmark.py`; each field is a flag, and its comment the flag's help."""
@@ -63,12 +65,19 @@ def get_config() -> ConfigDict:
     config.scale_bank_size = 96  # scale: image size of the bank in pixels.
     config.scale_bank_seconds = 30.0  # scale: for the bank.
     config.scale_images = (1_000, 10_000, 100_000, 1_000_000)  # scale: numbers of images on disk, multiples of 1,000.
-    config.lora_trunks = ("bundled", "vit")  # lora: trunks; vit: a small transformer that the suite trains first.
-    config.lora_data = "digits"  # lora: data of the task.
-    config.lora_epochs = 8  # lora: passes over the training images.
+    bench = specs()  # What `python scripts/real_bench.py` fetches.
+    config.lora_trunks = (  # lora: trunks; convnext: a small one that the suite trains first.
+        *(bench["trunk"][name] for name in ("mobilenet_v2", "dinov2_small")),
+        "convnext",
+    )
+    config.lora_size = 70  # lora: image size in pixels of all but the ConvNeXt; that of DINOv2's file.
+    config.lora_data = bench["data"]["sprites"]  # lora: data of the task.
+    config.lora_train_images = 256  # lora: training images.
+    config.lora_epochs = 5  # lora: passes over them.
     config.lora_seeds = (0, 1, 2)  # lora: seeds.
-    config.lora_rates = (0.001, 0.003, 0.01)  # lora: learning rates tried for the adapters.
-    config.lora_pretrain_data = "mnist"  # lora: data on which the transformer is trained.
-    config.lora_pretrain_epochs = 6  # lora: passes over them.
+    config.lora_rates = (0.002, 0.01)  # lora: learning rates tried for the adapters.
+    config.lora_pretrain_data = bench["data"]["fashion"]  # lora: data on which the ConvNeXt is trained.
+    config.lora_pretrain_images = 2000  # lora: training images of them.
+    config.lora_pretrain_epochs = 3  # lora: passes over them.
     config.lora_seconds = 20.0  # lora: for the time of a step, for each trunk; at least three rounds are run.
     return config

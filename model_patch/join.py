@@ -20,6 +20,29 @@ from model_patch.trunk import Trunk
 _OUTPUT_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.-]*")  # Keras opens scopes of TensorFlow by these names.
 
 
+def _save(self: keras.Model, filepath, *args, **kwargs):
+    """Saves as Keras does; raises a `ModelPatchError` for HDF5, which holds each name once: the tasks' layers share theirs."""
+    if str(filepath).endswith((".h5", ".hdf5")):
+        raise ModelPatchError(
+            f"{filepath} cannot hold a joined model, whose tasks have variables of the same names: give a file ending in .keras"
+        )
+    keras.Model.save(self, filepath, *args, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="model_patch")
+class JoinedModel(keras.Model):
+    """A functional model of joined tasks."""
+
+    save = _save
+
+
+@keras.saving.register_keras_serializable(package="model_patch")
+class FrozenNormJoinedModel(FrozenNormModel):
+    """A functional model of joined tasks with frozen statistics."""
+
+    save = _save
+
+
 @dataclasses.dataclass(frozen=True)
 class JoinedTasks:
     """K tasks on one trunk, to be trained together.
@@ -127,7 +150,7 @@ def join(
     by_size: dict[int, list[BoundTask]] = {}
     for bound in bounds:
         by_size.setdefault(bound.task.preprocessing.image_size, []).append(bound)
-    make = FrozenNormModel if train_spec.norm_statistics == "frozen" else keras.Model
+    make = FrozenNormJoinedModel if train_spec.norm_statistics == "frozen" else JoinedModel
     names = [task.name for task in tasks]
     groups = tuple(_group(make, trunks[size], group, train_trunk, names) for size, group in by_size.items())
     by_name = {bound.task.name: bound for bound in bounds}
@@ -242,7 +265,7 @@ def _joined_model(groups: Sequence[keras.Model]) -> keras.Model:
     logits: dict[str, keras.KerasTensor] = {}
     for group in groups:
         logits |= group({name: images[name] for name in group.input})
-    return keras.Model(images, logits, name=Names(taken=images).new("joined"))
+    return JoinedModel(images, logits, name=Names(taken=images).new("joined"))
 
 
 def _group(

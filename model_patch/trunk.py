@@ -115,7 +115,9 @@ class Trunk:
         def call(layer, *args, **kwargs):
             tensors = keras.tree.flatten((args, kwargs))
             sizes = {x.shape[0] for x in tensors if isinstance(x, keras.KerasTensor)}
-            taken[id(layer)] = taken.get(id(layer), False) or sizes != {BATCH}
+            # A nested graph, such as an opened attention, says nothing itself: it was rebuilt for whole images.
+            for each in [inner for _, inner in walk(layer)] if isinstance(layer, keras.Model) else [layer]:
+                taken[id(each)] = taken.get(id(each), False) or sizes != {BATCH}
             return layer(*args, **kwargs)
 
         rewrite(self.model, lambda path, layer: layer, call, reshape=lambda shape: (BATCH, *shape[1:]))

@@ -328,6 +328,19 @@ def test_the_joined_model_is_an_ordinary_keras_model(trunk, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("statistics", "sizes"), [("frozen", (SIZE,) * 3), ("batch", (SIZE,) * 3), ("batch", (SIZE, 20, 20))]
+)
+def test_a_joined_model_is_not_saved_to_hdf5_which_holds_each_name_once(trunk, tmp_path, statistics, sizes):
+    trunks = [trunk, Trunk(small_net(size=20), "net", Preprocessing(20, "tf"))]
+    model = join(trunks, tasks(sizes), TrainSpec.parse("scale_bias+last", statistics)).model
+    with pytest.raises(
+        ModelPatchError, match=r"joined\.h5 cannot hold a joined model, .*: give a file ending in \.keras"
+    ):
+        model.save(tmp_path / "joined.h5")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"tasks": []}, "there is no task to join"),

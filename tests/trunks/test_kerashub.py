@@ -116,10 +116,36 @@ def test_a_preset_in_a_folder_opens_with_its_own_size_and_scaling_and_its_patch_
     assert open_trunk(f"kerashub:{tmp_path}/preset", 32).model.input_shape == (None, 32, 32, 3)
 
 
+@pytest.mark.parametrize(
+    ("preset", "fetch"),
+    [
+        ("vit_base_patch16_224_imagenet", "kagglehub.model_download('keras/vit/keras/vit_base_patch16_224_imagenet/"),
+        ("kaggle://keras/vit/keras/some", "kagglehub.model_download('keras/vit/keras/some')"),
+        ("hf://keras/some", "huggingface_hub.snapshot_download('keras/some')"),
+    ],
+)
+def test_offline_the_error_says_what_to_fetch_and_where_to_put_it(hub, tmp_path, monkeypatch, preset, fetch):
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # Nobody listens there.
+    if preset.startswith("hf://"):  # It would wait and try again.
+        constants = pytest.importorskip("huggingface_hub.constants")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelPatchError) as raised:
+        open_trunk(f"kerashub:{preset}")
+    message = str(raised.value)
+    assert message.startswith(f"KerasHub cannot open the preset {preset} (") and "\n" not in message
+    assert f"without network, fetch it elsewhere with {fetch}" in message
+    assert message.endswith("copy the folder to any place here, and give kerashub:FOLDER")
+
+
 def test_what_cannot_be_opened_is_refused_in_one_sentence(hub, tmp_path):
     resnet(hub).save_to_preset(str(tmp_path / "bare"))
     for text, message in (
-        (f"kerashub:{tmp_path}/nowhere", "nowhere cannot be had of KerasHub: "),
+        (
+            f"kerashub:{tmp_path}/nowhere",
+            "KerasHub cannot open the preset .*nowhere .*: expected the name of a preset, ",
+        ),
         (f"kerashub:{tmp_path}/bare", r"does not say how pixels are scaled: give \?preprocessing=tf|torch|"),
         (f"kerashub:{tmp_path}/bare?weights=some", "is not understood: expected kerashub:PRESET"),
         (f"kerashub:{tmp_path}/bare?size=1", "unknown option 'size'"),

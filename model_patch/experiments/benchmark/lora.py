@@ -1,16 +1,20 @@
 """LoRA: patches against low-rank adapters of about the same number of parameters, trained by the same recipe.
 
-Form | What is trained
------|---------------
-`last` | the last layer
-`scale_bias+last` | a patch
-`lora` | adapters of the rank that comes nearest to the patch's number of parameters (Hu et al. 2021), by Keras' `enable_lora`, and the last layer: on the query and value projections of attention or on the latter, or else on every convolution of one pixel
+Form | What is trained | Serving a batch of many tasks
+-----|-----------------|------------------------------
+`last` | the last layer | each image's own last layer
+`scale_bias+last` | a patch and the last layer | a bank
+`lora` | adapters of the rank that comes nearest to the patch's number of parameters (Hu et al. 2021), by Keras' `enable_lora`, and the last layer | each image's own adapters beside the trunk's layers, and its own last layer
 
-The adapters' learning rate is the one of `lora_rates` with the highest test accuracy for the first seed: a choice in their favour.
+Adapters are on the query and value projections of attention or on the latter, or else on every convolution of one pixel and
+every dense layer. Their learning rate is the one of `lora_rates` with the highest test accuracy for the first seed: a choice
+in their favour.
 """
 
 import functools
 import logging
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
@@ -20,23 +24,34 @@ from ml_collections import ConfigDict
 import model_patch as mp
 from model_patch.errors import ModelPatchError, require_seeds
 from model_patch.experiments.benchmark.output import new_results, write_suite
+from model_patch.experiments.benchmark.serving import MAKE, compiled
 from model_patch.experiments.benchmark.timing import interleaved, milliseconds
 from model_patch.experiments.report.table import table
+from model_patch.experiments.workdir import Workdir
 from model_patch.files import as_path
-from model_patch.graph.rewrite import walk
+from model_patch.graph.rewrite import rewrite, walk
+from model_patch.trunks.weights import load_weights, save_weights
 
 _logger = logging.getLogger(__name__)
 
-VIT = "vit"
-"""Among the trunks: a small transformer, which the suite trains on `lora_pretrain_data` first."""
+CONVNEXT = "convnext"
+"""Among the trunks: a small ConvNeXt, which the suite trains on `lora_pretrain_data` first."""
 
-VIT_SIZE = 32
+CONVNEXT_SIZE = 32
 
 FORMS = ("last", "scale_bias+last", "lora")
 
+BATCH = 32
+"""Images of a step."""
+
+TASKS = 64
+"""Tasks of a batch that is timed, each with one image."""
+
 
 def run(config: ConfigDict, workdir: str | Path):
-    """Trains all forms with all seeds and writes `lora.json` and `lora.md` into the workdir.
+    """Trains all forms with all seeds, times them, and writes `lora.json` and `lora.md` into the workdir.
+
+    The same command resumes: each training is kept in `results.json` of a folder per trunk as soon as it is finished.
 
     Args:
         config: see `configs/benchmark.py`; the fields `lora_...`, `rounds`.
@@ -46,33 +61,42 @@ def run(config: ConfigDict, workdir: str | Path):
         ModelPatchError: a trunk or the data cannot be opened, or a trunk has no layer for adapters.
     """
     require_seeds(config.lora_seeds)
-    data = mp.open_data(config.lora_data)
+    workdir = as_path(workdir)
     results = new_results(data=config.lora_data, epochs=config.lora_epochs, pretrained={})
-    for name in config.lora_trunks:
-        if name == VIT:
-            trunk, accuracy = pretrained_vit(config)
-            results["pretrained"][name] = {"data": config.lora_pretrain_data, "test_accuracy": accuracy}
+    for i, name in enumerate(config.lora_trunks):
+        facts = {field: config[f"lora_{field}"] for field in ("data", "train_images", "epochs")}
+        if name == CONVNEXT:
+            trunk = mp.Trunk(convnext(), CONVNEXT, mp.Preprocessing(CONVNEXT_SIZE, "none"))
+            pretraining = {field: config[f"lora_pretrain_{field}"] for field in ("data", "images", "epochs")}
+            accuracy = _pretrain(trunk, config, Workdir(workdir / "pretrained", pretraining))
+            results["pretrained"][name] = pretraining | accuracy
         else:
-            trunk = mp.open_trunk(name)
-        results["rows"] += _rows(config, name, trunk, data)
+            trunk = mp.open_trunk(name, config.lora_size)
+        results["rows"] += _rows(
+            config, trunk, Workdir(workdir / f"trunk_{i}", facts | {"trunk": name, "image_size": config.lora_size})
+        )
         _logger.info("%s: done", name)
     columns = {
         "trunk": "{trunk}",
+        "size": "{image_size}",
         "form": "{form}",
         "parameters without head": "{parameters:,}",
         "float32 bytes": "{bytes:,}",
         "test accuracy": "{accuracy:.4f} ± {deviation:.4f}",
-        "step (ms)": "{step_ms:.1f}",
+        "step / patch's step": "{step_ratio:.2f}",
+        f"batch of {TASKS} tasks / folded net": "{serving_ratio:.2f}",
     }
-    note = f"Mean and standard deviation over the seeds {', '.join(map(str, config.lora_seeds))}; a step has {BATCH} images."
+    note = (
+        f"Mean and standard deviation over the seeds {', '.join(map(str, config.lora_seeds))}; the last layer alone is solved "
+        f"without a seed. Times: medians of the ratios of each round; a step has {BATCH} images, a batch {TASKS}, each of a "
+        "task of its own. The folded net answers for a single task, and so does the trunk with its adapters merged."
+    )
     title = f"Patches and low-rank adapters: {config.lora_data}, {config.lora_epochs} epochs"
-    write_suite(as_path(workdir), "lora", title, results, [table(results["rows"], columns), note])
+    write_suite(workdir, "lora", title, results, [table(results["rows"], columns), note])
 
 
-BATCH = 64
-
-
-def _rows(config: ConfigDict, name: str, trunk: mp.Trunk, data: mp.ImageData) -> list[dict]:
+def _rows(config: ConfigDict, trunk: mp.Trunk, workdir: Workdir) -> list[dict]:
+    data = mp.open_data(config.lora_data)
     task = mp.Task(data.name, data.labels, trunk.preprocessing)
     size = mp.bind(trunk, task, "scale_bias+last").counts().patch
     makers = {
@@ -81,52 +105,135 @@ def _rows(config: ConfigDict, name: str, trunk: mp.Trunk, data: mp.ImageData) ->
         "lora": functools.partial(lora, trunk, task, size),
     }
 
-    def accuracy(form: str, seed: int, rate: float = 0.0) -> float:
-        keras.utils.set_random_seed(seed)
-        recipe = mp.Recipe(epochs=config.lora_epochs, batch_size=BATCH, learning_rate=rate)
+    def train(form: str, seed: int, rate: float) -> list[dict]:
+        recipe = mp.Recipe(
+            epochs=config.lora_epochs,
+            batch_size=BATCH,
+            learning_rate=rate,
+            max_train_images=config.lora_train_images,
+        )
         bound = makers[form](seed=seed)
         mp.fit(bound, data, recipe, seed=seed)
         found = mp.evaluate(bound, data, recipe)["accuracy"]
-        _logger.info("%s, %s, seed %d, rate %g: %.4f", name, form, seed, rate, found)
-        return found
+        _logger.info("%s, %s, seed %d, rate %g: %.4f", trunk.model.name, form, seed, rate, found)
+        return [{"accuracy": found}]
 
-    first = config.lora_seeds[0]
-    tried = {rate: accuracy("lora", first, rate) for rate in config.lora_rates}
-    best = max(tried, key=lambda rate: tried[rate])
+    first, *others = config.lora_seeds
+    tried = [{"form": "lora", "rate": rate, "seed": first} for rate in config.lora_rates]
+    searched = [
+        row for row in workdir.run_rows({}, tried, train)["rows"] if any(key.items() <= row.items() for key in tried)
+    ]
+    best = max(searched, key=lambda row: row["accuracy"])["rate"]
+    rates = {"last": 0.0, "scale_bias+last": 0.0, "lora": best}
+    keys = [{"form": form, "rate": rates[form], "seed": seed} for seed in (first, *others) for form in FORMS[1:]]
+    trained = workdir.run_rows({}, [{"form": "last", "rate": 0.0, "seed": first}, *keys], train)["rows"]
+    times = _times(config, makers, trunk, len(data.labels))
     rows = []
     for form in FORMS:
-        rate = best if form == "lora" else 0.0
-        found = [
-            tried[rate] if form == "lora" and seed == first else accuracy(form, seed, rate)
-            for seed in config.lora_seeds
-        ]
+        found = [row["accuracy"] for row in trained if (row["form"], row["rate"]) == (form, rates[form])]
         bound = makers[form](seed=first)
         parameters = sum(int(np.prod(v.shape)) for v in bound.features.trainable_variables) if form != "last" else 0
         rows.append(
             {
-                "trunk": name,
+                "trunk": trunk.model.name,
+                "image_size": trunk.preprocessing.image_size,
                 "form": form,
                 "parameters": parameters,
                 "bytes": 4 * (parameters + bound.counts().head),
-                "learning_rate": rate,
+                "learning_rate": rates[form],
                 "accuracies": found,
                 "accuracy": float(np.mean(found)),
                 "deviation": float(np.std(found, ddof=1)) if len(found) > 1 else 0.0,
+                **times[form],
             }
         )
-    steps = {form: _step(makers[form](seed=first), len(data.labels)) for form in FORMS}
-    for row, times in zip(rows, interleaved(steps, config.rounds, 2, config.lora_seconds).values(), strict=True):
-        row["step_ms"] = milliseconds(times)
     return rows
 
 
-def _step(bound: mp.BoundTask, classes: int):
-    """Returns one training step on a batch of random images."""
-    rng, size = np.random.default_rng(0), bound.task.preprocessing.image_size
-    images = rng.uniform(-1, 1, (BATCH, size, size, 3)).astype("float32")
-    labels = rng.integers(0, classes, BATCH)
-    bound.model.compile(keras.optimizers.Adam(1e-4), bound.task.loss(), jit_compile=False)
-    return functools.partial(bound.model.train_on_batch, images, labels)
+def _times(config: ConfigDict, makers: Mapping[str, Callable], trunk: mp.Trunk, classes: int) -> dict[str, dict]:
+    """Returns the time of a training step and of a batch of `TASKS` tasks by form."""
+    size, random = trunk.preprocessing.image_size, np.random.default_rng(0)
+    images = random.uniform(-1, 1, (TASKS, size, size, 3)).astype("float32")
+    labels = random.integers(0, classes, BATCH)
+
+    def step(bound: mp.BoundTask) -> Callable[[], object]:
+        bound.model.compile(keras.optimizers.Adam(1e-4), bound.task.loss(), jit_compile=False)
+        return lambda: bound.model.train_on_batch(images[:BATCH], labels)
+
+    steps = {form: step(make(seed=0)) for form, make in makers.items()}
+    stepped = interleaved(steps, config.rounds, 2, config.lora_seconds)
+    patched = makers["scale_bias+last"](seed=0)
+    bank = ConfigDict({"kinds": "scale_bias", "classes": classes})
+    batches = {
+        "last": _mixed_with_heads(makers["last"](seed=0), classes),
+        "scale_bias+last": MAKE["bank"](patched, TASKS, bank),
+        "lora": _mixed_with_heads(makers["lora"](seed=0), classes),
+        "folded": MAKE["folded"](patched, 1, bank),
+    }
+    tasks = np.arange(TASKS)
+    served = interleaved(
+        {form: functools.partial(predict, images, tasks) for form, predict in batches.items()},
+        config.rounds,
+        2,
+        config.lora_seconds,
+    )
+    return {
+        form: {
+            "step_ms": milliseconds(stepped[form]),
+            "step_ratio": float(np.median(stepped[form] / stepped["scale_bias+last"])),
+            "serving_ms": milliseconds(served[form]),
+            "serving_ratio": float(np.median(served[form] / served["folded"])),
+            "step_rounds": len(stepped[form]),
+            "serving_rounds": len(served[form]),
+        }
+        for form in makers
+    }
+
+
+class Adapted(keras.layers.Layer):
+    """A layer and the adapters of many tasks beside it: `layer(x) + up[task] (down[task] x)` for each image of a batch.
+
+    An adapter belongs before the activation. To add it after costs the same, and nothing but time is measured here.
+    """
+
+    _mp_takes_extra = True
+
+    def __init__(self, layer: keras.layers.Layer, tasks: int):
+        super().__init__(name=layer.name)
+        self.layer, self.tasks = layer, tasks
+
+    def build(self, *_):
+        # Kernels are (inputs, outputs), of convolutions (1, 1, inputs, outputs), of attention (inputs, heads, outputs).
+        is_convolution = isinstance(self.layer, keras.layers.Conv2D)
+        *inner, outputs = self.layer.kernel.shape[2 if is_convolution else 0 :]
+        self.down = self.add_weight(shape=(self.tasks, *inner, self.layer.lora_rank), trainable=False)
+        self.up = self.add_weight(shape=(self.tasks, self.layer.lora_rank, outputs), trainable=False)
+
+    def call(self, x, extra):
+        down, up = (keras.ops.take(table, extra[0], axis=0) for table in (self.down, self.up))
+        heads, space = "h" * (len(down.shape) - 3), "xy"[: len(x.shape) - 2]
+        inner = keras.ops.einsum(f"b{space}i,bi{heads}r->b{space}{heads}r", x, down)
+        return self.layer(x) + keras.ops.einsum(f"b{space}{heads}r,bro->b{space}{heads}o", inner, up)
+
+    def compute_output_spec(self, x, extra):
+        return self.layer.compute_output_spec(x)
+
+
+def mixed(features: keras.Model, tasks: int) -> keras.Model:
+    """Returns a net with adapters as a model of images and the number of each one's task, int32, in 0..tasks-1."""
+
+    def replace(path: str, layer: keras.layers.Layer) -> keras.layers.Layer:
+        return Adapted(layer, tasks) if getattr(layer, "lora_enabled", False) else layer
+
+    return rewrite(features, replace, extra=[keras.Input((), dtype="int32", name="tasks")])
+
+
+def _mixed_with_heads(bound: mp.BoundTask, classes: int) -> Callable:
+    net = mixed(bound.features, TASKS)
+    heads = np.random.default_rng(0).normal(size=(TASKS, net.output.shape[-1], classes)).astype("float32")
+    logits = keras.ops.einsum("bi,bio->bo", net.output, keras.ops.take(heads, net.inputs[1], axis=0))
+    predict = compiled(keras.Model(net.inputs, logits))
+    return lambda images, tasks: np.asarray(predict(images, tasks.astype("int32")))
 
 
 def lora(trunk: mp.Trunk, task: mp.Task, size: int, seed: int = 0) -> mp.BoundTask:
@@ -137,7 +244,7 @@ def lora(trunk: mp.Trunk, task: mp.Task, size: int, seed: int = 0) -> mp.BoundTa
         size: number of parameters that the adapters should have.
 
     Raises:
-        ModelPatchError: the trunk has neither attention nor convolutions of one pixel.
+        ModelPatchError: the trunk has neither attention nor convolutions of one pixel nor dense layers.
     """
     bound = mp.bind(trunk, task, mp.TrainSpec.parse("full", "frozen"), seed=seed)
     layers = dict(walk(bound.features))
@@ -148,7 +255,8 @@ def lora(trunk: mp.Trunk, task: mp.Task, size: int, seed: int = 0) -> mp.BoundTa
     pointwise = [
         layer
         for layer in layers.values()
-        if type(layer) is keras.layers.Conv2D and layer.kernel_size == (1, 1) and layer.groups == 1
+        if type(layer) is keras.layers.Dense
+        or (type(layer) is keras.layers.Conv2D and layer.kernel_size == layer.strides == (1, 1) and layer.groups == 1)
     ]
     for layer in layers.values():
         layer.trainable = False
@@ -172,33 +280,34 @@ def lora(trunk: mp.Trunk, task: mp.Task, size: int, seed: int = 0) -> mp.BoundTa
     return bound
 
 
-def pretrained_vit(config: ConfigDict) -> tuple[mp.Trunk, float]:
-    """Returns a small transformer, trained on `lora_pretrain_data`, and its test accuracy there in 0..1."""
-    keras.utils.set_random_seed(0)
-    data = mp.open_data(config.lora_pretrain_data)
-    trunk = mp.Trunk(vit(), VIT, mp.Preprocessing(VIT_SIZE, "tf"), prefix_tokens=0)
-    bound = mp.bind(trunk, mp.Task(data.name, data.labels, trunk.preprocessing), "full")
-    recipe = mp.Recipe(epochs=config.lora_pretrain_epochs, batch_size=BATCH, learning_rate=1e-3)
-    mp.fit(bound, data, recipe)
-    accuracy = mp.evaluate(bound, data, recipe)["accuracy"]
-    for key, variable in trunk.variables().items():
-        variable.assign(keras.ops.copy(bound.patch_variables[key]))
-    return trunk, accuracy
+def _pretrain(trunk: mp.Trunk, config: ConfigDict, workdir: Workdir) -> dict:
+    """Trains a trunk on `lora_pretrain_data`, unless an earlier run did; returns its test accuracy there in 0..1."""
+    path = workdir.path / "trunk.safetensors"
+
+    def train(seed: int) -> list[dict]:
+        data = mp.open_data(config.lora_pretrain_data)
+        bound = mp.bind(trunk, mp.Task(data.name, data.labels, trunk.preprocessing), "full", seed=seed)
+        recipe = mp.Recipe(
+            epochs=config.lora_pretrain_epochs,
+            batch_size=BATCH,
+            learning_rate=1e-3,
+            max_train_images=config.lora_pretrain_images,
+            max_test_images=config.lora_pretrain_images // 2,
+        )
+        mp.fit(bound, data, recipe, seed=seed)
+        for key, variable in trunk.variables().items():
+            variable.assign(keras.ops.copy(bound.patch_variables[key]))
+        save_weights(trunk, path)
+        return [{"test_accuracy": mp.evaluate(bound, data, recipe)["accuracy"]}]
+
+    (row,) = workdir.run_rows({}, [{"seed": 0}], train)["rows"]
+    load_weights(trunk, path)
+    return row
 
 
-def vit(patch: int = 4, width: int = 64, heads: int = 4, blocks: int = 4) -> keras.Model:
-    """Returns a random vision transformer without class token (Dosovitskiy et al. 2021), images to tokens."""
-    layers = keras.layers
-    images = keras.Input((VIT_SIZE, VIT_SIZE, 3))
-    x = layers.Conv2D(width, patch, patch, name="patches")(images)
-    # Of zero-padded patches a depthwise convolution tells the place (Chu et al. 2021), in place of learnt positions.
-    x = layers.Add(name="place_add")([x, layers.DepthwiseConv2D(3, padding="same", name="place")(x)])
-    x = layers.Reshape(((VIT_SIZE // patch) ** 2, width), name="tokens")(x)
-    for i in range(blocks):
-        y = layers.LayerNormalization(epsilon=1e-6, name=f"block_{i}_norm1")(x)
-        y = layers.MultiHeadAttention(heads, width // heads, name=f"block_{i}_attention")(y, y)
-        x = layers.Add(name=f"block_{i}_add1")([x, y])
-        y = layers.LayerNormalization(epsilon=1e-6, name=f"block_{i}_norm2")(x)
-        y = layers.Dense(4 * width, activation="gelu", name=f"block_{i}_expand")(y)
-        x = layers.Add(name=f"block_{i}_add2")([x, layers.Dense(width, name=f"block_{i}_project")(y)])
-    return keras.Model(images, layers.LayerNormalization(epsilon=1e-6, name="norm")(x), name="vit")
+def convnext() -> keras.Model:
+    """Returns a random ConvNeXt of 3.4 million parameters (Liu et al. 2022; the sizes are those of timm's `convnext_atto`)."""
+    make = sys.modules[keras.applications.ConvNeXtTiny.__module__].ConvNeXt
+    sizes = {"depths": (2, 2, 6, 2), "projection_dims": (40, 80, 160, 320)}
+    shape = (CONVNEXT_SIZE, CONVNEXT_SIZE, 3)
+    return make(**sizes, include_top=False, pooling="avg", input_shape=shape, name=CONVNEXT)

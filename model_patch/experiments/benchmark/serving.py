@@ -146,7 +146,7 @@ def _forms(trunk: mp.Trunk, config, num_tasks: int, results: dict) -> dict[str, 
             reason = f"a model is compiled for each task: not run beyond {config.max_separate} tasks (max_separate)"
             results["not_run"].append({"tasks": num_tasks, "form": form, "reason": reason})
             continue
-        made[form] = _MAKE[form](bound, num_tasks, config)
+        made[form] = MAKE[form](bound, num_tasks, config)
         _logger.info("%d tasks, %s: made", num_tasks, form)
     return made
 
@@ -158,7 +158,7 @@ def _memory(fields: dict, form: str, num_tasks: int) -> dict:
     trunk = mp.open_trunk(config.trunk, config.image_size)
     bound = mp.bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
     before, start = resident_bytes(), time.perf_counter()
-    predict = _MAKE[form](bound, num_tasks, config)
+    predict = MAKE[form](bound, num_tasks, config)
     seconds = time.perf_counter() - start
     size, batch = trunk.preprocessing.image_size, max(config.batch_sizes)
     predict(np.zeros((batch, size, size, 3), "float32"), np.arange(batch) % num_tasks)
@@ -177,7 +177,7 @@ def _task(trunk: mp.Trunk, config, i: int) -> mp.Task:
     return mp.Task(f"task{i}", tuple(map(str, range(config.classes))), trunk.preprocessing)
 
 
-def _compiled(model):
+def compiled(model):
     """Returns a model, of images and perhaps more, as a TensorFlow function for batches of any size."""
     import tensorflow as tf
 
@@ -205,14 +205,14 @@ def _separate(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predic
         model = keras.models.clone_model(bound.model)
         model.set_weights(bound.model.get_weights())
         model.trainable = False
-        runs.append(_compiled(model))
+        runs.append(compiled(model))
         runs[-1](np.zeros((1, *bound.model.input.shape[1:]), "float32"))
     return _by_task(lambda task, images: runs[task](images))
 
 
 def _switch(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
     prepared = [_prepared(bound, _patch(bound, config, i)) for i in range(num_tasks)]
-    run = _compiled(bound.model)
+    run = compiled(bound.model)
 
     def predict(task, images):
         for variable, value in prepared[task]:
@@ -234,7 +234,7 @@ def _sub_batches(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Pre
     import tensorflow as tf
 
     net = vector_net([bound])
-    run = _compiled(net.model)
+    run = compiled(net.model)
     (first,) = net.vectors.values()
     random = np.random.default_rng(0)
     vectors = [tf.constant(first * random.uniform(0.9, 1.1, first.shape), "float32") for _ in range(num_tasks)]
@@ -250,11 +250,12 @@ def _bank(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
 
 
 def _folded(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
-    run = _compiled(mp.fold(bound).model)
+    run = compiled(mp.fold(bound).model)
     return lambda images, tasks: np.asarray(run(images))
 
 
-_MAKE = {"separate": _separate, "switch": _switch, "sub-batches": _sub_batches, "bank": _bank, "folded": _folded}
+MAKE = {"separate": _separate, "switch": _switch, "sub-batches": _sub_batches, "bank": _bank, "folded": _folded}
+"""By form, what makes it: given a bound task, a number of tasks and a config with `kinds` and `classes`."""
 
 
 def _switching(trunk: mp.Trunk, config) -> dict[str, float]:

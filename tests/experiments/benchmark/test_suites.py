@@ -1,6 +1,7 @@
 """Suites run from one end to the other on a small net, and write what they say they do. Times are not looked at."""
 
 import collections
+import itertools
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -11,11 +12,11 @@ import pytest
 
 from configs import benchmark
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk
-from model_patch.experiments.benchmark import SUITES, joint, suite
-from model_patch.experiments.benchmark.lora import lora
+from model_patch.experiments.benchmark import SUITES, joint, lora, suite
 from model_patch.experiments.benchmark.scale import fit_cost, streamed, write_shard
 from model_patch.experiments.benchmark.serving import FORMS, MIXES, mixed
 from model_patch.experiments.benchmark.timing import interleaved
+from model_patch.graph.rewrite import walk
 from tests.conftest import same, small_net, snapshot, train_steps
 from tests.token_nets import small_vit
 
@@ -179,6 +180,53 @@ def test_every_suite_is_there():
     assert all(callable(suite(name).run) for name in SUITES)
 
 
+@pytest.mark.slow
+def test_lora_resumes_and_compares_the_forms(config, tmp_path):
+    pointwise_net().save(tmp_path / "pointwise.keras")
+    spec = f"file:{tmp_path / 'pointwise.keras'}?preprocessing=tf"
+    config.lora_trunks, config.lora_size, config.lora_data = (spec, "convnext"), 8, "digits"
+    config.lora_train_images, config.lora_epochs, config.lora_seeds, config.lora_rates = 32, 1, (0, 1), (0.01, 0.1)
+    config.lora_pretrain_data, config.lora_pretrain_images, config.lora_pretrain_epochs = "digits", 32, 1
+    suite("lora").run(config, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "lora.json").read_text())
+    assert [(row["trunk"], row["form"]) for row in results["rows"]] == list(
+        itertools.product(("net", "convnext"), lora.FORMS)
+    )
+    assert [len(row["accuracies"]) for row in results["rows"]] == [1, 2, 2] * 2
+    assert all(row["step_ratio"] > 0 and row["serving_ratio"] > 0 for row in results["rows"])
+    trained = json.loads((tmp_path / "out" / "trunk_0" / "results.json").read_text())["rows"]
+    assert (
+        len(trained) == 1 + 2 + 3
+    )  # The last layer, two seeds of the patch, two of the better rate and one of the other.
+    suite("lora").run(config, tmp_path / "out")
+    again = json.loads((tmp_path / "out" / "lora.json").read_text())["rows"]
+    assert [row["accuracies"] for row in again] == [row["accuracies"] for row in results["rows"]]
+
+
+@pytest.mark.parametrize("net", [small_vit, pointwise_net])
+def test_images_of_a_batch_go_through_the_adapters_of_their_own_task(net):
+    model = net()
+    trunk = Trunk(model, "net", Preprocessing(model.input_shape[1], "tf"))
+    bound = lora.lora(trunk, Task("two", ("a", "b"), trunk.preprocessing), 150)
+    mixed, random = lora.mixed(bound.features, 2), np.random.default_rng(0)
+    images = random.normal(size=(2, *model.input_shape[1:])).astype("float32")
+    expected, kernels = [np.asarray(bound.features(images))[0]], []
+    for _, layer in walk(mixed):
+        if isinstance(layer, lora.Adapted):
+            inner = layer.layer
+            down, up = (random.normal(size=v.shape) for v in (inner.lora_kernel_a, inner.lora_kernel_b))
+            kernels += [(inner.lora_kernel_a, down), (inner.lora_kernel_b, up)]
+            down = down.reshape(layer.down.shape[1:])  # Kernels of convolutions have two axes of one pixel.
+            layer.down.assign([0 * down, down])
+            layer.up.assign([up, up])
+    given = np.asarray(mixed([images, np.array([0, 1], "int32")]))
+    for kernel, value in kernels:
+        kernel.assign(value)
+    expected.append(np.asarray(bound.features(images))[1])
+    assert kernels and not np.allclose(*expected)
+    np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("net", "size", "adapters"), [(small_vit, 150, 2 * 2 * (24 + 6)), (pointwise_net, 50, 2 * (8 + 16))]
 )
@@ -186,7 +234,7 @@ def test_adapters_have_about_as_many_parameters_as_they_should_and_begin_as_the_
     model = net()
     trunk = Trunk(model, "net", Preprocessing(model.input_shape[1], "tf"))
     before = snapshot(trunk.variables())
-    bound = lora(trunk, Task("two", ("a", "b"), trunk.preprocessing), size)
+    bound = lora.lora(trunk, Task("two", ("a", "b"), trunk.preprocessing), size)
     learnt = bound.features.trainable_variables
     assert sum(int(np.prod(v.shape)) for v in learnt) == adapters
     images = np.random.default_rng(0).uniform(-1, 1, (4, *model.input_shape[1:])).astype("float32")
