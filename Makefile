@@ -27,7 +27,7 @@ test-all: test
 
 # KerasHub is in an environment of its own, over .venv: it brings packages that the others do without.
 HUB := build/kerashub
-HUB_TESTS ?= tests/trunks/test_every_backbone.py tests/trunks/test_kerashub.py tests/export/test_sources.py
+HUB_TESTS ?= tests/trunks/test_every_backbone.py tests/trunks/test_kerashub.py tests/trunks/test_kaggle.py tests/export/test_sources.py
 PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 test-kerashub: $(HUB)/.installed

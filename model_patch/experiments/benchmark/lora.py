@@ -127,7 +127,12 @@ def _rows(config: ConfigDict, trunk: mp.Trunk, workdir: Workdir) -> list[dict]:
     rates = {"last": 0.0, "scale_bias+last": 0.0, "lora": best}
     keys = [{"form": form, "rate": rates[form], "seed": seed} for seed in (first, *others) for form in FORMS[1:]]
     trained = workdir.run_rows({}, [{"form": "last", "rate": 0.0, "seed": first}, *keys], train)["rows"]
-    times = _times(config, makers, trunk, len(data.labels))
+
+    def time_forms(seed: int, **_) -> list[dict]:
+        return [{"times": _times(config, makers, trunk, len(data.labels))}]
+
+    timed = workdir.run_rows({}, [{"form": "times", "rate": 0.0, "seed": first}], time_forms)["rows"]
+    (times,) = (row["times"] for row in timed if row["form"] == "times")
     rows = []
     for form in FORMS:
         found = [row["accuracy"] for row in trained if (row["form"], row["rate"]) == (form, rates[form])]

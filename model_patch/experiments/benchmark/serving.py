@@ -166,11 +166,11 @@ def _memory(fields: dict, form: str, num_tasks: int) -> dict:
     return {"tasks": num_tasks, "form": form, "bytes": taken, "seconds_to_make": round(seconds, 2)}
 
 
-def _patch(bound: mp.BoundTask, config: ConfigDict, i: int) -> mp.Patch:
+def _patch(bound: mp.BoundTask, i: int) -> mp.Patch:
     """Makes the patch of the i-th task, with values of its own."""
     random, first = np.random.default_rng(i), bound.patch()
     values = {k: v * random.uniform(0.9, 1.1, v.shape).astype("float32") for k, v in first.values.items()}
-    return dataclasses.replace(first, values=values, task=_task(bound.trunk, config, i))
+    return dataclasses.replace(first, values=values, task=dataclasses.replace(first.task, name=f"task{i}"))
 
 
 def _task(trunk: mp.Trunk, config, i: int) -> mp.Task:
@@ -211,7 +211,7 @@ def _separate(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predic
 
 
 def _switch(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
-    prepared = [_prepared(bound, _patch(bound, config, i)) for i in range(num_tasks)]
+    prepared = [_prepared(bound, _patch(bound, i)) for i in range(num_tasks)]
     run = compiled(bound.model)
 
     def predict(task, images):
@@ -244,7 +244,7 @@ def _sub_batches(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Pre
 def _bank(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
     bank = mp.Bank(bound.trunk, config.kinds, capacity=num_tasks, classes=config.classes)
     for i in range(num_tasks):
-        bank.add(_patch(bound, config, i))
+        bank.add(_patch(bound, i))
     names = np.array([f"task{i}" for i in range(num_tasks)])
     return lambda images, tasks: np.asarray(bank(images, list(names[tasks])))
 
@@ -263,7 +263,7 @@ def _switching(trunk: mp.Trunk, config) -> dict[str, float]:
     import tensorflow as tf
 
     bound = mp.bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
-    replaced, other = (_patch(bound, config, i) for i in range(2))
+    replaced, other = (_patch(bound, i) for i in range(2))
     prepared = _prepared(bound, other)
     bank = mp.Bank(trunk, config.kinds, capacity=2, classes=config.classes)
     bank.add(replaced)
