@@ -1,4 +1,4 @@
-"""LoRA: patches against low-rank adapters of about the same number of parameters, trained by the same recipe.
+"""LoRA: patches against low-rank adapters of about the same number of parameters, trained by the same recipe but for the rate.
 
 Form | What is trained | Serving a batch of many tasks
 -----|-----------------|------------------------------
@@ -46,6 +46,13 @@ BATCH = 32
 
 TASKS = 64
 """Tasks of a batch that is timed, each with one image."""
+
+
+class Absolute(mp.Recipe):
+    """A recipe whose rate is absolute: the half of an adapter that begins at zero has no size for a rate to be relative to."""
+
+    def is_relative(self, train_spec: mp.TrainSpec) -> bool:
+        return False
 
 
 def run(config: ConfigDict, workdir: str | Path):
@@ -106,7 +113,7 @@ def _rows(config: ConfigDict, trunk: mp.Trunk, workdir: Workdir) -> list[dict]:
     }
 
     def train(form: str, seed: int, rate: float) -> list[dict]:
-        recipe = mp.Recipe(
+        recipe = (Absolute if form == "lora" else mp.Recipe)(
             epochs=config.lora_epochs,
             batch_size=BATCH,
             learning_rate=rate,
@@ -292,7 +299,7 @@ def _pretrain(trunk: mp.Trunk, config: ConfigDict, workdir: Workdir) -> dict:
     def train(seed: int) -> list[dict]:
         data = mp.open_data(config.lora_pretrain_data)
         bound = mp.bind(trunk, mp.Task(data.name, data.labels, trunk.preprocessing), "full", seed=seed)
-        recipe = mp.Recipe(
+        recipe = Absolute(
             epochs=config.lora_pretrain_epochs,
             batch_size=BATCH,
             learning_rate=1e-3,
