@@ -1,5 +1,8 @@
 """A frozen convolution, the batch norm with frozen statistics behind it, and its activation, as one operation."""
 
+import functools
+from collections.abc import Callable
+
 import keras
 
 PRECISE = 1e-3
@@ -62,56 +65,82 @@ class ConvNorm(keras.layers.Layer):
         kernel, mean = (tf.convert_to_tensor(v) for v in (convolution.kernel, norm.moving_mean))
         if convolution.use_bias:
             mean = mean - convolution.bias
-        rate = tf.math.rsqrt(norm.moving_variance + norm.epsilon)
         gamma = tf.convert_to_tensor(norm.gamma) if norm.scale else tf.ones_like(mean)
         beta = tf.convert_to_tensor(norm.beta) if norm.center else tf.zeros_like(mean)
-        conv, conv_transposed = self._convolutions(tf, tf.shape(inputs))
+        y = self.traced(inputs, gamma, beta, kernel, mean, norm.moving_variance)
+        y.set_shape(self.compute_output_shape(inputs.shape))
+        return y
+
+    @property
+    def traced(self) -> Callable:
+        """The `tf.function` that computes the layer, which all layers of its kind share."""
+        is_depthwise = isinstance(self.convolution, keras.layers.DepthwiseConv2D)
+        strides, padding = (1, *self.convolution.strides, 1), self.convolution.padding.upper()
+        return _fused(is_depthwise, strides, padding, self.norm.epsilon, self.activation)
+
+
+@functools.cache
+def _fused(is_depthwise: bool, strides: tuple, padding: str, epsilon: float, activation: str | None) -> Callable:
+    """Returns what a `ConvNorm` computes, as a function that is traced once for all layers, of whatever shapes.
+
+    Tracing the same operations for each layer, twice with their gradients, would take most of the time before a first step.
+    """
+    import tensorflow as tf
+
+    forward, backward = tf.nn.conv2d, tf.compat.v1.nn.conv2d_backprop_input
+    if is_depthwise:
+        forward, backward = tf.nn.depthwise_conv2d, tf.nn.depthwise_conv2d_backprop_input
+    images, channels = tf.TensorSpec([None] * 4), tf.TensorSpec([None])
+
+    def unchanged(from_output, *others):
+        return from_output
+
+    def from_input(from_output, dz, x, kernel, mean, by_beta, rate, precise):
+        normed = _by_channel(tf, dz * forward(x, kernel, strides, padding)) - mean * by_beta
+        return tf.where(precise, from_output, rate * normed)
+
+    with tf.init_scope():
+        specs = [channels, images, images, images, *[channels] * 3, tf.TensorSpec([None], "bool")]
+        unchanged, again = (
+            tf.function(each, specs, autograph=False).get_concrete_function() for each in (unchanged, from_input)
+        )
+
+    @tf.function(input_signature=[images, channels, channels, images, channels, channels], autograph=False)
+    def fused(x, gamma, beta, kernel, mean, variance):
+        rate, shape = tf.math.rsqrt(variance + epsilon), tf.shape(x)
 
         def scaled(by):
-            return kernel * tf.reshape(by, [-1, convolution.depth_multiplier] if self._is_depthwise else [-1])
+            return kernel * tf.reshape(by, tf.shape(kernel)[-2:] if is_depthwise else [-1])
 
         @tf.custom_gradient
-        def fused(x, gamma, beta):
+        def with_gradient(x, gamma, beta):
             scale = gamma * rate
             shift = beta - mean * scale
-            z = tf.nn.bias_add(conv(x, scaled(scale)), shift)
-            y = {_NONE: tf.identity, _RELU: tf.nn.relu, _RELU6: tf.nn.relu6}[self.activation](z)
+            z = tf.nn.bias_add(forward(x, scaled(scale), strides, padding), shift)
+            y = {_NONE: tf.identity, _RELU: tf.nn.relu, _RELU6: tf.nn.relu6}[activation](z)
 
             def gradient(dy):
                 dz = dy
-                if self.activation == _RELU:
+                if activation == _RELU:
                     dz = tf.raw_ops.ReluGrad(gradients=dy, features=y)
-                elif self.activation == _RELU6:
+                elif activation == _RELU6:
                     dz = tf.raw_ops.Relu6Grad(gradients=dy, features=y)
                 by_beta = _by_channel(tf, dz)
                 precise = tf.abs(gamma) > PRECISE * (tf.abs(beta) + tf.abs(shift))
                 from_output = tf.math.divide_no_nan(_by_channel(tf, dz * y) - beta * by_beta, gamma)
-
-                def again():
-                    from_input = rate * (_by_channel(tf, dz * conv(x, kernel)) - mean * by_beta)
-                    return tf.where(precise, from_output, from_input)
-
-                by_gamma = tf.cond(tf.reduce_all(precise), lambda: from_output, again)
-                return conv_transposed(dz, scaled(scale)), by_gamma, by_beta
+                inputs = [from_output, dz, x, kernel, mean, by_beta, rate, precise]
+                branches = {"then_branch": unchanged, "else_branch": again}
+                # `tf.cond` would trace both branches again for each kind of layer, and write them into the graph of each layer.
+                (by_gamma,) = tf.raw_ops.StatelessIf(
+                    cond=tf.reduce_all(precise), input=inputs, Tout=[tf.float32], **branches
+                )
+                return backward(shape, scaled(scale), dz, strides, padding), by_gamma, by_beta
 
             return y, gradient
 
-        return fused(inputs, gamma, beta)
+        return with_gradient(x, gamma, beta)
 
-    @property
-    def _is_depthwise(self) -> bool:
-        return isinstance(self.convolution, keras.layers.DepthwiseConv2D)
-
-    def _convolutions(self, tf, shape):
-        """Returns the convolution and its gradient by the input, as functions of a tensor and a kernel."""
-        strides, padding = (1, *self.convolution.strides, 1), self.convolution.padding.upper()
-        forward, backward = tf.nn.conv2d, tf.compat.v1.nn.conv2d_backprop_input
-        if self._is_depthwise:
-            forward, backward = tf.nn.depthwise_conv2d, tf.nn.depthwise_conv2d_backprop_input
-        return (
-            lambda x, kernel: forward(x, kernel, strides, padding),
-            lambda dz, kernel: backward(shape, kernel, dz, strides, padding),
-        )
+    return fused
 
 
 def _by_channel(tf, x):

@@ -17,7 +17,7 @@ from model_patch.errors import ModelPatchError
 from model_patch.join import JoinedTasks
 from model_patch.kinds import TrainSpec
 from model_patch.training.callbacks import InputWait, KeepBest, Logs, Progress, StopAtNaN
-from model_patch.training.loop import Fitted, fit_epochs, tester
+from model_patch.training.loop import Fitted, build_metrics, fit_epochs, tester
 from model_patch.training.recipe import Recipe
 from model_patch.training.replicated import own_share, read_together
 from model_patch.training.resume import Checkpoint
@@ -172,3 +172,4 @@ def _compile(joined: JoinedTasks, recipe: Recipe, num_steps: int, weights: Mappi
         loss_weights=dict(weights) if weights else None,
         metrics=joined.metrics(),
     )
+    build_metrics(joined.model)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from model_patch.bind import BoundTask
-from model_patch.tasks import Task
+from model_patch.tasks import CLASSIFICATION, Task
 from model_patch.training import replicated, strategies
 from model_patch.training.adam import RelativeAdam
 from model_patch.training.balanced import Weighted
@@ -90,9 +90,7 @@ def run_epochs(
     compile_for(model, bound.task, optimizer, steps_per_epoch if in_one_call else 1, weights)
     best = None
     if validation is not None:
-        # What takes all steps of an epoch in one call, or has another loss, is tested as a model that does not.
-        is_other = in_one_call or weights is not None
-        test = tester(bound, keras.Model(model.input, model.output) if is_other else model)
+        test = tester(bound, on_features=model is not bound.model)
         chosen_by = bound.task.metrics()[0 if recipe.balance == "none" else 1].name
         best = KeepBest({"": lambda: test(validation)}, {"": chosen_by}, recipe.patience)
     kept = Checkpoint(model, checkpoint, best)
@@ -152,27 +150,32 @@ def fit_epochs(
     )
 
 
-def tester(bound: BoundTask, model: keras.Model | None = None) -> Callable:
+def tester(bound: BoundTask, on_features: bool = False) -> Callable:
     """Returns a function from batches, and callbacks, to the task's loss and metrics by name, in inference mode.
 
-    It can be called again and again, and is traced once; as is all testing of one bound task.
+    It can be called again and again. It runs the functions of `replicated.predictor` for the features and the head, so
+    that nothing is traced where these have run before. Of several workers each tests on all batches.
 
     Args:
-        bound: the task.
-        model: takes the batches and returns what the task's loss takes; by default `bound.model`.
+        bound: a classification task.
+        on_features: whether batches hold features in place of images.
     """
-    model = model or bound.model
-    if strategies.num_devices() > 1:
-        forward = replicated.predictor(model)
-        return lambda images, callbacks=(): replicated.evaluate_on_worker(
-            forward, images, bound.task.loss(), bound.task.metrics(), callbacks
-        )
+    features, head = replicated.predictor(bound.features), replicated.predictor(bound.head)
+    loss, mean, metrics = bound.task.loss(), keras.metrics.Mean("loss"), bound.task.metrics()
 
-    compile_for(model, bound.task)
-
-    def test(images, callbacks=()):
-        metrics = model.evaluate(images, verbose=0, return_dict=True, callbacks=list(callbacks))
-        return {name: float(value) for name, value in metrics.items()}
+    def test(batches, callbacks=()):
+        for metric in (mean, *metrics):
+            metric.reset_state()
+        driven = keras.callbacks.CallbackList(list(callbacks))
+        driven.on_test_begin()
+        for i, (x, y) in enumerate(batches):
+            y, outputs = np.asarray(y), head(x if on_features else features(x))
+            mean.update_state(loss(y, outputs), sample_weight=len(y))
+            for metric in metrics:
+                metric.update_state(y, outputs)
+            driven.on_test_batch_end(i)
+        driven.on_test_end()
+        return {metric.name: float(metric.result()) for metric in (mean, *metrics)}
 
     return test
 
@@ -209,28 +212,38 @@ _COMPILED: weakref.WeakKeyDictionary[keras.Model, keras.losses.Loss] = weakref.W
 def compile_for(
     model: keras.Model,
     task: Task,
-    optimizer: keras.optimizers.Optimizer | None = None,
+    optimizer: keras.optimizers.Optimizer,
     steps_per_execution: int = 1,
     class_weights: np.ndarray | None = None,
 ):
     """Compiles a model with the loss and the metrics of a task.
 
-    A model that was compiled here before is not compiled again for testing, nor where the optimizer is one of the same kind and
-    number of steps: its state is reset, and what Keras has traced of training and testing is used again.
+    A model that was compiled here before, with an optimizer of the same kind and number of steps, is not compiled again:
+    the optimizer's state is reset, and what Keras has traced of training is used again.
 
     Args:
         model: from what the task takes to what its loss takes.
         task: whose.
-        optimizer: to train with; None to test only.
+        optimizer: to train with.
         steps_per_execution: steps in one call.
         class_weights: how much an image of each class counts in the loss; by default 1 each.
     """
     is_same = model.compiled and _COMPILED.get(model) is model.loss
-    restarts = class_weights is None and steps_per_execution == 1
-    if is_same and (optimizer is None or (restarts and _restart(model.optimizer, optimizer))):
+    if is_same and class_weights is None and steps_per_execution == 1 and _restart(model.optimizer, optimizer):
         return
     # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
     loss = task.loss() if class_weights is None else Weighted(task.loss(), class_weights)
     model.compile(optimizer, loss=loss, metrics=task.metrics(), steps_per_execution=steps_per_execution)
+    if task.type == CLASSIFICATION:
+        build_metrics(model)
     if class_weights is None:
         _COMPILED[model] = model.loss
+
+
+def build_metrics(model: keras.Model):
+    """Builds the losses and metrics of a compiled classifier, or of joined ones: Keras would trace all of it to do so."""
+    outputs = keras.tree.map_structure(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), model.output)
+    labels = keras.tree.map_structure(lambda x: np.zeros(1, "int64"), outputs)
+    model.compute_loss(y=labels, y_pred=outputs)
+    model.compute_metrics(None, labels, outputs)
+    model.reset_metrics()

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from model_patch.data.share import Share
-from model_patch.graph.keras_private import layers_within
+from model_patch.graph.keras_private import layers_within, takes_training
 from model_patch.training import strategies
 
 Metrics = Sequence[keras.metrics.Metric]
@@ -103,50 +103,31 @@ def filled_up(batches, devices: int):
     return batches.map(fill, tf.data.AUTOTUNE)
 
 
-def evaluate_on_worker(
-    model: Callable, batches, loss, metrics: Metrics, callbacks: Sequence[keras.callbacks.Callback] = ()
-) -> dict[str, float]:
-    """Returns a loss and metrics by name, in inference mode.
+def predictor(layer: keras.Layer) -> Callable:
+    """Returns a function that runs a layer or a model in inference mode on this worker alone: a batch to its outputs.
 
-    Args:
-        model: what `predictor` made of it.
-        batches: of `(x, y)`, the same on every worker.
-        loss, metrics: of the output; the metrics new.
-        callbacks: called after every batch, and at the end.
+    Later calls for one layer return the same function. On TensorFlow, it has one graph for batches of all sizes, which is
+    traced on the first.
     """
-    total, number = 0.0, 0
-    driven = keras.callbacks.CallbackList(list(callbacks))
-    driven.on_test_begin()
-    for i, (x, y) in enumerate(batches):
-        y, outputs = np.asarray(y), model(x)
-        total += float(keras.ops.sum(loss.call(y, outputs)))
-        number += len(y)
-        for metric in metrics:
-            metric.update_state(y, outputs)
-        driven.on_test_batch_end(i)
-    driven.on_test_end()
-    return {"loss": total / max(1, number)} | {metric.name: float(metric.result()) for metric in metrics}
+    if not hasattr(layer, "_mp_predictor"):
+        layer._mp_predictor = _predictor(layer)
+    return layer._mp_predictor
 
 
-def predictor(model: keras.Model) -> Callable:
-    """Returns a function that runs a model in inference mode on this worker alone: a batch to its outputs.
-
-    On TensorFlow, batches of all sizes have one graph, which is traced on the first; later calls for one model return the same.
-    """
+def _predictor(layer: keras.Layer) -> Callable:
+    options = {"training": False} if takes_training(layer) else {}
     if keras.backend.backend() == "jax":
         import jax
 
-        forward = jax.jit(lambda trainable, others, x: model.stateless_call(trainable, others, x, training=False)[0])
+        forward = jax.jit(lambda trainable, others, x: layer.stateless_call(trainable, others, x, **options)[0])
         return lambda x: forward(
-            *([v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables)),
+            *([v.value for v in variables] for variables in (layer.trainable_variables, layer.non_trainable_variables)),
             np.asarray(x),
         )
     import tensorflow as tf
 
-    if not hasattr(model, "_mp_predictor"):
-        spec = tf.TensorSpec(model.input.shape, model.input.dtype)
-        model._mp_predictor = tf.function(lambda x: model(x, training=False), input_signature=[spec])
-    return model._mp_predictor
+    spec = tf.TensorSpec(layer.input.shape, layer.input.dtype)
+    return tf.function(lambda x: layer(x, **options), input_signature=[spec], autograph=False)
 
 
 def own_share() -> Share | None:

@@ -75,6 +75,19 @@ def test_scales_that_are_too_small_to_tell_the_input_are_trained_too(gamma):
     compare(bound, images_for(trunk), 1e-3)
 
 
+def test_layers_of_one_kind_share_a_trace_whatever_their_shapes():
+    layers = keras.layers
+    x = image = keras.Input((23, 23, 3))
+    for channels in (4, 5, 6):
+        x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(channels, 3)(x)))
+    trunk = Trunk(keras.Model(image, x, name="plain"), "plain", Preprocessing(23, "tf"))
+    bound = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing), FROZEN)
+    compare(bound, images_for(trunk))
+    fused = [layer for layer in fold_frozen_norms(bound.model).layers if isinstance(layer, ConvNorm)]
+    assert len(fused) == 3 and len({layer.traced for layer in fused}) == 1
+    assert fused[0].traced.experimental_get_tracing_count() == 1
+
+
 def test_layers_that_are_learnt_or_normalise_by_the_batch_are_left_as_they_are(trunk, task, images):
     def fused(train, statistics):
         graph = fold_frozen_norms(bind(trunk, task, TrainSpec.parse(train, statistics)).model)
