@@ -13,6 +13,10 @@ SIBLINGS = {"beta": "gamma", "bias": "kernel"}
 """An offset is measured by the scale beside it: what it is added to varies by about that much."""
 
 
+LEAST_CHANNEL = 0.01
+"""Of a channel of a depthwise kernel, relative to the whole kernel."""
+
+
 def sizes(variables: Sequence[keras.Variable]) -> list[float]:
     """Returns the root mean square of each variable's values; of an offset that of its sibling, if that is among them."""
     by_path = {v.path: float(np.sqrt(np.mean(np.square(ops.convert_to_numpy(v))))) for v in variables}
@@ -22,6 +26,19 @@ def sizes(variables: Sequence[keras.Variable]) -> list[float]:
         return max(LEAST_SIZE, by_path.get(f"{layer}/{SIBLINGS.get(name, name)}", by_path[path]))
 
     return [size(v.path) for v in variables]
+
+
+def channel_sizes(variable: keras.Variable) -> np.ndarray | None:
+    """Returns the root mean square of each channel of a depthwise kernel, relative to that of the whole kernel; None for others.
+
+    No channel of a depthwise convolution meets another, and a normalization brings each to its own scale: a step that is small
+    for the kernel may be large for a channel. Dimensions are kept, so that the result broadcasts to the kernel.
+    """
+    if not variable.path.endswith("/depthwise_kernel"):
+        return None
+    kernel = ops.convert_to_numpy(variable)
+    each = np.sqrt(np.mean(np.square(kernel), axis=tuple(range(kernel.ndim - 2)), keepdims=True))
+    return np.maximum(LEAST_CHANNEL, each / max(LEAST_SIZE, float(np.sqrt(np.mean(np.square(kernel))))))
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
@@ -54,7 +71,8 @@ class RelativeAdam(keras.optimizers.Adam):
     """`keras.optimizers.Adam` whose learning rate may be relative to each variable's size when training starts.
 
     A step of Adam moves every value by about the learning rate, whatever its gradient. A relative rate of 0.01 moves it by
-    one hundredth of its variable's root mean square, so that one rate fits kernels, scales and last layers of any net.
+    one hundredth of its variable's root mean square, so that one rate fits kernels, scales and last layers of any net; in a
+    depthwise kernel of its channel's, see `channel_sizes`.
 
     Args:
         learning_rate: a number or a schedule.
@@ -79,8 +97,13 @@ class RelativeAdam(keras.optimizers.Adam):
             else None
             for v in variables
         ]
+        self._channels_of = [None] * len(variables)
         if self.relative:
             self.sizes = self.add_variable((len(variables),), dtype="float32", name="sizes")
+            each = [channel_sizes(v) for v in variables]
+            self._channels_of = [
+                None if of is None else self.add_variable(of.shape, dtype="float32", name="channels") for of in each
+            ]
         self._set_by_start(variables)
 
     def _set_by_start(self, variables):
@@ -89,6 +112,9 @@ class RelativeAdam(keras.optimizers.Adam):
                 decay.assign(self.decays[variable.path])
         if self.relative:
             self.sizes.assign(sizes(variables))
+        for variable, channels in zip(variables, self._channels_of, strict=True):
+            if channels is not None:
+                channels.assign(channel_sizes(variable))
 
     def restart(self, decays: Mapping[str, np.ndarray]):
         """Sets the state to that of a training that begins now, with other weight decays for the same variables."""
@@ -96,8 +122,11 @@ class RelativeAdam(keras.optimizers.Adam):
         self._set_by_start(self._trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
         if self.relative:
-            learning_rate = learning_rate * self.sizes[self._get_variable_index(variable)]
+            learning_rate = learning_rate * self.sizes[index]
+        if self._channels_of[index] is not None:
+            learning_rate = learning_rate * self._channels_of[index]
         super().update_step(self._penalised(gradient, variable), variable, learning_rate)
 
     def _penalised(self, gradient, variable: keras.Variable):
@@ -141,10 +170,13 @@ class FusedAdam(RelativeAdam):
         }
         rate = ops.cast(self.learning_rate, "float32")
         rates = ops.unstack(rate * self.sizes, len(trainable_variables)) if self.relative else [rate] * len(grads)
-        for gradient, lr, variable, *moments in zip(
-            grads, rates, trainable_variables, self._momentums, self._velocities, strict=True
+        for gradient, lr, variable, channels, *moments in zip(
+            grads, rates, trainable_variables, self._channels_of, self._momentums, self._velocities, strict=True
         ):
             if gradient is None:
+                continue
+            if channels is not None:  # The kernel takes one rate for all values.
+                self.update_step(gradient, variable, rate)
                 continue
             gradient = ops.cast(self._penalised(gradient, variable), "float32")
             var, m, v = (each.value.handle for each in (variable, *moments))
