@@ -32,12 +32,14 @@ def channel_sizes(variable: keras.Variable) -> np.ndarray | None:
     """Returns the root mean square of each channel of a depthwise kernel, relative to that of the whole kernel; None for others.
 
     No channel of a depthwise convolution meets another, and a normalization brings each to its own scale: a step that is small
-    for the kernel may be large for a channel. Dimensions are kept, so that the result broadcasts to the kernel.
+    for the kernel may be large for a channel. Kernels are recognised by their shape, `(height, width, channels, 1)`.
+    Dimensions are kept, so that the result broadcasts to the kernel.
     """
-    if not variable.path.endswith("/depthwise_kernel"):
+    shape = variable.shape
+    if len(shape) != 4 or shape[-1] != 1 or shape[-2] == 1:
         return None
     kernel = ops.convert_to_numpy(variable)
-    each = np.sqrt(np.mean(np.square(kernel), axis=tuple(range(kernel.ndim - 2)), keepdims=True))
+    each = np.sqrt(np.mean(np.square(kernel), axis=(0, 1), keepdims=True))
     return np.maximum(LEAST_CHANNEL, each / max(LEAST_SIZE, float(np.sqrt(np.mean(np.square(kernel))))))
 
 
