@@ -206,6 +206,11 @@ class Trunk:
         """Returns every variable by key, in graph order."""
         return {key: v for path, layer in walk(self.model) for key, v in variables(path, layer).items()}
 
+    def width(self) -> float:
+        """Returns the mean number of channels of its layers: the mean length of its scales, biases and statistics; 1 without any."""
+        lengths = [v.shape[0] for v in self.variables().values() if len(v.shape) == 1]
+        return float(np.mean(lengths)) if lengths else 1.0
+
     def num_parameters(self) -> int:
         """Returns the number of values in all variables, batch norm's statistics included."""
         return sum(int(np.prod(v.shape)) for v in self.variables().values())

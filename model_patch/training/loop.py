@@ -85,7 +85,7 @@ def run_epochs(
         return Checkpoint(model)
     steps_per_epoch = math.ceil(num_images / recipe.batch_size)
     in_one_call = one_call_per_epoch and keras.backend.backend() == "tensorflow"
-    optimizer = recipe.make_optimizer(bound.train_spec, steps_per_epoch, relative, decays)
+    optimizer = recipe.make_optimizer(bound.train_spec, steps_per_epoch, relative, decays, bound.trunk.width())
     weights = class_weights if recipe.balance == "weights" else None
     compile_for(model, bound.task, optimizer, steps_per_epoch if in_one_call else 1, weights)
     best = None

@@ -60,8 +60,15 @@ PAPER_LEARNING_RATE = 0.045
 """The paper's, for RMSProp."""
 
 RELATIVE_LEARNING_RATES = {"full": 0.02, "patch": 0.01}
-"""Adam's for a classification task, in each variable's own size, see `training.adam`: for all weights, and for a patch.
-See docs/choices.md."""
+"""Adam's for a classification task, in each variable's own size, see `training.adam`: for all weights, and for a patch of
+a trunk of `REFERENCE_WIDTH`. See docs/choices.md."""
+
+REFERENCE_WIDTH = 328.0
+"""Of MobileNetV2 1.0, see `Trunk.width`. A patch's rate falls as the width rises: all channels of a layer move together, and
+the next layer adds them up (Yang et al. 2022, "Tensor Programs V")."""
+
+PATCH_RATES = (0.003, 0.03)
+"""Lowest and highest default, whatever the width."""
 
 WARM_UP = 0.1
 """Share of the steps in which a relative rate rises to its highest: Adam's first steps are as long as any, in directions
@@ -147,6 +154,7 @@ class Recipe:
         steps_per_epoch: int,
         relative: bool = False,
         decays: Mapping[str, np.ndarray] | None = None,
+        width: float = REFERENCE_WIDTH,
     ) -> keras.optimizers.Optimizer:
         """Returns a new optimizer with its schedule for `epochs * steps_per_epoch` steps.
 
@@ -155,12 +163,13 @@ class Recipe:
             steps_per_epoch: at least 1.
             relative: whether Adam's rate is relative to each variable's size; a cosine then has a warm-up.
             decays: Adam's weight decays by the path of a variable, see `training.adam.RelativeAdam`.
+            width: of the trunk, in channels; the default of a relative rate for a patch depends on it.
         """
         steps, options = self.epochs * steps_per_epoch, {"decays": decays} if decays else {}
         if not relative:
             rate = self.learning_rate or default_learning_rate(self.optimizer, train_spec)
             return OPTIMIZERS[self.optimizer](SCHEDULES[self.schedule](rate, steps, steps_per_epoch), **options)
-        rate = self.learning_rate or RELATIVE_LEARNING_RATES["full" if "full" in train_spec.kinds else "patch"]
+        rate = self.learning_rate or relative_learning_rate(train_spec, width)
         if self.schedule != "cosine":
             return _adam(SCHEDULES[self.schedule](rate, steps, steps_per_epoch), relative=True, **options)
         warm_up = max(1, round(WARM_UP * steps))
@@ -168,6 +177,14 @@ class Recipe:
             0.0, max(1, steps - warm_up), warmup_target=1.0, warmup_steps=warm_up
         )
         return _adam(_scaled(cosine, rate), relative=True, **options)
+
+
+def relative_learning_rate(train_spec: TrainSpec, width: float) -> float:
+    """Returns the relative rate to use where none is given, for a trunk of this width."""
+    if "full" in train_spec.kinds:
+        return RELATIVE_LEARNING_RATES["full"]
+    lowest, highest = PATCH_RATES
+    return min(highest, max(lowest, RELATIVE_LEARNING_RATES["patch"] * REFERENCE_WIDTH / width))
 
 
 def default_learning_rate(optimizer: str, train_spec: TrainSpec) -> float:

@@ -50,6 +50,17 @@ def test_a_relative_rate_rises_to_its_default_in_a_tenth_of_the_steps(train, rat
     assert [float(schedule(step)) for step in (0, 2, 20)] == pytest.approx([0.0, rate, 0.0], abs=1e-7)
 
 
+@pytest.mark.parametrize(("width", "rate"), [(164, 0.02), (656, 0.005), (1, 0.03), (1e5, 0.003)])
+def test_the_default_rate_of_a_patch_falls_as_the_trunk_is_wider(width, rate):
+    recipe = Recipe(epochs=1)
+    optimizer = recipe.make_optimizer(TrainSpec.parse("scale_bias+last"), 10, relative=True, width=width)
+    assert float(optimizer._learning_rate(1)) == pytest.approx(rate)
+    given = Recipe(epochs=1, learning_rate=0.01).make_optimizer(
+        TrainSpec.parse("scale_bias"), 10, relative=True, width=width
+    )
+    assert float(given._learning_rate(1)) == pytest.approx(0.01)
+
+
 def test_other_optimizers_start_at_the_papers_rate():
     optimizer = Recipe(optimizer="rmsprop").make_optimizer(TrainSpec.parse("scale_bias"), 10)
     assert float(optimizer.learning_rate) == pytest.approx(PAPER_LEARNING_RATE)
