@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -91,10 +92,11 @@ class Filler:
         return batch
 
 
-def decoder(preprocessings: Sequence[Preprocessing]) -> Callable[[Sequence[bytes]], list[DecodedImage | None]]:
+@functools.cache
+def decoder(*preprocessings: Preprocessing) -> Callable[[Sequence[bytes]], list[DecodedImage | None]]:
     """Returns a function from encoded images to decoded and resized ones, None for those that cannot be read.
 
-    Threads may call it at once.
+    Threads may call it at once. It is traced once in a process.
     """
     import tensorflow as tf
 
@@ -133,7 +135,7 @@ def decoder(preprocessings: Sequence[Preprocessing]) -> Callable[[Sequence[bytes
 
 def _reader(preprocessings: Sequence[Preprocessing]):
     """Returns a function from paths to images, None for those that cannot be read; threads may call it at once."""
-    decoded = decoder(preprocessings)
+    decoded = decoder(*preprocessings)
 
     def read(paths: Sequence[str]) -> list[DecodedImage | None]:
         found = {i: contents for i, path in enumerate(paths) if (contents := _contents(path)) is not None}

@@ -183,7 +183,7 @@ class Engine:
         self._bank.warm(sorted(sizes))
         file = io.BytesIO()
         Image.new("RGB", (8, 8)).save(file, "PNG")
-        _decoder(self.trunk.preprocessing)([file.getvalue()])
+        decoder(self.trunk.preprocessing)([file.getvalue()])
 
     def put(self, name: str, patch: Patch):
         """Adds a task, or replaces the one of that name; requests meanwhile are answered by the old one.
@@ -355,7 +355,7 @@ class Engine:
             else:
                 found[at] = _resizer(prepare)(image).numpy()
         for prepare, positions in files.items():
-            for at, image in zip(positions, _decoder(prepare)([items[at][2] for at in positions]), strict=True):
+            for at, image in zip(positions, decoder(prepare)([items[at][2] for at in positions]), strict=True):
                 found[at] = image.resized[prepare] if image else _unreadable()
         return found
 
@@ -383,11 +383,6 @@ def _set(setter: Callable, value):
     """Sets a future that may be done: another image of its request was bad, or it was cancelled."""
     with contextlib.suppress(InvalidStateError):
         setter(value)
-
-
-@functools.cache
-def _decoder(prepare: Preprocessing):
-    return decoder([prepare])
 
 
 @functools.cache

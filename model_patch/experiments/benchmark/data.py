@@ -76,16 +76,18 @@ def _stages(config: ConfigDict, side: int) -> dict[str, float]:
         # As tensors: what a function computes of a constant TensorFlow computes once.
         contents = [tf.constant(Path(path).read_bytes()) for path in paths]
         files = [tf.constant(path) for path in paths]
-        decoded = [decode(each) for each in contents]
+        reader = traced(lambda each: decode(each, *prepare.decoding))
+        decoded = [reader(each) for each in contents]
         seeds = [tf.constant(i, "int64") for i in range(len(paths))]
-
-        def traced(function: Callable) -> Callable:
-            return tf.function(function, reduce_retracing=True)
 
         calls: dict[str, tuple[Callable, list[tuple]]] = {
             "read": (traced(tf.io.read_file), [(file,) for file in files]),
-            "decode": (traced(decode), [(each,) for each in contents]),
+            "decode": (reader, [(each,) for each in contents]),
+            "decode whole": (traced(decode), [(each,) for each in contents]),
         }
+        left, height = side // 8, side * 3 // 4
+        window = traced(lambda each: tf.io.decode_and_crop_jpeg(each, (0, left, height, height), 3))
+        calls["decode the central square"] = (window, [(each,) for each in contents])
         for ratio in RATIOS:
             if side // ratio >= config.data_size:
                 reduced = traced(lambda each, ratio=ratio: tf.io.decode_jpeg(each, 3, ratio))
@@ -100,6 +102,13 @@ def _stages(config: ConfigDict, side: int) -> dict[str, float]:
             [(file,) for file in files],
         )
         return _cpu_times(calls, config.data_seconds)
+
+
+def traced(function: Callable) -> Callable:
+    """Returns a function of TensorFlow's that takes images of all sizes."""
+    import tensorflow as tf
+
+    return tf.function(function, reduce_retracing=True)
 
 
 def _cpu_times(calls: Mapping[str, tuple[Callable, list[tuple]]], seconds: float) -> dict[str, float]:
