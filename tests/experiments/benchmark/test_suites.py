@@ -105,7 +105,16 @@ def test_data(config, tmp_path):
     suite("data").run(config, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "data.json").read_text())
     stages = [row["stage"] for row in results["rows"] if row["side"] == 120]
-    assert stages == ["read", "decode", "decode whole", "decode the central square", "decode at 1/2", "resize", "crop, flip and resize", "all, as in tests"]
+    assert stages == [
+        "read",
+        "decode",
+        "decode whole",
+        "decode the central square",
+        "decode at 1/2",
+        "resize",
+        "crop, flip and resize",
+        "all, as in tests",
+    ]
     assert all(row["cpu_ms"] > 0 < row["of_step"] for row in results["rows"])
     assert "| 40 | decode |" in (tmp_path / "out" / "data.md").read_text()
 
