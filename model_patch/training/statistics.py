@@ -107,22 +107,7 @@ def _measure(
     layers = list({id(layer): layer for layer in layers_within(model) if _moves(layer)}.values())
     if not layers:
         return {}
-    index = {id(variable): i for i, variable in enumerate(model.non_trainable_variables)}
-    moving = [index[id(v)] for layer in layers for v in (layer.moving_mean, layer.moving_variance)]
-    trainable = [v.value for v in model.trainable_variables]
-    # Moving averages that start from 0 hold (1 - momentum) times the batch's statistics after one step: no state is
-    # touched, and dividing loses no digits, as it would if they started from other values.
-    start = [
-        keras.ops.zeros_like(v.value) if i in set(moving) else v.value
-        for i, v in enumerate(model.non_trainable_variables)
-    ]
-    scales = [1.0 - layer.momentum for layer in layers for _ in range(2)]
-
-    def batch_statistics(images):
-        _, after = model.stateless_call(trainable, start, images, training=True)
-        return [after[i] / scale for i, scale in zip(moving, scales, strict=True)]
-
-    batch_statistics = _compile(batch_statistics, model.input)
+    batch_statistics = _batch_statistics(model, layers)
     measured = [_Moments(layer, 0) for layer in layers]
     some = itertools.islice(batches, num_batches)
     for images in progress(some, "statistics", num_batches, "batch"):
@@ -138,6 +123,32 @@ def _measure(
     return {id(moments.layer): moments for moments in measured}
 
 
+def _batch_statistics(model: keras.Model, layers: list[keras.layers.BatchNormalization]) -> Callable:
+    """Returns a function from images to the means and variances of the batch in these layers, by turns."""
+    is_tensorflow, key = keras.backend.backend() == "tensorflow", tuple(id(layer) for layer in layers)
+    if is_tensorflow and getattr(model, "_mp_statistics", (None,))[0] == key:
+        return model._mp_statistics[1]
+    index = {id(variable): i for i, variable in enumerate(model.non_trainable_variables)}
+    moving = [index[id(v)] for layer in layers for v in (layer.moving_mean, layer.moving_variance)]
+    trainable = [v.value for v in model.trainable_variables]
+    # Moving averages that start from 0 hold (1 - momentum) times the batch's statistics after one step: no state is
+    # touched, and dividing loses no digits, as it would if they started from other values.
+    start = [
+        keras.ops.zeros_like(v.value) if i in set(moving) else v.value
+        for i, v in enumerate(model.non_trainable_variables)
+    ]
+    scales = [1.0 - layer.momentum for layer in layers for _ in range(2)]
+
+    def batch_statistics(images):
+        _, after = model.stateless_call(trainable, start, images, training=True)
+        return [after[i] / scale for i, scale in zip(moving, scales, strict=True)]
+
+    compiled = _compile(batch_statistics, model.input)
+    if is_tensorflow:  # It reads variables whenever it is called: what was traced before training is right after it.
+        object.__setattr__(model, "_mp_statistics", (key, compiled))
+    return compiled
+
+
 def _assign(measured: dict[int, _Moments]):
     for moments in measured.values():
         mean, square = moments.means / moments.count, moments.squares / moments.count
@@ -151,7 +162,7 @@ def _compile(function: Callable, inputs) -> Callable:
         import tensorflow as tf
 
         spec = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), inputs)
-        return tf.function(function, input_signature=[spec])
+        return tf.function(function, input_signature=[spec], autograph=False)
     if keras.backend.backend() == "jax":
         import jax
 
