@@ -22,11 +22,16 @@ def get_config() -> ConfigDict:
     config.tasks = (1, 8, 64, 1024)  # serving: numbers of tasks.
     config.mixes = ("identical", "uniform", "skewed", "distinct")  # serving: how the tasks of a batch are drawn.
     config.batch_sizes = (1, 16, 64)  # serving: images per batch.
-    config.forms = ("separate", "switch", "sub-batches", "bank", "folded")  # serving: ways to serve.
-    config.memory_of = config.forms  # serving: forms whose memory is measured, each in a process of its own.
+    config.forms = (  # serving: ways to serve; LiteRT and ONNX Runtime where installed.
+        *("separate", "switch", "sub-batches", "litert set"),
+        *("bank", "folded", "litert", "onnx"),
+    )
+    config.memory_of = (  # serving: forms whose memory is measured, each in a process of its own.
+        *("separate", "switch", "sub-batches", "bank", "folded"),
+    )
     config.max_separate = 64  # serving: maximum number of separate models; each is compiled and holds all weights.
     config.seconds = 6.0  # serving: for each number of tasks, mix and batch size; at least three rounds are run.
-    config.op_threads = 0  # serving: TensorFlow's intra_op_parallelism_threads; 0: the number of cores.
+    config.op_threads = 0  # serving: threads of an operation (intra_op_parallelism_threads); 0: the number of cores.
     config.joint_tasks = 4  # joint: number of tasks.
     config.joint_images_per_task = 8  # joint: images of each task in a step.
     config.joint_seconds = 30.0  # joint: for each setting.

@@ -6,10 +6,15 @@ Form | Model
 `switch` | one Keras model; for each task of a batch its parameters are assigned, then its images run
 `sub-batches` | one net that takes a task's parameters as an input; for each task of a batch its images run
 `bank` | the bank: all images at once
+`litert set` | the same as `sub-batches`, as a LiteRT file (`litert_set`) on XNNPACK
 `folded` | a folded net of one task, all images at once, as if they were all of that task: the upper bound
+`litert` | the same as a LiteRT file on XNNPACK
+`onnx` | the same as an ONNX file on ONNX Runtime
 """
 
 import dataclasses
+import functools
+import importlib.util
 import itertools
 import logging
 import tempfile
@@ -24,9 +29,11 @@ import model_patch as mp
 from model_patch.errors import require_each_once, require_known
 from model_patch.experiments.benchmark.output import new_results, write_suite
 from model_patch.experiments.benchmark.timing import in_own_process, interleaved, milliseconds, resident_bytes
+from model_patch.experiments.report.machine import num_cores
 from model_patch.experiments.report.output import new_axes
 from model_patch.experiments.report.sample import grouped
 from model_patch.experiments.report.table import Table, table
+from model_patch.export import litert_file, litert_set, onnx_file
 from model_patch.export.saved_model import export_saved_model
 from model_patch.export.vector_net import vector_net
 from model_patch.files import as_path, write_json
@@ -37,7 +44,10 @@ MIXES = ("identical", "uniform", "skewed", "distinct")
 """Which tasks a batch has: all one; drawn evenly; drawn with 1/n for the n-th most popular (Zipf); all different, or in
 turns where there are fewer tasks than images. The four settings are those of Punica's benchmark (Chen et al. 2023)."""
 
-FORMS = ("separate", "switch", "sub-batches", "bank", "folded")
+FORMS = ("separate", "switch", "sub-batches", "litert set", "bank", "folded", "litert", "onnx")
+
+NEEDS = {"litert": ("ai_edge_litert",), "litert set": ("ai_edge_litert",), "onnx": onnx_file.PACKAGES}
+"""By form, the packages without which it is not run."""
 
 Predict = Callable[[np.ndarray, np.ndarray], object]
 """Given images and the number of each one's task, computes all logits and waits for them."""
@@ -144,6 +154,11 @@ def _forms(trunk: mp.Trunk, config, num_tasks: int, results: dict) -> dict[str, 
     for form in config.forms:
         if form == "separate" and num_tasks > config.max_separate:
             reason = f"a model is compiled for each task: not run beyond {config.max_separate} tasks (max_separate)"
+            results["not_run"].append({"tasks": num_tasks, "form": form, "reason": reason})
+            continue
+        missing = [name for name in NEEDS.get(form, ()) if importlib.util.find_spec(name) is None]
+        if missing:
+            reason = f"{' and '.join(missing)} not installed"
             results["not_run"].append({"tasks": num_tasks, "form": form, "reason": reason})
             continue
         made[form] = MAKE[form](bound, num_tasks, config)
@@ -254,7 +269,62 @@ def _folded(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
     return lambda images, tasks: np.asarray(run(images))
 
 
-MAKE = {"separate": _separate, "switch": _switch, "sub-batches": _sub_batches, "bank": _bank, "folded": _folded}
+def _litert(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
+    run = _interpreter(_exported(litert_file.export, bound)["task0.tflite"], config)
+    return lambda images, tasks: run(images=images)
+
+
+def _litert_set(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
+    from safetensors.numpy import load
+
+    files = _exported(litert_set.export, bound)
+    run, first = _interpreter(files[litert_set.NET], config), load(files["task0.safetensors"])[litert_set.VECTOR]
+    random = np.random.default_rng(0)
+    vectors = [(first * random.uniform(0.9, 1.1, first.shape)).astype("float32") for _ in range(num_tasks)]
+    return _by_task(lambda task, images: run(images=images, vector=vectors[task])["logits"])
+
+
+def _onnx(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _threads(config)
+    file = _exported(onnx_file.export, bound)["task0.onnx"]
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda images, tasks: session.run(["logits"], {"images": images})
+
+
+def _threads(config: ConfigDict) -> int:
+    return config.op_threads or num_cores()
+
+
+def _exported(export: Callable, bound: mp.BoundTask) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        export([bound], Path(folder))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def _interpreter(file: bytes, config: ConfigDict) -> Callable[..., dict[str, np.ndarray]]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=file, num_threads=_threads(config))
+    return functools.partial(_run, interpreter, interpreter.get_signature_runner("serving_default"))
+
+
+def _run(interpreter, runner: Callable, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    return runner(**inputs)  # The interpreter has to live as long as its runner.
+
+
+MAKE = {
+    "separate": _separate,
+    "switch": _switch,
+    "sub-batches": _sub_batches,
+    "litert set": _litert_set,
+    "bank": _bank,
+    "folded": _folded,
+    "litert": _litert,
+    "onnx": _onnx,
+}
 """By form, what makes it: given a bound task, a number of tasks and a config with `kinds` and `classes`."""
 
 

@@ -47,8 +47,9 @@ def test_serving(config, tmp_path):
     cells = collections.Counter((row["tasks"], row["form"]) for row in results["rows"])
     assert cells[1, "bank"] == 2  # One mix, as there is one task, and two batch sizes.
     assert cells[3, "bank"] == len(MIXES) * 2
-    assert {form for tasks, form in cells if tasks == 3} == set(FORMS) - {"separate"}
-    assert [each["form"] for each in results["not_run"]] == ["separate"]
+    not_run = {each["form"] for each in results["not_run"]}
+    assert {form for tasks, form in cells if tasks == 3} == set(FORMS) - not_run
+    assert {"separate"} <= not_run <= {"separate", "onnx"}  # ONNX is optional.
     assert all(row["p99_ms"] >= row["p50_ms"] > 0 for row in results["rows"])
     assert len(results["switching_ms"]) == 5
     assert [(each["tasks"], each["form"]) for each in results["memory"]] == [(1, "bank"), (3, "bank")]
