@@ -170,6 +170,8 @@ class FusedAdam(RelativeAdam):
             "beta2_power": ops.power(self.beta_2, step),
             "epsilon": self.epsilon,
         }
+        # Once: each operation would make constants of its own.
+        scalars = {name: tf.convert_to_tensor(value, "float32") for name, value in scalars.items()}
         rate = ops.cast(self.learning_rate, "float32")
         rates = ops.unstack(rate * self.sizes, len(trainable_variables)) if self.relative else [rate] * len(grads)
         for gradient, lr, variable, channels, *moments in zip(
