@@ -170,7 +170,8 @@ def tester(bound: BoundTask, on_features: bool = False) -> Callable:
         driven.on_test_begin()
         for i, (x, y) in enumerate(batches):
             y, outputs = np.asarray(y), head(x if on_features else features(x))
-            mean.update_state(loss(y, outputs), sample_weight=len(y))
+            # By `call`: the mean that a loss takes itself is divided by the number of replicas under a strategy.
+            mean.update_state(keras.ops.mean(loss.call(y, outputs)), sample_weight=len(y))
             for metric in metrics:
                 metric.update_state(y, outputs)
             driven.on_test_batch_end(i)
