@@ -59,15 +59,15 @@ SCHEDULES = {
 PAPER_LEARNING_RATE = 0.045
 """The paper's, for RMSProp."""
 
-RELATIVE_LEARNING_RATES = {"full": 0.02, "patch": 0.01}
-"""Adam's for a classification task, in each variable's own size, see `training.adam`: for all weights, and for a patch of
-a trunk of `REFERENCE_WIDTH`. See docs/choices.md."""
+RELATIVE_LEARNING_RATE = 0.01
+"""Adam's for a classification task, in each variable's own size, see `training.adam`, on a trunk of `REFERENCE_WIDTH`. See
+docs/choices.md."""
 
 REFERENCE_WIDTH = 328.0
-"""Of MobileNetV2 1.0, see `Trunk.width`. A patch's rate falls as the width rises: all channels of a layer move together, and
+"""Of MobileNetV2 1.0, see `Trunk.width`. A relative rate falls as the width rises: all channels of a layer move together, and
 the next layer adds them up (Yang et al. 2022, "Tensor Programs V")."""
 
-PATCH_RATES = (0.003, 0.03)
+RELATIVE_RATES = (0.003, 0.03)
 """Lowest and highest default, whatever the width."""
 
 WARM_UP = 0.1
@@ -163,13 +163,13 @@ class Recipe:
             steps_per_epoch: at least 1.
             relative: whether Adam's rate is relative to each variable's size; a cosine then has a warm-up.
             decays: Adam's weight decays by the path of a variable, see `training.adam.RelativeAdam`.
-            width: of the trunk, in channels; the default of a relative rate for a patch depends on it.
+            width: of the trunk, in channels; the default of a relative rate depends on it.
         """
         steps, options = self.epochs * steps_per_epoch, {"decays": decays} if decays else {}
         if not relative:
             rate = self.learning_rate or default_learning_rate(self.optimizer, train_spec)
             return OPTIMIZERS[self.optimizer](SCHEDULES[self.schedule](rate, steps, steps_per_epoch), **options)
-        rate = self.learning_rate or relative_learning_rate(train_spec, width)
+        rate = self.learning_rate or relative_learning_rate(width)
         if self.schedule != "cosine":
             return _adam(SCHEDULES[self.schedule](rate, steps, steps_per_epoch), relative=True, **options)
         warm_up = max(1, round(WARM_UP * steps))
@@ -179,12 +179,10 @@ class Recipe:
         return _adam(_scaled(cosine, rate), relative=True, **options)
 
 
-def relative_learning_rate(train_spec: TrainSpec, width: float) -> float:
+def relative_learning_rate(width: float) -> float:
     """Returns the relative rate to use where none is given, for a trunk of this width."""
-    if "full" in train_spec.kinds:
-        return RELATIVE_LEARNING_RATES["full"]
-    lowest, highest = PATCH_RATES
-    return min(highest, max(lowest, RELATIVE_LEARNING_RATES["patch"] * REFERENCE_WIDTH / width))
+    lowest, highest = RELATIVE_RATES
+    return min(highest, max(lowest, RELATIVE_LEARNING_RATE * REFERENCE_WIDTH / width))
 
 
 def default_learning_rate(optimizer: str, train_spec: TrainSpec) -> float:
