@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
     config.lora_train_images = 256  # lora: training images.
     config.lora_epochs = 5  # lora: passes over them.
     config.lora_seeds = (0, 1, 2)  # lora: seeds.
-    config.lora_rates = (0.0005, 0.002)  # lora: learning rates tried for the adapters.
+    config.lora_rates = (0.002, 0.01)  # lora: learning rates tried for the adapters.
     config.lora_pretrain_data = bench["data"]["fashion"]  # lora: data on which the ConvNeXt is trained.
     config.lora_pretrain_images = 2000  # lora: training images of them.
     config.lora_pretrain_epochs = 3  # lora: passes over them.
