@@ -21,7 +21,10 @@ from .predict import open_tasks as open_tasks
 from .predict import predict as predict
 from .preprocessing import Preprocessing as Preprocessing
 from .tasks import Task as Task
+from .tasks.multi_label import MultiLabelTask as MultiLabelTask
+from .tasks.regression import RegressionTask as RegressionTask
 from .training.fit import Fitted as Fitted
+from .training.fit import calibrate as calibrate
 from .training.fit import evaluate as evaluate
 from .training.fit import fit as fit
 from .training.recipe import Recipe as Recipe

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ from model_patch.kinds import TrainSpec, owned
 from model_patch.layers import Patched, patch_layer, variables
 from model_patch.layers.wrapped import Frozen
 from model_patch.patch import Patch
-from model_patch.tasks import CLASSIFICATION, HEAD, Task
+from model_patch.tasks import HEAD, Task
 from model_patch.trunk import Trunk
 
 
@@ -223,8 +224,8 @@ def bind(
 class Binder:
     """Binds tasks to a trunk, those of one shape by resetting the values of one model, which has been traced then.
 
-    What it returns is as from `bind`, and is used up by the next call for a task of the same shape: as many classes, the same
-    preprocessing, the same train spec.
+    What it returns is as from `bind`, and is used up by the next call for a task of the same shape: all but their names and the
+    names of their labels, and the train spec.
 
     Args:
         trunk: as for `bind`.
@@ -237,8 +238,10 @@ class Binder:
 
     def bind(self, task: Task, train: TrainSpec, seed: int) -> BoundTask:
         """Returns the task with the values that training begins with. Arguments and errors as for `bind`."""
-        shape = (len(task.labels), task.preprocessing, task.pooling, train)
-        if task.type != CLASSIFICATION or keras.backend.backend() != "tensorflow":
+        # All but its name and labels.
+        fields = json.dumps({**task.to_json(), "name": "", "labels": len(task.labels)})
+        shape = (fields, train)
+        if task.link is None or keras.backend.backend() != "tensorflow":
             return bind(self.trunk, task, train, seed=seed, remat=self._remat)
         if shape not in self._first:
             bound = bind(self.trunk, task, train, seed=seed, remat=self._remat)
@@ -287,7 +290,7 @@ def _check(trunk: Trunk, task: Task, train_spec: TrainSpec, head_task: Task | No
         )
     if trunk.model.trainable_variables:
         raise ModelPatchError(f"the trunk {trunk.name} is in joint training: freeze() the joined tasks before you bind")
-    if head_task and head_task.labels != task.labels:
+    if head_task and (head_task.type, head_task.labels) != (task.type, task.labels):
         raise ModelPatchError(f"the tasks {head_task.name!r} and {task.name!r} have other labels: give each its head")
 
 

@@ -14,7 +14,7 @@ from model_patch.graph.rewrite import Names, functional, rewrite, walk
 from model_patch.kinds import SHARE, TrainSpec
 from model_patch.layers.joined import Merge, MergeParts, Part, SeparateLayers, Split, join_layers
 from model_patch.layers.wrapped import Frozen
-from model_patch.tasks import CLASSIFICATION, Task
+from model_patch.tasks import Task, require_one_output_per_label
 from model_patch.trunk import Trunk
 
 _OUTPUT_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.-]*")  # Keras opens scopes of TensorFlow by these names.
@@ -124,7 +124,7 @@ def join(
         A `JoinedTasks`. Where the trunk is trained, call its `freeze` when training is over.
 
     Raises:
-        ModelPatchError: no task, a name that is repeated or that Keras cannot use, a task other than classification, an
+        ModelPatchError: no task, a name that is repeated or that Keras cannot use, a type of task that has not one output for each label, an
             image size without a trunk, trunks that are not one net, or what `bind` refuses.
     """
     train_spec, train_trunk = _resolved(train, share, train_trunk)
@@ -232,10 +232,7 @@ def _check(tasks: Sequence[Task], trunks: dict[int, Trunk]):
             raise ModelPatchError(
                 f"the task name {task.name!r} cannot name an output of a Keras model: use letters, digits, '-', '_' and '.'"
             )
-        if task.type != CLASSIFICATION:
-            raise ModelPatchError(
-                f"the task {task.name!r} is of the type {task.type}: joint training takes {CLASSIFICATION}, so train it alone"
-            )
+        require_one_output_per_label(task, "joint training")
         size = task.preprocessing.image_size
         if size not in trunks:
             held = ", ".join(map(str, trunks))

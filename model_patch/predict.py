@@ -13,7 +13,6 @@ from model_patch.data.image_files import image_paths
 from model_patch.data.stream import DecodedImage, Filler, read_images
 from model_patch.errors import ModelPatchError, require_each_once, unknown
 from model_patch.patch import Patch
-from model_patch.tasks import CLASSIFICATION
 from model_patch.trunks import open_trunk
 
 
@@ -24,30 +23,45 @@ class Prediction:
     Attributes:
         file: the image's path.
         task: the task's name.
-        top: `(label, probability)`, most probable first; probabilities in 0..1.
-        probabilities: by label, of all labels.
+        top: `(label, probability)`, most probable first; probabilities in 0..1. Of a multi-label task those that are
+            predicted, of a regression all quantities with their values.
+        probabilities: by label, of all labels; of a regression the values.
+        label: all that is predicted as one text: the most probable label, or those that are predicted or the values, joined by
+            semicolons.
+        probability: of the label, where it is a single one; else None.
     """
 
     file: str
     task: str
     top: tuple[tuple[str, float], ...]
     probabilities: dict[str, float] = dataclasses.field(repr=False, compare=False)
+    label: str = dataclasses.field(default="", compare=False)
+
+    @property
+    def probability(self) -> float | None:
+        """See above."""
+        return dict(self.top).get(self.label)
 
 
-def open_tasks(trunk: str, patches: Sequence[str]) -> list[BoundTask]:
+def open_tasks(trunk: str, patches: Sequence[str], calibrated: bool = False) -> list[BoundTask]:
     """Opens a trunk once and binds the task of each patch file to it.
 
     Args:
         trunk: spec of the trunk, opened at the image size that the patches were trained at.
         patches: paths of patch files.
+        calibrated: whether probabilities are those of the temperature in each file; logits and labels never are.
 
     Raises:
-        ModelPatchError: the trunk or a patch cannot be opened, they do not belong together, two tasks share a name, or no
-            patch is given.
+        ModelPatchError: the trunk or a patch cannot be opened, they do not belong together, two tasks share a name, no
+            patch is given, or one has no temperature where it is asked for.
     """
     if not patches:
         raise ModelPatchError("no patch is given: expected --patches=FILE, or several joined by commas")
     loaded = [Patch.load(path) for path in patches]
+    if calibrated:
+        loaded = [
+            dataclasses.replace(patch, task=dataclasses.replace(patch.task, use_temperature=True)) for patch in loaded
+        ]
     names = [patch.task.name for patch in loaded]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -93,12 +107,12 @@ def predict(
         pick_resolution: each image is predicted once, by the task whose image size is nearest to its own, see `pick`.
 
     Raises:
-        ModelPatchError: a task is no classification, or a name in a list matches no file; before anything is yielded.
+        ModelPatchError: a task is a detection, or a name in a list matches no file; before anything is yielded.
         BadImagesError: images that are missing or cannot be read; after everything else was yielded.
     """
     tasks = [tasks] if isinstance(tasks, BoundTask) else list(tasks)
     for bound in tasks:
-        if bound.task.type != CLASSIFICATION:
+        if bound.task.link is None:
             raise ModelPatchError(
                 f"{bound.task.name!r} is a {bound.task.type} task, which has no labels for whole images: use "
                 "scripts/detect.py predict"
@@ -116,23 +130,27 @@ def _predicted(tasks: list[BoundTask], paths: Iterator[str], top: int, pick_reso
     models = [_GroupModel(group) for group in groups.values()]
     for files, images in read_images(paths, [model.preprocessing for model in models]):
         of_images = [[pick(tasks, *image.shape)] if pick_resolution else tasks for image in images]
-        probabilities: dict[tuple[int, str], np.ndarray] = {}
+        predictions: dict[tuple[int, str], dict[str, np.ndarray]] = {}
         for model in models:
             names = {bound.task.name for bound in model.tasks}
             at = [i for i, chosen in enumerate(of_images) if any(bound.task.name in names for bound in chosen)]
             if at:
-                given = model.probabilities([images[i] for i in at])
-                probabilities |= {(i, name): row for name in names for i, row in zip(at, given[name], strict=True)}
+                given = model.predictions([images[i] for i in at])
+                predictions |= {
+                    (i, name): {key: each[k : k + 1] for key, each in given[name].items()}
+                    for name in names
+                    for k, i in enumerate(at)
+                }
         for i, file in enumerate(files):
-            for bound in of_images[i]:
-                row = probabilities[i, bound.task.name]
-                of_labels = dict(zip(bound.task.labels, row.tolist(), strict=True))
-                best = sorted(of_labels.items(), key=lambda each: -each[1])[:top]
-                yield Prediction(file, bound.task.name, tuple(best), of_labels)
+            for task in (bound.task for bound in of_images[i]):
+                found = predictions[i, task.name]
+                numbers = dict(zip(task.labels, found[task.numbers][0].tolist(), strict=True))
+                (label,) = task.texts(found)
+                yield Prediction(file, task.name, tuple(task.top(numbers, label, top)), numbers, label)
 
 
 class _GroupModel(keras.Model):
-    """Tasks of one trunk at one image size as one model, resized images in 0..255 to float32 probabilities by task name.
+    """Tasks of one trunk at one image size as one model, resized images in 0..255 to what `Task.decode` returns by task name.
 
     Attributes:
         tasks: the tasks.
@@ -147,21 +165,24 @@ class _GroupModel(keras.Model):
     def call(self, images):
         images = self.preprocessing.scale(images)
         features = {}
-        logits = {}
+        outputs = {}
         for bound in self.tasks:
             if bound.train_spec.kinds:
-                logits[bound.task.name] = bound.model(images, training=False)
+                outputs[bound.task.name] = bound.model(images, training=False)
             else:
                 pooling = bound.task.pooling
                 if pooling not in features:
                     features[pooling] = bound.features(images, training=False)
-                logits[bound.task.name] = bound.head(features[pooling])
-        return {name: keras.ops.softmax(each) for name, each in logits.items()}
+                outputs[bound.task.name] = bound.head(features[pooling])
+        tasks = {bound.task.name: bound.task for bound in self.tasks}
+        return {name: tasks[name].decode(each, **tasks[name].constants()) for name, each in outputs.items()}
 
-    def probabilities(self, images: Sequence[DecodedImage]) -> dict[str, np.ndarray]:
-        """Returns the probabilities `(images, classes)` by task name, of at most `BATCH` images."""
-        outputs = self.predict_on_batch(self._filled(images))
-        return {name: each[: len(images)] for name, each in outputs.items()}
+    def predictions(self, images: Sequence[DecodedImage]) -> dict[str, dict[str, np.ndarray]]:
+        """Returns the predictions by task name, of at most `BATCH` images."""
+        predicted = self.predict_on_batch(self._filled(images))
+        return {
+            name: {key: each[: len(images)] for key, each in of_task.items()} for name, of_task in predicted.items()
+        }
 
 
 def pick(tasks: Iterable[BoundTask], height: int, width: int) -> BoundTask:

@@ -21,8 +21,17 @@ _MAX_IMAGES = cli.flags.DEFINE_integer("max_images", 0, "Use the first N images 
 _REPORT_IMAGES = cli.flags.DEFINE_integer(
     "report_images", 24, "Most thumbnails in each list of the report; 0: none, and the lists are tables.", lower_bound=0
 )
+_CALIBRATED = cli.flags.DEFINE_bool(
+    "calibrated",
+    False,
+    "Divide logits by each patch's temperature, fitted on validation images, for its probabilities.",
+)
 _AT_LEAST = cli.flags.DEFINE_float(
-    "assert_accuracy_at_least", 0.0, "Fail if a model is less accurate.", lower_bound=0.0, upper_bound=1.0
+    "assert_accuracy_at_least",
+    0.0,
+    "Fail if a model is less accurate; or has a lower mAP, or R2.",
+    lower_bound=0.0,
+    upper_bound=1.0,
 )
 
 
@@ -39,6 +48,7 @@ def main():
         thumbnails=_REPORT_IMAGES.value,
         max_images=_MAX_IMAGES.value or None,
         accuracy_at_least=_AT_LEAST.value,
+        calibrated=_CALIBRATED.value,
     )
 
 

@@ -31,6 +31,11 @@ _QUANTIZE = cli.flags.DEFINE_enum(
 _VERSIONED = cli.flags.DEFINE_bool(
     "versioned", False, "Write the next version, OUTPUT/1, OUTPUT/2 ..., for TensorFlow Serving: bank and signatures."
 )
+_CALIBRATED = cli.flags.DEFINE_bool(
+    "calibrated",
+    False,
+    "Divide logits by each patch's temperature, fitted on validation images, for its probabilities.",
+)
 _CHECK = cli.flags.DEFINE_bool("check", True, "Run what was written in a process without this package, and compare.")
 _DATA = cli.flags.DEFINE_string(
     "data", None, "Compare also on the test images of this data: digits | folder:PATH | ..."
@@ -42,7 +47,7 @@ def main():
     from model_patch.export import export
     from model_patch.predict import open_tasks
 
-    tasks = open_tasks(_TRUNK.value, _PATCHES.value)
+    tasks = open_tasks(_TRUNK.value, _PATCHES.value, _CALIBRATED.value)
     verified = export(
         _FORMAT.value,
         tasks,
@@ -56,9 +61,11 @@ def main():
         name, size = bound.task.name, bound.task.preprocessing.image_size
         found = f", largest difference {verified.differences[name]:.1e}" if name in verified.differences else ""
         found += (
-            f", the same class on {verified.agreement[name]:.2%} of the images" if name in verified.agreement else ""
+            f", the same prediction on {verified.agreement[name]:.2%} of the images"
+            if name in verified.agreement
+            else ""
         )
-        print(f"{verified.folder}: task {name}, {len(bound.task.labels)} classes, {size} px{found}")
+        print(f"{verified.folder}: task {name}, {len(bound.task.labels)} labels, {size} px{found}")
 
 
 if __name__ == "__main__":

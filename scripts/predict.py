@@ -28,6 +28,11 @@ _TOP = cli.flags.DEFINE_integer("top", 3, "Labels per task that are printed.", l
 _OUTPUT = cli.flags.DEFINE_string(
     "output", None, "Write to this .csv or .jsonl file instead, a line per image and task."
 )
+_CALIBRATED = cli.flags.DEFINE_bool(
+    "calibrated",
+    False,
+    "Divide logits by each patch's temperature, fitted on validation images, for its probabilities.",
+)
 _PROBABILITIES = cli.flags.DEFINE_bool("probabilities", False, "Write the probability of every label to --output, too.")
 
 
@@ -37,7 +42,7 @@ def main():
     from model_patch.predict import choose_tasks, open_tasks, predict
 
     images = images_from(_IMAGES.value)
-    tasks = choose_tasks(open_tasks(_TRUNK.value, _PATCHES.value), _TASKS.value)
+    tasks = choose_tasks(open_tasks(_TRUNK.value, _PATCHES.value, _CALIBRATED.value), _TASKS.value)
 
     def predicted(paths):
         return predict(tasks, iter(paths), _TOP.value, _PICK_RESOLUTION.value)
@@ -46,7 +51,8 @@ def main():
         return (
             prediction.file,
             prediction.task,
-            *prediction.top[0],
+            prediction.label,
+            prediction.probability,
             *([prediction.probabilities] if _PROBABILITIES.value else []),
         )
 
@@ -57,7 +63,7 @@ def main():
         write_predictions(predicted, images, file, row)
         return
     for prediction in predicted(images[0]):
-        labels = "  ".join(f"{label} {probability:.3f}" for label, probability in prediction.top)
+        labels = "  ".join(f"{label} {probability:.3f}" for label, probability in prediction.top) or "none"
         print(f"{prediction.file}  {prediction.task}: {labels}")
 
 

@@ -17,7 +17,7 @@ from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError, require_number, unknown
 from model_patch.kinds import TrainSpec
 from model_patch.patch import Patch
-from model_patch.tasks import CLASSIFICATION, HEAD, Task
+from model_patch.tasks import HEAD, Task, require_one_output_per_label
 from model_patch.trunk import Trunk
 
 PART = 16
@@ -155,7 +155,8 @@ class Bank:
             names: of the tasks, `batch` of them.
 
         Returns:
-            float32 logits `(batch, classes)`: those of a task with fewer classes end in -infinity.
+            float32 outputs of the heads `(batch, classes)`, which `Task.decode` reads: those of a task with fewer classes end in
+            -infinity.
 
         Raises:
             ModelPatchError: there is no such task, or not one name for each image.
@@ -174,8 +175,7 @@ class Bank:
 
     def _check(self, patch: Patch):
         task = patch.task
-        if task.type != CLASSIFICATION:
-            raise ModelPatchError(f"the task {task.name!r} is of the type {task.type}: a bank takes {CLASSIFICATION}")
+        require_one_output_per_label(task, "a bank")
         if len(task.labels) > self.classes:
             raise ModelPatchError(
                 f"the task {task.name!r} has {len(task.labels)} classes: make the bank with classes={len(task.labels)}"

@@ -4,26 +4,34 @@
 
 Other usual names are known in any case, such as `Training`, `valid` and `dev`, see `data.split_names`. A validation
 folder without a test folder is tested on. Where there is neither, a fifth of the images are held out for testing.
+
+With `?type=multi_label` each folder is of a label, and an image has those of all folders that it is in: as a link, or as a copy
+with the same contents. Images beside these folders have no label, or are what the links lead to.
+
 What files of real life become, and what is left out, are the rules of `data.image_files`; one note sums up where they applied.
 """
 
+import hashlib
 import logging
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from model_patch.data import image_files, split_names
 from model_patch.data.images import ImageData
 from model_patch.data.labelled_files import File, Found, Listed, check_classes, open_listed
-from model_patch.errors import ModelPatchError
-from model_patch.files import as_path, listing
+from model_patch.data.rows import MULTI_LABEL, multi_hot
+from model_patch.errors import ModelPatchError, require_known
+from model_patch.files import as_path, is_remote, joined, listing, read_bytes
+from model_patch.progress import progress
 from model_patch.spec import Spec
+from model_patch.tasks import CLASSIFICATION
 
 _logger = logging.getLogger(__name__)
 
 
 def open_folder(spec: Spec, skip_bad_images: bool = False, verify_images: bool = False) -> ImageData:
-    """Opens `folder:PATH`, see `data.labelled_files`.
+    """Opens `folder:PATH[?type=multi_label]`, see `data.labelled_files`.
 
     Args:
         spec: the parsed spec.
@@ -34,7 +42,8 @@ def open_folder(spec: Spec, skip_bad_images: bool = False, verify_images: bool =
         ModelPatchError: the folder is missing or is none; it has no two class folders; a class has no image; an image
             cannot be read; train and test folders have different classes; it is not clear which folder is which.
     """
-    spec.take()
+    type = spec.take(type=CLASSIFICATION)["type"]
+    require_known("type", [type], [CLASSIFICATION, MULTI_LABEL])
     root = as_path(spec.rest)
     if not spec.rest or not root.exists():
         raise ModelPatchError(f"the folder {spec.rest!r} does not exist: expected folder:PATH with class folders in it")
@@ -45,13 +54,17 @@ def open_folder(spec: Spec, skip_bad_images: bool = False, verify_images: bool =
     train_folder = folders[split_names.TRAIN]
     labels = _labels(root, train_folder, found)
     for each in folders.values():
-        differing = sorted(set(labels) ^ set(_labels(root, each, found))) if each != train_folder else ()
+        own = set(_labels(root, each, found)) if each != train_folder else set(labels)
+        differing = sorted(own ^ set(labels) if type == CLASSIFICATION else own - set(labels))
         if differing:
             raise ModelPatchError(
                 f"the class {differing[0]!r} is in only one of {train_folder} and {each}: expected it in both"
             )
-    files = {part: _files(root, each, labels, found) for part, each in folders.items()}
-    listed = Listed(root, root, labels, files, found, lambda part, name: folders.get(part, train_folder) / name)
+    list_files = _files if type == CLASSIFICATION else _united
+    files = {part: list_files(root, each, labels, found) for part, each in folders.items()}
+    listed = Listed(
+        root, root, labels, files, found, lambda part, name: folders.get(part, train_folder) / name, type=type
+    )
     for part in files:
         check_classes(listed, part)
     return open_listed(listed, root.resolve().name, skip_bad_images, verify_images)
@@ -145,6 +158,8 @@ def _files(root: Path, folder: Path, labels: Sequence[str], found: Found) -> lis
     files = []
     for label, name in enumerate(labels):
         inside = _relative(root, folder, name)
+        if not (folder / name).is_dir():
+            continue  # A label that is in another part of the data.
         for each in listing(folder / name):
             relative = f"{inside}/{each.name}"
             if image_files.is_hidden(each.name):
@@ -156,3 +171,40 @@ def _files(root: Path, folder: Path, labels: Sequence[str], found: Found) -> lis
             else:
                 found[image_files.FOREIGN].append(relative)
     return files
+
+
+def _united(root: Path, folder: Path, labels: Sequence[str], found: Found) -> list[File]:
+    """Returns each image once, with all its labels, those beside the folders of the labels too."""
+    inside = [each for each in listing(folder) if not each.is_folder and not image_files.is_hidden(each.name)]
+    beside = [
+        File(_relative(root, folder, each.name), -1, each.num_bytes, each.modified)
+        for each in inside
+        if image_files.extension(each.name) in image_files.EXTENSIONS and each.num_bytes >= 0
+    ]
+    used = {file.path for file in beside}
+    found[image_files.BESIDE] = [path for path in found[image_files.BESIDE] if path not in used]
+    images: dict[object, list[File]] = defaultdict(list)
+    for file, key in _keys(root, [*beside, *_files(root, folder, labels, found)]):
+        images[key].append(file)
+    return [
+        copies[0]._replace(label=multi_hot({file.label for file in copies}, len(labels))) for copies in images.values()
+    ]
+
+
+def _keys(root: Path, files: Sequence[File]) -> Iterator[tuple[File, object]]:
+    """Yields each file with a key that those of equal contents share. Only files of equal size are read, each once."""
+    sizes = Counter(file.num_bytes for file in files)
+    read: dict[object, object] = {}
+    for file in progress(files, "comparing images", unit="image"):
+        if sizes[file.num_bytes] == 1:
+            yield file, file.path
+            continue
+        path = as_path(joined(root, file.path))
+        try:
+            status = None if is_remote(path) else path.stat()
+            place = (status.st_dev, status.st_ino) if status else file.path  # Links have that of their target.
+            if place not in read:
+                read[place] = hashlib.sha256(read_bytes(path)).digest()
+            yield file, read[place]
+        except OSError:
+            yield file, file.path

@@ -26,8 +26,8 @@ class Split:
 
     Attributes:
         num_images: how many there are.
-        stored: `stored(n)` returns the first n as a `tf.data.Dataset` of `(stored form, int64 label)`; those of a detection
-            task as in `model_patch.detection.data.images`.
+        stored: `stored(n)` returns the first n as a `tf.data.Dataset` of `(stored form, label)`; those of a detection task as
+            in `model_patch.detection.data.images`.
         load: `load(form, *decoding)`: from one stored form, a tensor, to the image, uint8 `(height, width, 3)`; runs inside
             `tf.data`. `decoding` is that of a `Preprocessing`; without it, images are decoded at their whole size.
         stored_bytes: size of all images in their stored form.
@@ -36,7 +36,7 @@ class Split:
         skips: `skips(path, *decoding)` returns the pixels of one of `paths`, or None where it cannot be read: such an image is
             left out of tests, and in training another of its label takes its place. None where it is an error.
         find_bad: decodes the images and returns the paths of those that cannot be read; None where all were decoded.
-        known_labels: int64 `(num_images,)`, where they are known without reading the images.
+        known_labels: where they are known without reading the images: int64 `(num_images,)`, or as `ImageData.type` says.
         paths: files of the images, where they have one each.
     """
 
@@ -57,12 +57,18 @@ class Split:
         return self._in_python(form, lambda path: self._pixels_of_label(path, decoding))
 
     def _pixels_of_label(self, path: str, decoding: tuple) -> np.ndarray:
-        """Returns the pixels of an image, or of the next one with its label that can be read."""
+        """Returns the pixels of an image, or of the next one with its label that can be read; of other types of data than
+        classification, of the one with the most similar label."""
         image = self.skips(path, *decoding)
         if image is None:
             at = self.paths.index(path)
-            same = np.flatnonzero(self.known_labels == self.known_labels[at])
-            others = (self.skips(self.paths[i], *decoding) for i in np.roll(same, -1 - np.searchsorted(same, at)))
+            labels = self.known_labels
+            if labels.ndim == 1:
+                same = np.flatnonzero(labels == labels[at])
+                same = np.roll(same, -1 - np.searchsorted(same, at))
+            else:
+                same = np.argsort(np.abs(labels - labels[at]).sum(axis=1), kind="stable")
+            others = (self.skips(self.paths[i], *decoding) for i in same)
             image = next((each for each in others if each is not None), None)
         if image is None:
             raise ValueError(f"no image with the label of {path} can be read")
@@ -104,8 +110,8 @@ class Split:
             max_images: use at most this many, the first ones; None for all.
 
         Returns:
-            `tf.data.Dataset` of `(image, label)`, uint8 `(height, width, 3)` in 0..255 and int64 scalar, or in place of the
-            label what a detection task has.
+            `tf.data.Dataset` of `(image, label)`, uint8 `(height, width, 3)` in 0..255 and the label, see `ImageData.type`, or in
+            its place what a detection task has.
         """
         import tensorflow as tf
 
@@ -116,7 +122,7 @@ class Split:
         return self.num_images if max_images is None else min(max_images, self.num_images)
 
     def image_labels(self, max_images: int | None = None) -> np.ndarray:
-        """Returns the label of each image, int64 `(images,)`; reads the stored images where labels are not known."""
+        """Returns the label of each image, see `ImageData.type`; reads the stored images where labels are not known."""
         number = self.take(max_images)
         if self.known_labels is not None:
             return self.known_labels[:number]
@@ -162,13 +168,16 @@ class ImageData:
 
     Attributes:
         name: what to call the task if the user does not.
-        labels: class names; an image's label is an index into them.
+        labels: names of the classes, or of what else the numbers of a label are of.
         train: the images to learn from.
         test: the images to test on; none of them is in `train`.
         augmentation: the recommended one, see `model_patch.data.augment`.
         notes: sentences that the user should read, for example on files that were left out.
         validation: images to choose by, the best epoch for example; None if there are none. None of them is in `train` or
             `test`.
+        type: the type of task that the labels are for, by its name. Of a `classification` the label of an image is an int64
+            scalar, its class; of `multi_label` int64 `(labels,)`, 1 for those that it has; of `regression` float32
+            `(labels,)`, a number of each.
     """
 
     name: str
@@ -178,6 +187,7 @@ class ImageData:
     augmentation: str
     notes: tuple[str, ...] = ()
     validation: Split | None = None
+    type: str = "classification"
 
     def with_validation(self, fraction: float, max_train_images: int | None = None) -> "ImageData":
         """Returns the data with a validation split: their own, or else the last training images, which are removed there.
@@ -205,7 +215,7 @@ class ImageData:
     def folds(self, number: int, max_train_images: int | None = None) -> list["ImageData"]:
         """Returns the data of each fold of a cross-validation: its part of the training images is the test split.
 
-        Every class is divided evenly. The data's own test images are in no fold.
+        Every class of a classification is divided evenly. The data's own test images are in no fold.
 
         Args:
             number: of folds, at least 2.
@@ -214,17 +224,17 @@ class ImageData:
         Raises:
             ModelPatchError: there are fewer images of every class than folds.
         """
-        from sklearn.model_selection import StratifiedKFold
+        from sklearn.model_selection import KFold, StratifiedKFold
 
         labels = self.train.image_labels(max_train_images)
-        most = np.bincount(labels).max()
+        by_class = labels.ndim == 1
+        most = np.bincount(labels).max() if by_class else len(labels)
         if not 2 <= number <= most:
-            raise ModelPatchError(
-                f"folds is {number}: expected 2 to {most}, the images of the largest class of {self.name!r}"
-            )
+            of = f"the images {'of the largest class ' if by_class else ''}of {self.name!r}"
+            raise ModelPatchError(f"folds is {number}: expected 2 to {most}, {of}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # A class with fewer images than folds is missing in some.
-            parts = list(StratifiedKFold(number).split(labels, labels))
+            parts = list((StratifiedKFold if by_class else KFold)(number).split(labels, labels))
         return [
             dataclasses.replace(self, train=self.train.select(train), test=self.train.select(test))
             for train, test in parts
@@ -257,11 +267,12 @@ def array_split(images: np.ndarray, labels: np.ndarray) -> Split:
 
     Args:
         images: uint8 `(images, height, width)`, grey, or `(images, height, width, 3)`; 0..255, any order.
-        labels: integers `(images,)`.
+        labels: `(images,)`, or `(images, labels)`, see `ImageData.type`.
     """
     # RandomState's stream never changes between versions of NumPy; that of newer generators may.
     order = np.random.RandomState(0).permutation(len(labels))
-    images, labels = images[order], labels[order].astype("int64")
+    images, labels = images[order], labels[order]
+    labels = labels.astype("float32" if labels.dtype.kind == "f" else "int64")
     grey = images.ndim == 3
 
     def stored(number: int):

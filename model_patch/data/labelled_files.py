@@ -25,6 +25,7 @@ from model_patch.data.split_names import TEST, TRAIN
 from model_patch.errors import ModelPatchError
 from model_patch.files import as_path, is_remote, joined, read_bytes, stamp
 from model_patch.progress import progress
+from model_patch.tasks import CLASSIFICATION
 
 _logger = logging.getLogger(__name__)
 
@@ -36,10 +37,12 @@ CHUNK = 64
 
 
 class File(NamedTuple):
-    """An image file: its path relative to a folder, `/` between its parts; its label; its size and time, as in `files.Entry`."""
+    """An image file: its path relative to a folder, `/` between its parts; its label, see `ImageData.type`; its size and time, as
+    in `files.Entry`.
+    """
 
     path: str
-    label: int
+    label: int | tuple[float, ...]
     num_bytes: int
     modified: int
 
@@ -62,6 +65,7 @@ class Listed:
         place: where the images of a part and class are expected, for errors.
         read: returns the encoded image of a whole path, and raises ValueError where it holds none; None where paths are files.
         tests_all_classes: whether each class needs an image in every part, not only to train on.
+        type: as of `ImageData`.
     """
 
     source: str | Path
@@ -72,6 +76,7 @@ class Listed:
     place: Callable[[str, str], object]
     tests_all_classes: bool = True
     read: Callable[[str], bytes] | None = None
+    type: str = CLASSIFICATION
 
     def path(self, file: str) -> str:
         """Returns the whole path of a file."""
@@ -123,21 +128,25 @@ def open_listed(listed: Listed, name: str, skip_bad_images: bool = False, verify
     if TEST not in files:
         files[TRAIN], files[TEST] = _hold_out(listed, files[TRAIN])
     splits = {part: _split(listed, of_part, index, skip_bad_images) for part, of_part in files.items()}
-    return ImageData(name, labels, augmentation="crop+flip", notes=(note,) if note else (), **splits)
+    return ImageData(name, labels, augmentation="crop+flip", notes=(note,) if note else (), type=listed.type, **splits)
 
 
-def stamped(root: str | Path, labelled: Sequence[tuple[str, int]]) -> list[File]:
+def stamped(root: str | Path, labelled: Sequence[tuple[str, Any]]) -> list[File]:
     """Returns files of known paths and labels; a missing one becomes an image that cannot be read."""
     stamps = dict(_each(range(len(labelled)), lambda i: stamp(as_path(joined(root, labelled[i][0]))), "listing images"))
     return [File(path, label, *stamps[i]) for i, (path, label) in enumerate(labelled)]
 
 
 def check_classes(listed: Listed, part: str, noun: str = "image"):
-    """Checks that every class has a file in a part of the data.
+    """Checks that every class has a file in a part of the data, or if labels are no classes that there is one at all.
 
     Raises:
         ModelPatchError: one has none.
     """
+    if listed.type != CLASSIFICATION:
+        if not listed.files[part]:
+            raise ModelPatchError(f"{listed.source} has no {noun} in its {part} part: expected {FORMATS} files")
+        return
     present = {file.label for file in listed.files[part]}
     for label, name in enumerate(listed.labels):
         if label not in present:
@@ -221,17 +230,17 @@ def _decoded(listed: Listed, path: str, *decoding) -> np.ndarray | None:
 
 
 def _hold_out(listed: Listed, files: Sequence[File]) -> tuple[list[File], list[File]]:
-    """Splits the images of each class into those to train on and those to test on."""
-    of_label: dict[int, list[tuple[float, str]]] = defaultdict(list)
+    """Splits the images of each class, or if labels are no classes all images, into those to train on and those to test on."""
+    by_class = listed.type == CLASSIFICATION
+    of_label: dict[Any, list[tuple[float, str]]] = defaultdict(list)
     for file in files:
-        of_label[file.label].append((_draw("test", file.path), file.path))
+        of_label[file.label if by_class else 0].append((_draw("test", file.path), file.path))
     test: set[str] = set()
-    for label, name in enumerate(listed.labels):
+    for label, name in enumerate(listed.labels if by_class else ("",)):
         own = sorted(of_label[label])
         if len(own) < 2:
-            raise ModelPatchError(
-                f"the class {name!r} in {listed.source} has one image: expected at least two, one to train and one to test on"
-            )
+            what = f"the class {name!r} in {listed.source}" if by_class else listed.source
+            raise ModelPatchError(f"{what} has one image: expected at least two, one to train and one to test on")
         number = sum(draw < TEST_FRACTION for draw, _ in own)
         test.update(path for _, path in own[: min(max(number, 1), len(own) - 1)])
     return [file for file in files if file.path not in test], [file for file in files if file.path in test]
@@ -246,7 +255,7 @@ def _draw(purpose: str, path: str) -> float:
 def _split(listed: Listed, files: Sequence[File], index: FolderIndex, skips: bool) -> Split:
     files = sorted(files, key=lambda file: _draw("order", file.path))
     paths = [os.fsencode(listed.path(file.path)) for file in files]
-    labels = np.array([file.label for file in files], "int64")
+    labels = np.array([file.label for file in files], "float32" if listed.type == "regression" else "int64")
     position = {path: i for i, path in enumerate(index.paths)}
     at = [position[file.path] for file in files]
     is_plain = not (listed.read or is_remote(listed.root) or any(is_remote(file.path) for file in files))

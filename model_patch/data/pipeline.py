@@ -55,7 +55,7 @@ def batches(
         cache: whether images are cached. Otherwise only requested images are decoded.
         shuffle_bytes: images that are not cached are shuffled in their stored form, in a buffer of this many bytes.
         share: the part of every batch that this process trains on; None for all. Only images of that part are decoded, and
-            cached ones once. An image that is left out of a test has the label -1.
+            cached ones once. An image that is left out of a test has the label -1, or NaN.
         sizes: of the batches, as many as there shall be, instead of those of `batch_size`.
         skip: how many images of the first epoch are left out; only with `sizes`.
         finish: from an image, its label and a seed to the resized image and what a model learns of it; by default the image is
@@ -90,7 +90,8 @@ def batches(
     def load_or_leave_out(form, label):
         image = split.load_or_empty(form, *preprocessing.decoding)
         blank = tf.zeros((preprocessing.image_size, preprocessing.image_size, 3))
-        return tf.cond(tf.size(image) > 0, lambda: (resize(image), label), lambda: (blank, -tf.ones_like(label)))
+        missing = tf.ones_like(label) * (float("nan") if label.dtype.is_floating else -1)
+        return tf.cond(tf.size(image) > 0, lambda: (resize(image), label), lambda: (blank, missing))
 
     def shuffle(images, buffer: int, epoch):
         return images if shuffle_seed is None else shuffled(images, buffer, shuffle_seed, epoch)

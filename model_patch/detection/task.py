@@ -46,6 +46,8 @@ class DetectionTask(Task):
 
     type: ClassVar[str] = "detection"
     min_labels: ClassVar[int] = 1
+    link: ClassVar[str | None] = None
+    figures: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -134,8 +136,7 @@ class DetectionTask(Task):
         return {"boxes": boxes, "scores": scores, "classes": classes, "labels": labels, "count": count}
 
     @classmethod
-    def from_json(cls, fields: dict) -> "DetectionTask":
-        """Inverse of `to_json`. Raises as `Task.from_json`."""
+    def _from_json(cls, fields: dict) -> "DetectionTask":
         boxes: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in fields["default_boxes"].items()
         }

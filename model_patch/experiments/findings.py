@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from model_patch.data.images import Split
+from model_patch.tasks import Task
 
 BINS = 10
 """Of equal width, in which confidence is compared with accuracy."""
@@ -30,6 +31,10 @@ LEAST_SIDE = 32
 NEAR = 6
 """Perceptual hashes of 64 bits that differ in at most this many are of near duplicates: in `textures` no two pictures differ
 in less than 8, and none from its resized and compressed copy in more than 6."""
+
+
+MOST_PAIRS = 1000
+"""Of more values, the first ones are drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,19 +89,8 @@ def measure(predictions: Predictions, names: Sequence[str]) -> dict:
         true, predicted, labels=classes, zero_division=0.0
     )
     right = predicted == true
-    bins = np.clip((confidences * BINS).astype(int), 0, BINS - 1)
-    reliability = [
-        {
-            "confidence": float(confidences[bins == i].mean()),
-            "accuracy": float(right[bins == i].mean()),
-            "images": int((bins == i).sum()),
-        }
-        for i in range(BINS)
-        if (bins == i).any()
-    ]
     exact = predictions.probabilities.astype("float64")
     exact /= exact.sum(axis=1, keepdims=True)
-    error = sum(each["images"] * abs(each["accuracy"] - each["confidence"]) for each in reliability) / len(true)
     order = np.argsort(confidences, kind="stable")
 
     def some(positions):
@@ -115,15 +109,72 @@ def measure(predictions: Predictions, names: Sequence[str]) -> dict:
         "accuracy": float(right.mean()),
         "macro_accuracy": float(recall[images > 0].mean()),
         "log_loss": float(metrics.log_loss(true, exact, labels=classes)),
-        "expected_calibration_error": float(error),
+        **calibration(confidences, right),
         "classes": [
             {"label": name, "images": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
             for name, n, p, r, f in zip(names, images, precision, recall, f1, strict=True)
         ],
         "confusion": metrics.confusion_matrix(true, predicted, labels=classes).tolist(),
-        "reliability": reliability,
         "mistakes": some(order[::-1][~right[order[::-1]]]),
         "uncertain": some(order),
+    }
+
+
+def calibration(probabilities: np.ndarray, happened: np.ndarray) -> dict:
+    """Compares probabilities with how often what they are of happened.
+
+    Args:
+        probabilities: float `(n,)` in 0..1.
+        happened: bool or 0 and 1 `(n,)`.
+
+    Returns:
+        JSON values: `reliability`, a list of bins with `confidence`, `accuracy` and `images`, their number; and
+        `expected_calibration_error` (0..1).
+    """
+    bins = np.clip((probabilities * BINS).astype(int), 0, BINS - 1)
+    reliability = [
+        {
+            "confidence": float(probabilities[bins == i].mean()),
+            "accuracy": float(happened[bins == i].mean()),
+            "images": int((bins == i).sum()),
+        }
+        for i in range(BINS)
+        if (bins == i).any()
+    ]
+    error = sum(each["images"] * abs(each["accuracy"] - each["confidence"]) for each in reliability) / len(happened)
+    return {"reliability": reliability, "expected_calibration_error": float(error)}
+
+
+def measure_task(task: Task, labels: np.ndarray, predictions: Mapping[str, np.ndarray], paths: Sequence[str]) -> dict:
+    """Returns figures of a task other than classification.
+
+    Args:
+        task: multi-label, regression, or another that has `per_label` and `errors`.
+        labels: the true ones, as data have them, of at least one image.
+        predictions: as `Task.decode` returns them.
+        paths: of the images.
+
+    Returns:
+        JSON values: `images`; the task's `figures` by name; `labels`, its `per_label`; of probabilities `reliability` and
+        `expected_calibration_error`; of values `pairs`, `[true, predicted]` of the first label for up to `MOST_PAIRS` images;
+        and `mistakes`, the most wrong images, `LISTED` at most (objects with `path`, `label`, `predicted` and `error`).
+    """
+    true, predicted, errors = task.true_texts(labels), task.texts(predictions), task.errors(labels, predictions)
+    found: dict = {}
+    if "probabilities" in predictions:
+        found = calibration(predictions["probabilities"].ravel(), labels.ravel())
+    if "values" in predictions:
+        pairs = np.stack([labels[:, 0], predictions["values"][:, 0]], axis=1)[:MOST_PAIRS]
+        found["pairs"] = [[float(f"{value:.6g}") for value in pair] for pair in pairs]
+    return {
+        "images": len(labels),
+        **task.measure(labels, predictions),
+        "labels": task.per_label(labels, predictions),
+        **found,
+        "mistakes": [
+            {"path": paths[i], "label": true[i], "predicted": predicted[i], "error": float(errors[i])}
+            for i in np.argsort(-errors, kind="stable")[:LISTED]
+        ],
     }
 
 

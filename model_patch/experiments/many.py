@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from model_patch.bind import Binder
 from model_patch.errors import ModelPatchError
 from model_patch.experiments.report.output import write_report
+from model_patch.experiments.report.sample import Sample, figure_of
 from model_patch.experiments.report.table import table
 from model_patch.experiments.transfer import Run, facts_of, identity, open_run, runner
 from model_patch.experiments.workdir import Workdir
@@ -109,16 +110,17 @@ def transfer_many(config: ConfigDict, workdir: str | Path) -> dict:
     ]
     facts = {"trunk": config.trunk, "data": config.data, **facts_of(trunk)}
     results = folder.run_rows(facts, keys, train_row, runner(config, folder, lambda key: data_of[key["task"]], name_of))
+    rows = results["rows"]
     columns = {
         "task": "{task}",
         "train": "{train}",
         "seed": "{seed}",
-        "test accuracy": "{test_accuracy:.3f}",
+        f"test {' or '.join(dict.fromkeys(map(figure_of, rows)))}": lambda row: f"{Sample.of([row]).mean:.3f}",
         "trained parameters": "{trained_parameters:,}",
         "patch, bytes": "{patch_bytes:,}",
         "seconds": "{train_seconds:.1f}",
     }
-    write_report(folder.path, f"{len(runs)} tasks on {config.trunk}", [table(results["rows"], columns)])
+    write_report(folder.path, f"{len(runs)} tasks on {config.trunk}", [table(rows, columns)])
     return results
 
 

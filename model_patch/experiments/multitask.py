@@ -14,6 +14,7 @@ from model_patch.data.sampling import Sampler
 from model_patch.errors import require_each_once, require_known, require_seeds
 from model_patch.experiments.choices import HEADS
 from model_patch.experiments.report.joint import write_joint_report
+from model_patch.experiments.report.sample import Sample
 from model_patch.experiments.transfer import PATCHES, image_preprocessing, make_recipe
 from model_patch.experiments.workdir import Workdir, versions
 from model_patch.files import as_path
@@ -97,7 +98,7 @@ def multitask(config: ConfigDict, workdir: str | Path) -> dict:
 
     Returns:
         The contents of `results.json`: `trunk`, `data`, `train`, `resolutions`, `versions` and a list of `rows`, one per
-        `share`, `seed` and `task`, with `image_size`, `test_accuracy` (0..1), `patch_bytes`, `trunk` (the spec that
+        `share`, `seed` and `task`, with `image_size`, `figure`, `test_accuracy` or another figure, `patch_bytes`, `trunk` (the spec that
         opens the trunk that the patch belongs to), and for all tasks of the row together `total_parameters`,
         `trained_parameters` and `train_seconds`.
 
@@ -147,19 +148,21 @@ def _train_row(run: Run, share: str, seed: int, folder: Workdir) -> list[dict]:
             mp.save_trunk(joined.trunk, trunk_stem(workdir, share, seed)) if joined.train_trunk else run.config.trunk
         )
         rows += [_test(run, share, seed, bound, trunk, workdir) for bound in joined.tasks.values()]
-    mean = np.mean([row["test_accuracy"] for row in rows])
-    _logger.info("share=%s, seed %d: mean test accuracy %.4f in %.1f s", share, seed, mean, seconds)
+    mean = Sample.of(rows).mean
+    _logger.info("share=%s, seed %d: mean test figure %.4f in %.1f s", share, seed, mean, seconds)
     return [row | {"total_parameters": total, "trained_parameters": trained, "train_seconds": seconds} for row in rows]
 
 
 def _test(run: Run, share: str, seed: int, bound: mp.BoundTask, trunk: str, workdir: Path) -> dict:
+    bound = mp.calibrate(bound, run.data[bound.task.name], run.recipe)
     metrics = mp.evaluate(bound, run.data[bound.task.name], run.recipe)
     path = patch_path(workdir, share, bound.task.name, seed)
     dataclasses.replace(bound.patch(metrics), trunk=trunk).save(path, run.config.patch_dtype)
     return {
         "task": bound.task.name,
         "image_size": bound.task.preprocessing.image_size,
-        "test_accuracy": metrics["accuracy"],
+        "figure": bound.task.figures[0],
+        f"test_{bound.task.figures[0]}": metrics[bound.task.figures[0]],
         "patch_bytes": path.stat().st_size,
         "trunk": trunk,
     }
@@ -178,7 +181,7 @@ def open_run(config: ConfigDict) -> Run:
     trunks = {trunk.preprocessing.image_size: trunk for trunk in _open_trunks(config.trunk, image_sizes)}
     own_size = next(iter(trunks))
     tasks = tuple(
-        mp.Task(name, each.labels, image_preprocessing(config, trunks[size or own_size]), pooling=config.pooling)
+        mp.Task.of(each, image_preprocessing(config, trunks[size or own_size]), name, pooling=config.pooling)
         for name, each, size in zip(names, data, image_sizes, strict=True)
     )
     share_head = config.head == "shared" or (config.head == "auto" and bool(config.resolutions))

@@ -31,9 +31,6 @@ PATCHES = "patches"
 BEST = "best.safetensors"
 """Name of the copy of the chosen patch in the workdir."""
 
-CURVES = ("loss", "accuracy", "val_loss", "val_accuracy")
-"""Logs of each epoch that are kept in the results."""
-
 
 def patch_path(workdir: Path, train: str, seed: int) -> Path:
     """Returns where `transfer` writes the patch of one row."""
@@ -55,9 +52,11 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     Returns:
         The contents of `results.json`: `trunk`, `data`, `image_size`, `images` (their number by split), `versions`, `machine` and a list of `rows` with
         `train`, `seed`, `trained_parameters`, `trained_fraction` (0..1), `reused_fraction` (of the trunk, 0..1),
-        `patch_bytes`, `test_accuracy` and `test_macro_accuracy` (0..1), `train_seconds` and `input_wait` (0..1), the share of them spent waiting for
-        a batch; with validation images `validation_accuracy` (0..1) and, where epochs are trained, `best_epoch`, the number
-        of the one kept, from 0, and the `curves` by epoch; with `config.folds` `fold_accuracies` (0..1), of a training each on the other folds.
+        `patch_bytes`, `figure`, the name of what rows are compared by, `accuracy` or another of `Task.figures`, all of which are
+        in the row as `test_accuracy` and so on, `train_seconds` and `input_wait` (0..1), the share of them spent waiting for
+        a batch; with validation images `validation_accuracy` and, where epochs are trained, `best_epoch`, the number
+        of the one kept, from 0, and the `curves` by epoch; with `config.folds` `fold_accuracy`, a list, of a training each
+        on the other folds.
 
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
@@ -83,7 +82,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
         **facts_of(run.trunk),
     }
     results = folder.run_rows(facts, keys, train_row, runner(config, folder, lambda key: config.data, name_of))
-    choice = choose(results["rows"], facts["images"])
+    choice = choose(results["rows"], facts["images"], run.task)
     best = folder.path / BEST
     write_bytes(best, patch_path(folder.path, choice.train, choice.seed).read_bytes())
     evaluation = evaluate_task(mp.bind_patch(run.trunk, mp.Patch.load(best)), used)
@@ -144,7 +143,8 @@ class Run:
     def notes(self) -> list[str]:
         """Returns sentences on the data that the user should read."""
         known = self.data.train.known_labels
-        notes = [*self.data.notes, imbalance(known, self.data.labels) if known is not None else ""]
+        by_class = known is not None and known.ndim == 1
+        notes = [*self.data.notes, imbalance(known, self.data.labels) if by_class else ""]
         return [note for note in notes if note]
 
     def used(self) -> mp.ImageData:
@@ -176,35 +176,37 @@ class Run:
             checkpoint = folder.checkpoint(name)
             return bound, mp.fit(bound, data, self.recipe, seed=seed, log_dir=log_dir, checkpoint=checkpoint)
 
-        optional: dict[str, Any] = {}
+        figure, optional = self.task.figures[0], dict[str, Any]()
         of_folds = []
         for i, fold in enumerate(self.folds):
             bound, _ = trained(fold, f"{name}-fold{i}")
-            of_folds.append(mp.evaluate(bound, fold, self.recipe)["accuracy"])
+            of_folds.append(mp.evaluate(bound, fold, self.recipe)[figure])
         if of_folds:
-            optional["fold_accuracies"] = of_folds
+            optional[f"fold_{figure}"] = of_folds
         bound, fitted = trained(self.data, name, folder.path / "tensorboard" / name)
         if self.data.validation:
+            bound = mp.calibrate(bound, self.data, self.recipe)
             tested = mp.evaluate(bound, self.data, self.recipe, split="validation")
-            optional["validation_accuracy"] = tested["accuracy"]
+            optional[f"validation_{figure}"] = tested[figure]
         if fitted.best_epoch is not None:
             optional["best_epoch"] = fitted.best_epoch
         if fitted.history:
+            shown = ("loss", figure, "val_loss", f"val_{figure}")
             optional["curves"] = {
-                name: [round(value, 5) for value in values] for name, values in fitted.history.items() if name in CURVES
+                name: [round(value, 5) for value in values] for name, values in fitted.history.items() if name in shown
             }
         metrics = mp.evaluate(bound, self.data, self.recipe)
         path = folder.path / PATCHES / f"{name}.safetensors"
         bound.patch(metrics).save(path, patch_dtype)
         counts = bound.counts()
-        _logger.info("%s: test accuracy %.4f in %.1f s", name, metrics["accuracy"], fitted.seconds)
+        _logger.info("%s: test %s %.4f in %.1f s", name, figure, metrics[figure], fitted.seconds)
         return {
             "trained_parameters": counts.trained,
             "trained_fraction": counts.trained_fraction,
             "reused_fraction": bound.reused_fraction(),
             "patch_bytes": path.stat().st_size,
-            "test_accuracy": metrics["accuracy"],
-            "test_macro_accuracy": metrics["macro_accuracy"],
+            "figure": figure,
+            **{f"test_{name}": metrics[name] for name in self.task.figures},
             "train_seconds": fitted.seconds,
             "input_wait": round(fitted.input_wait, 4),
             **optional,
@@ -233,7 +235,7 @@ def open_run(config: ConfigDict, trunk: mp.Trunk | None = None) -> Run:
         each.with_validation(config.validation_fraction, config.max_train_images or None) for each in (data, *folds)
     )
     preprocessing = image_preprocessing(config, trunk)
-    task = mp.Task(config.task_name or data.name, data.labels, preprocessing, pooling=config.pooling)
+    task = mp.Task.of(data, preprocessing, config.task_name, pooling=config.pooling)
     for each in train_specs:
         check_bind(trunk, task, each, remat=config.remat)
     return Run(trunk, task, {str(each): each for each in train_specs}, data, folds, recipe)

@@ -68,7 +68,7 @@ class Verified:
 
     Attributes:
         differences: largest difference of any number from the model in memory, by task name; empty if not compared.
-        agreement: fraction of real images, in 0..1, with the same class as by the model, by task name; empty without any.
+        agreement: fraction of real images, in 0..1, with the same prediction as by the model, by task name; empty without any.
         folder: that was written.
     """
 
@@ -154,26 +154,26 @@ def check(format: str, tasks: Sequence[BoundTask], output: str | Path, quantize:
 
 
 def check_on(data: str, format: str, tasks: Sequence[BoundTask], output: str | Path) -> dict[str, float]:
-    """Runs what `export` wrote on real images; returns the fraction with the same class as by the model.
+    """Runs what `export` wrote on real images; returns the fraction with the same prediction as by the model, see `Task.agrees`.
 
     Args:
         data: spec of the images, see `open_data`; the first `MAX_IMAGES` of its test part are taken.
-        format, tasks, output: as for `export`; the tasks are classifications.
+        format, tasks, output: as for `export`.
 
     Returns:
         The part of the images by task name, in 0..1.
 
     Raises:
-        ModelPatchError: the data cannot be opened, or a task is no classification.
+        ModelPatchError: the data cannot be opened, or a task has not one output for each label.
     """
     from model_patch.data import open_data
     from model_patch.data.pipeline import batches
-    from model_patch.export.saved_model import require_classification
+    from model_patch.tasks import require_one_output_per_label
 
     test = open_data(data).test
     images = []
     for bound in tasks:
-        require_classification(bound)
+        require_one_output_per_label(bound.task, "a comparison on images")
         resized = dataclasses.replace(bound.task.preprocessing, mode="none")
         ((batch, _),) = batches(test, resized, MAX_IMAGES, max_images=MAX_IMAGES).as_numpy_iterator()
         images.append(batch)

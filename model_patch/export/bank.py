@@ -8,10 +8,12 @@ import numpy as np
 from model_patch.bank.bank import Bank
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
-from model_patch.export.saved_model import reader, require_classification, require_tensorflow
+from model_patch.export.mixed import Mixed
+from model_patch.export.saved_model import reader, require_tensorflow
 from model_patch.export.signatures import ask_by_name
 from model_patch.files import new_folder, require_no_pattern
 from model_patch.kinds import KINDS
+from model_patch.tasks import require_one_output_per_label
 
 
 def export_bank(bank: Bank, path: str | Path):
@@ -23,7 +25,9 @@ def export_bank(bank: Bank, path: str | Path):
     - `encoded`: `contents`, string `(batch,)`, each a JPEG, PNG, BMP, GIF or WebP file of any size, and `tasks`.
 
     Both return `logits` and `probabilities`, float32 `(batch, classes)`, as wide as the bank's widest head: behind a task's
-    own classes stand minus infinity and 0; and `label`, string `(batch,)`. A name that is not in the bank is an
+    own classes stand minus infinity and 0; and `label`, string `(batch,)`. Where tasks of other types are in the bank they
+    also return what `Task.decode` says of these, `present` or `values`; what a task's type does not say is 0, its label empty. A
+    name that is not in the bank is an
     `InvalidArgumentError`. The trunk's values are stored once.
 
     Args:
@@ -41,7 +45,7 @@ def export_bank(bank: Bank, path: str | Path):
 def export(tasks: Sequence[BoundTask], folder: Path):
     """Writes tasks on one trunk as a bank. Raises as `export_bank` and `Bank.add`."""
     for bound in tasks:
-        require_classification(bound)
+        require_one_output_per_label(bound.task, "a bank")
     kinds = [kind for kind in KINDS if any(kind in bound.train_spec.kinds for bound in tasks)]
     classes = max(len(bound.task.labels) for bound in tasks)
     first = tasks[0]
@@ -81,14 +85,17 @@ def _save(bank: Bank, folder: Path):
             )
     size = prepare.image_size
     labels = np.full((bank.capacity, bank.classes), "", dtype=object)
+    mixed = Mixed(list(tasks.values()), bank.classes)
+    constants = np.zeros((bank.capacity, mixed.size), "float32")
     for name, task in tasks.items():
         labels[bank.row(name), : len(task.labels)] = task.labels
+        constants[bank.row(name)] = mixed.row(task)
     rows = tf.lookup.KeyValueTensorInitializer(list(tasks), [bank.row(name) for name in tasks], tf.string, tf.int32)
 
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
     module.row_of = tf.lookup.StaticHashTable(rows, default_value=-1)
-    module.labels = tf.constant(labels, tf.string)
+    module.labels, module.constants = tf.constant(labels, tf.string), tf.constant(constants)
 
     def predict(resized, names):
         row = module.row_of.lookup(names)
@@ -97,8 +104,7 @@ def _save(bank: Bank, folder: Path):
         with tf.control_dependencies([known]):
             row = tf.identity(row)
         logits = model([prepare.scale(resized), row], training=False)
-        label = tf.gather(tf.gather(module.labels, row), tf.argmax(logits, axis=-1), batch_dims=1)
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits), "label": label}
+        return mixed.predictions(logits, tf.gather(module.constants, row), tf.gather(module.labels, row))
 
     names, resized_images = (
         tf.TensorSpec((None,), tf.string, name="tasks"),

@@ -14,11 +14,11 @@ import numpy as np
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError, reason
 from model_patch.export import clean_litert
-from model_patch.export.saved_model import require_classification, require_tensorflow
+from model_patch.export.saved_model import require_tensorflow
 from model_patch.export.verify import run_in_clean_process
 from model_patch.files import write_bytes
 from model_patch.fold import fold
-from model_patch.preprocessing import Preprocessing
+from model_patch.tasks import Task, require_one_output_per_label
 
 MANIFEST = "model_patch.json"
 """Name of the description inside the file: a zip archive behind the net, as in TensorFlow Lite's own metadata."""
@@ -46,24 +46,24 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
     """Writes `folder/NAME.tflite` for each task, its batch norms folded.
 
     The signature `serving_default` takes `images`, float32 `(batch, image_size, image_size, 3)` in 0..255: LiteRT has no
-    resizing that averages, so this is left to the caller. It returns `logits` and `probabilities`, float32 `(batch,
-    classes)`. Labels, image size and how to resize are in `model_patch.json`, in a zip archive at the end of the file:
+    resizing that averages, so this is left to the caller. It returns what `Task.decode` does: of a classification `logits` and
+    `probabilities`, float32 `(batch, classes)`. Labels, image size and how to resize are in `model_patch.json`, in a zip archive at the end of the file:
     `unzip -p NAME.tflite model_patch.json`.
 
     Args:
-        tasks: classifications, on any trunks.
+        tasks: on any trunks.
         folder: exists, and is empty.
         quantize: one of `model_patch.export.QUANTIZE`.
 
     Raises:
-        ModelPatchError: a task is no classification, cannot be folded, see `fold`, or Keras runs on another backend than
+        ModelPatchError: a task has not one output for each label, cannot be folded, see `fold`, or Keras runs on another backend than
             TensorFlow.
     """
     require_tensorflow("a LiteRT file")
     for bound in tasks:
-        require_classification(bound)
+        require_one_output_per_label(bound.task, "a LiteRT file")
     for bound in tasks:
-        contents = _converted(fold(bound).model, bound.task.preprocessing, quantize)
+        contents = _converted(fold(bound).model, bound.task, quantize)
         manifest = {"task": bound.task.to_json(), "input": input_of(bound), "quantize": quantize}
         write_bytes(folder / f"{bound.task.name}.tflite", with_manifest(contents, manifest))
 
@@ -74,18 +74,13 @@ def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.nd
     return run_in_clean_process(clean_litert.__file__, calls)
 
 
-def _converted(model: keras.Model, prepare: Preprocessing, quantize: str) -> bytes:
+def _converted(model: keras.Model, task: Task, quantize: str) -> bytes:
+    size = task.preprocessing.image_size
+
     def predict(images):
-        return probable(model(prepare.scale(images), training=False))
+        return task.decode(model(task.preprocessing.scale(images), training=False), **task.constants())
 
-    return convert(predict, {"images": (None, prepare.image_size, prepare.image_size, 3)}, model.variables, quantize)
-
-
-def probable(logits) -> dict:
-    """Returns logits and their probabilities by name, as tensors of TensorFlow."""
-    import tensorflow as tf
-
-    return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+    return convert(predict, {"images": (None, size, size, 3)}, model.variables, quantize)
 
 
 def input_of(bound: BoundTask) -> dict:

@@ -11,7 +11,8 @@ import safetensors.numpy
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
 from model_patch.export import clean_litert
-from model_patch.export.litert_file import convert, input_of, probable, with_manifest
+from model_patch.export.litert_file import convert, input_of, with_manifest
+from model_patch.export.mixed import Mixed
 from model_patch.export.saved_model import require_tensorflow
 from model_patch.export.vector_net import vector_net
 from model_patch.export.verify import run_in_clean_process
@@ -28,7 +29,8 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
     The signature `serving_default` takes `images`, as a task's own file does (see `model_patch.export.litert_file`), and `vector`,
     float32 `(values,)`, of the task. It returns `logits` and `probabilities`, float32 `(batch, classes)`,
     as wide as the largest head: where a task has fewer classes, the further logits are minus infinity and their
-    probabilities 0. Nothing is kept between calls: outputs depend on the inputs alone.
+    probabilities 0. Tasks of several types have all that `Task.decode` says of any, 0 where a task's type does not say it;
+    how its outputs are read is then at the end of its vector. Nothing is kept between calls: outputs depend on the inputs alone.
 
     `net.tflite` holds `model_patch.json`: the images it takes, the length of a vector, and its `slots`, which say what stands
     where in it. A task's file holds the one tensor `vector`, and in its metadata, under `model_patch`, the task with its
@@ -49,13 +51,17 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
                 f"{task.preprocessing.mode}), and one net scales them for all: export them as litert or signatures"
             )
 
-    def predict(images, vector):
-        return probable(net.model([prepare.scale(images), vector], training=False))
+    mixed = Mixed([bound.task for bound in tasks], net.num_classes)
 
-    inputs = {"images": (None, prepare.image_size, prepare.image_size, 3), VECTOR: (net.num_values,)}
+    def predict(images, vector):
+        values = vector[: net.num_values] if mixed.size else vector
+        return mixed.decode(net.model([prepare.scale(images), values], training=False), vector[net.num_values :])
+
+    num_values = net.num_values + mixed.size
+    inputs = {"images": (None, prepare.image_size, prepare.image_size, 3), VECTOR: (num_values,)}
     manifest = {
         "input": input_of(tasks[0]),
-        "num_values": net.num_values,
+        "num_values": num_values,
         "num_classes": net.num_classes,
         "slots": [{"key": slot.key, "offset": slot.offset, "shape": slot.shape} for slot in net.slots],
         "quantize": quantize,
@@ -65,7 +71,7 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
     digest = hashlib.sha256(contents).hexdigest()
     for bound in tasks:
         metadata = {"model_patch": json.dumps({"task": bound.task.to_json(), "net": digest})}
-        tensors = {VECTOR: net.vectors[bound.task.name]}
+        tensors = {VECTOR: np.concatenate([net.vectors[bound.task.name], mixed.row(bound.task)])}
         write_bytes(folder / f"{bound.task.name}.safetensors", safetensors.numpy.save(tensors, metadata))
 
 

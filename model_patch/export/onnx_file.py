@@ -14,11 +14,12 @@ from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError, reason
 from model_patch.export import clean_onnx
 from model_patch.export.litert_file import input_of
-from model_patch.export.saved_model import require_classification, require_tensorflow
+from model_patch.export.saved_model import require_tensorflow
 from model_patch.export.verify import run_in_clean_process
 from model_patch.files import write_bytes
 from model_patch.fold import fold
 from model_patch.graph.rewrite import walk
+from model_patch.tasks import require_one_output_per_label
 
 PACKAGES = ("onnx", "onnxruntime", "tf2onnx")
 
@@ -30,15 +31,15 @@ def export(tasks: Sequence[BoundTask], folder: Path):
     """Writes `folder/NAME.onnx` for each task, its batch norms folded.
 
     The input is `images`, float32 `(batch, image_size, image_size, 3)` in 0..255: resizing is left to the caller, scaling is
-    part of the file. The outputs are `logits` and `probabilities`, float32 `(batch, classes)`. The file's metadata hold
+    part of the file. The outputs are what `Task.decode` returns: of a classification `logits` and `probabilities`, float32 `(batch, classes)`. The file's metadata hold
     `labels`, a JSON list, `image_size`, and under `model_patch` the task and how to resize, as JSON.
 
     Args:
-        tasks: classifications, on any trunks.
+        tasks: on any trunks.
         folder: exists, and is empty.
 
     Raises:
-        ModelPatchError: a package is not installed; a task is no classification, cannot be folded, see `fold`, or has an
+        ModelPatchError: a package is not installed; a task has not one output for each label, cannot be folded, see `fold`, or has an
             operation that ONNX lacks; or Keras runs on another backend than TensorFlow.
     """
     require_tensorflow("an ONNX file")
@@ -46,7 +47,7 @@ def export(tasks: Sequence[BoundTask], folder: Path):
     if missing:
         raise ModelPatchError(f"ONNX files need {' and '.join(missing)}: pip install 'model_patch[onnx]'")
     for bound in tasks:
-        require_classification(bound)
+        require_one_output_per_label(bound.task, "an ONNX file")
     for bound in tasks:
         write_bytes(folder / f"{bound.task.name}.onnx", _converted(bound))
 
@@ -64,7 +65,8 @@ def _converted(bound: BoundTask) -> bytes:
     task, size = bound.task, bound.task.preprocessing.image_size
     images = keras.Input((size, size, 3), name="images")
     logits = fold(bound).model(task.preprocessing.scale(images))
-    model = keras.Model(images, [logits, keras.ops.softmax(logits)])
+    found = task.decode(logits, **task.constants())
+    model = keras.Model(images, list(found.values()))
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "task.onnx"
         try:
@@ -83,7 +85,7 @@ def _converted(bound: BoundTask) -> bytes:
                 f"ONNX cannot hold this net ({reason(error)}): export it as saved_model or signatures"
             ) from None
     _rename(net.graph, {net.graph.input[0].name: "images"})
-    _rename(net.graph, dict(zip((o.name for o in net.graph.output), ("logits", "probabilities"), strict=True)))
+    _rename(net.graph, dict(zip((o.name for o in net.graph.output), found, strict=True)))
     for value in (*net.graph.input, *net.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     description = {"task": task.to_json(), "input": input_of(bound)}

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +18,16 @@ from model_patch.export.verify import run_in_clean_process
 from model_patch.files import new_folder, require_no_pattern
 from model_patch.graph.rewrite import walk
 from model_patch.preprocessing import Preprocessing
-from model_patch.tasks import CLASSIFICATION
+from model_patch.tasks import Task
 
 DEFAULT = "serving_default"
 """TensorFlow's name of the signature that is meant where none is named."""
 
 LABELS = "labels.txt"
 """Name of the asset with the class names, one per line, in the order of the logits."""
+
+TASK = "task.json"
+"""Name of the asset with all of the task."""
 
 
 def export_saved_model(bound: BoundTask, path: str | Path):
@@ -36,8 +40,9 @@ def export_saved_model(bound: BoundTask, path: str | Path):
     - `resized`: `images`, float32 `(batch, image_size, image_size, 3)` in 0..255, for converters to other runtimes: it has no
       resizing and no labels, which these often cannot read.
 
-    Both return what `Task.predictions` does: of a classification `logits` and `probabilities`, float32 `(batch, classes)`,
-    and `label`, string `(batch,)`, the most probable class. The class names are also in `assets/labels.txt`. Each weight
+    All return what `Task.predictions` does: of a classification `logits` and `probabilities`, float32 `(batch, classes)`,
+    and `label`, string `(batch,)`, the most probable class; `resized` leaves out `label`. The class names are also in
+    `assets/labels.txt`, and all of the task in `assets/task.json`. Each weight
     is stored once: `model.export` of Keras would store it twice (keras-team/keras issue 23553).
 
     Args:
@@ -81,18 +86,6 @@ def require_tensorflow(what: str):
         )
 
 
-def require_classification(bound: BoundTask):
-    """Checks that a task is a classification.
-
-    Raises:
-        ModelPatchError: it is another type of task.
-    """
-    if bound.task.type != CLASSIFICATION:
-        raise ModelPatchError(
-            f"{bound.task.name!r} is a {bound.task.type} task: this format takes {CLASSIFICATION}; export it as saved_model"
-        )
-
-
 def _save(bound: BoundTask, folder: Path):
     require_tensorflow("a SavedModel")
     import tensorflow as tf
@@ -106,18 +99,40 @@ def _save(bound: BoundTask, folder: Path):
     signatures = serving(
         task.preprocessing, lambda resized: task.predictions(model(task.preprocessing.scale(resized), training=False))
     )
-    with labels_asset(bound) as module.labels_file:
+    with asset(LABELS, labels_text(task)) as module.labels_file, asset(TASK, json.dumps(task.to_json())) as module.task:
         tf.saved_model.save(module, str(folder), signatures)
 
 
+def read_task(folder: Path) -> Task:
+    """Returns the task of a SavedModel of one task; of an earlier one a classification with its labels.
+
+    Raises:
+        OSError: it is no such folder.
+        ModelPatchError: its description is not one that this package wrote.
+    """
+    described = folder / "assets" / TASK
+    if described.exists():
+        try:
+            return Task.from_json(json.loads(described.read_text("utf-8")))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelPatchError(f"{described} does not describe a task ({error!r}): export it again") from None
+    labels = (folder / "assets" / LABELS).read_text("utf-8").splitlines()
+    return Task(folder.resolve().name, tuple(labels), Preprocessing(1, "none"))
+
+
+def labels_text(task: Task) -> str:
+    """Returns the names of the labels, one per line."""
+    return "".join(f"{label}\n" for label in task.labels)
+
+
 @contextlib.contextmanager
-def labels_asset(bound: BoundTask, name: str = LABELS):
-    """Yields the class names as an asset, for the time of saving."""
+def asset(name: str, text: str):
+    """Yields a text as an asset, for the time of saving."""
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / name
-        path.write_text("".join(f"{label}\n" for label in bound.task.labels))
+        path.write_text(text, "utf-8")
         yield tf.saved_model.Asset(str(path))
 
 

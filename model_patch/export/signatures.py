@@ -9,7 +9,7 @@ import numpy as np
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
 from model_patch.export import clean_saved_model
-from model_patch.export.saved_model import DEFAULT, LABELS, labels_asset, require_tensorflow, serving
+from model_patch.export.saved_model import DEFAULT, LABELS, asset, labels_text, require_tensorflow, serving
 from model_patch.export.vector_net import vector_net
 from model_patch.export.verify import run_in_clean_process
 
@@ -66,7 +66,7 @@ def export(tasks: Sequence[BoundTask], folder: Path):
             signatures[bound.task.name if name == DEFAULT else f"{bound.task.name}.{name}"] = function
     with contextlib.ExitStack() as assets:
         module.labels_files = [
-            assets.enter_context(labels_asset(bound, f"{bound.task.name}.{LABELS}")) for bound in tasks
+            assets.enter_context(asset(f"{bound.task.name}.{LABELS}", labels_text(bound.task))) for bound in tasks
         ]
         tf.saved_model.save(module, str(folder), signatures)
 

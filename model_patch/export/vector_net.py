@@ -9,12 +9,12 @@ import numpy as np
 
 from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError
-from model_patch.export.saved_model import require_classification
 from model_patch.fold import fold_graph
 from model_patch.graph.rewrite import rewrite, walk
 from model_patch.kinds import KINDS, TrainSpec
 from model_patch.layers import variables
 from model_patch.layers.slotted import Slotted, VectorSlot
+from model_patch.tasks import require_one_output_per_label
 
 NO_CLASS = -np.inf
 """Bias of the outputs that a task has no class for: they get the probability 0."""
@@ -60,7 +60,7 @@ def vector_net(bounds: Sequence[BoundTask]) -> VectorNet:
         bounds: at least one task, on the same trunk object.
 
     Raises:
-        ModelPatchError: a task is no classification, owns a whole net, is on another trunk or at another image size than
+        ModelPatchError: a task has not one output for each label, owns a whole net, is on another trunk or at another image size than
             the first, or two have one name.
     """
     _check(bounds)
@@ -88,7 +88,7 @@ def _check(bounds: Sequence[BoundTask]):
     names = [bound.task.name for bound in bounds]
     for bound in bounds:
         name, task = bound.task.name, bound.task
-        require_classification(bound)
+        require_one_output_per_label(task, "one net for several tasks")
         bound.trunk.require_graph("one net for several tasks")
         if "full" in bound.train_spec.kinds:
             raise ModelPatchError(

@@ -102,16 +102,16 @@ def differences(
 def agreement(
     predictions: Callable, folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Returns on which part of real images an export names the same class as the model in memory, by task, in 0..1.
+    """Returns on which part of real images an export says the same as the model in memory, see `Task.agrees`, by task, in 0..1.
 
     Args:
-        predictions, folder, tasks: as for `differences`; the tasks are classifications.
+        predictions, folder, tasks: as for `differences`.
         images: a batch per task, float32 `(batch, image_size, image_size, 3)` in 0..255.
     """
     found = {}
     for bound, batch, given in zip(tasks, images, predictions(folder, tasks, images), strict=True):
-        logits = bound.model.predict(np.asarray(bound.task.preprocessing.scale(batch)), verbose=0)
-        found[bound.task.name] = float(np.mean(given["logits"].argmax(-1) == logits.argmax(-1)))
+        outputs = bound.model.predict(np.asarray(bound.task.preprocessing.scale(batch)), verbose=0)
+        found[bound.task.name] = float(np.mean(bound.task.agrees(given, bound.task.read(outputs))))
     return found
 
 

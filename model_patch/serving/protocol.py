@@ -28,7 +28,6 @@ NAMES_OF_FILES = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 ENCODED, IMAGES = "contents", "images"
 """Inputs of the two signatures."""
 
-OUTPUTS = ("logits", "probabilities", "label")
 
 _URL = re.compile(r"/v1/models/([^/]+?)(?:/versions/(\d+))?(?:/(metadata)|:(predict))?")
 
@@ -190,7 +189,7 @@ def reply(query: Query, logits: np.ndarray, task: Task) -> bytes:
 
     Args:
         query: the question.
-        logits: float32 `(images, classes)`.
+        logits: outputs of the task's head, float32 `(images, classes)`.
         task: its labels are those of the classes.
     """
     columns = outputs(logits, task)
@@ -201,10 +200,9 @@ def reply(query: Query, logits: np.ndarray, task: Task) -> bytes:
 
 
 def outputs(logits: np.ndarray, task: Task) -> dict[str, np.ndarray]:
-    """Returns what the reply holds: logits and probabilities `(images, classes)`, and labels `(images,)`."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    labels = np.array([task.labels[i] for i in logits.argmax(axis=-1)], dtype=object)
-    return dict(zip(OUTPUTS, (logits, exponentials / exponentials.sum(axis=-1, keepdims=True), labels), strict=True))
+    """Returns what the reply holds: what `Task.decode` says, `(images, classes)` each, and the label as text, `(images,)`."""
+    found = task.read(logits)
+    return {**found, "label": np.array(task.texts(found), dtype=object)}
 
 
 def state(error: str, available: bool) -> bytes:
@@ -237,11 +235,10 @@ def metadata(name: str, task: Task) -> bytes:
         sizes = [{"size": str(size), "name": ""} for size in shape]
         return {"dtype": dtype, "tensor_shape": {"dim": sizes, "unknown_rank": False}, "name": ""}
 
-    classes = len(task.labels)
+    of_one = outputs(np.zeros((1, len(task.labels)), "float32"), task)
     found = {
-        "logits": tensor("DT_FLOAT", -1, classes),
-        "probabilities": tensor("DT_FLOAT", -1, classes),
-        "label": tensor("DT_STRING", -1),
+        name: tensor("DT_STRING" if each.dtype == object else "DT_FLOAT", -1, *each.shape[1:])
+        for name, each in of_one.items()
     }
     signatures = {
         "serving_default": {IMAGES: tensor("DT_FLOAT", -1, -1, -1, 3)},

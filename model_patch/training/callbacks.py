@@ -18,7 +18,7 @@ VALIDATION = "val_accuracy"
 
 
 class Progress(keras.callbacks.Callback):
-    """A progress bar over all steps of a training or a test, with the running loss and metrics."""
+    """A progress bar over all steps of a training, with the running loss and metrics."""
 
     def __init__(self, num_steps: int, description: str, finished: int = 0):
         super().__init__()
@@ -36,9 +36,6 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.bar.close()
-
-    on_test_batch_end = on_train_batch_end
-    on_test_end = on_train_end
 
 
 class InputWait(keras.callbacks.Callback):
@@ -138,7 +135,7 @@ class StopAtNaN(keras.callbacks.Callback):
 class KeepBest(keras.callbacks.Callback):
     """Tests every task after each epoch, keeps the values of the best epoch, and stops when it stays the best for long.
 
-    The best epoch has the highest mean of the tasks' first metrics; of equal ones it has the lowest mean loss. Adds to the
+    The best epoch has the highest mean of the tasks' first figures; of equal ones it has the lowest mean loss. Adds to the
     logs `val_<metric>` of each task, or of several tasks `val_<task>_<metric>` and their mean as `VALIDATION`.
 
     Attributes:
@@ -148,7 +145,7 @@ class KeepBest(keras.callbacks.Callback):
 
     Args:
         testers: functions that test a task on its validation images and return its metrics, by the task's name.
-        metrics: name of each task's first metric.
+        metrics: name of each task's figure.
         patience: epochs without a better one after which training stops; 0 for never.
     """
 

@@ -1,9 +1,10 @@
 """Training and testing: one bound task of any type, or joined tasks."""
 
+import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,8 @@ from model_patch.detection.data import pipeline as detection_pipeline
 from model_patch.detection.evaluation import evaluate_detector
 from model_patch.errors import ModelPatchError, require_seed
 from model_patch.join import JoinedTasks
-from model_patch.progress import progress
-from model_patch.tasks import CLASSIFICATION
 from model_patch.training import replicated
-from model_patch.training.callbacks import InputWait, Progress
+from model_patch.training.callbacks import InputWait
 from model_patch.training.joint import fit_joined
 from model_patch.training.last_layer import LEAST_SPREAD, learn_last_layer
 from model_patch.training.loop import Fitted, run_epochs, tester
@@ -48,7 +47,7 @@ def fit(
     Keras' own `model.fit` trains the same values. It does not re-estimate statistics, for which there is the callback
     `EstimateStatistics`, nor does it choose a learning rate, cache features, stop at NaN or write a checkpoint.
 
-    The last layer of a classification task is solved first, on features of the unaugmented images: it is the convex
+    The last layer of a task with an output for each label is solved first, on features of the unaugmented images: it is the convex
     problem of `training.last_layer`, and alone needs no epochs, rate or seed. Patches start from it, and keep its weight
     decay. They start from a random one where the recipe says so (`Recipe.learns_last_layer_first`), and where the trunk's
     features hardly differ between images (`last_layer.LEAST_SPREAD`).
@@ -99,30 +98,34 @@ def fit_task(
     validation = data.validation if isinstance(data, ImageData) else None
     tested = _whole_batches(validation, bound, recipe) if validation else None
     weights = _class_weights(bound, data, recipe)
-    spec, classifies, decays = bound.train_spec, bound.task.type == CLASSIFICATION, {}
-    if classifies and recipe.learns_last_layer_first(spec):
+    spec, is_linear, decays = bound.train_spec, bound.task.link is not None, {}
+    if is_linear and recipe.learns_last_layer_first(spec):
         if spec.kinds:
             # Features are those of the statistics that training begins with.
             estimate_statistics(bound, unaugmented(shuffle=True))
         images = unaugmented(shuffle=False)
-        features = features_and_labels(bound, images, num_images, recipe.batch_size)
+        features = _features(bound, images, num_images, recipe.batch_size)
         decay = learn_last_layer(bound, *features, weights, least_spread=LEAST_SPREAD if spec.kinds else 0.0)
         decays = {} if decay is None else {bound.head.kernel.path: decay}
         if not spec.kinds:
             seconds = time.perf_counter() - start
             return Fitted(seconds, {}, min(1.0, wait.seconds / seconds))
-    if classifies and not spec.kinds:
+    if is_linear and not spec.kinds:
+        import tensorflow as tf
+
         images = unaugmented(shuffle=False)
         drawn = weights if recipe.balance == "sampling" else None
         train, head = features_and_head(bound, images, recipe.batch_size, num_images, seed, drawn)
-        tested = features_of(bound, tested, validation.num_images, recipe.batch_size) if validation else None
+        if validation:
+            features = _features(bound, tested, validation.num_images, recipe.batch_size)
+            tested = tf.data.Dataset.from_tensor_slices(features).batch(recipe.batch_size)
         options: dict[str, Any] = {"one_call_per_epoch": True, "validation": tested, "class_weights": weights}
         kept = run_epochs(bound, head, train, num_images, recipe, log_dir, checkpoint, wait, **options)
     else:
         options = {"class_weights": weights} if recipe.balance == "sampling" else {}
         train = functools.partial(batches, recipe.augmentation, share=replicated.own_share(), **options)
         options = {
-            "relative": classifies and recipe.is_relative(spec),
+            "relative": is_linear and recipe.is_relative(spec),
             "decays": decays,
             "validation": tested,
             "class_weights": weights,
@@ -145,11 +148,11 @@ def evaluate(
     Args:
         trained: what to test.
         data: its test images are used; for joined tasks a dict by task name.
-        split: `validation` to use the validation images of a classification task instead, all of them.
+        split: `validation` to use the validation images instead, all of them.
         recipe: `batch_size` and `max_test_images` are used; by default those of `Recipe()`.
 
     Returns:
-        The loss and the task's metrics by name; of a detector its mean average precisions; for joined tasks, all that by
+        The loss and the task's figures by name; of a detector its mean average precisions; for joined tasks, all that by
         task name.
     """
     recipe = recipe or Recipe()
@@ -160,10 +163,32 @@ def evaluate(
         options = {"batch_size": recipe.batch_size, "max_images": most}
         return evaluate_detector(trained, data.test, together=replicated.read_together, **options)
     chosen: Any = data.test.first(most) if split == "test" else data.validation  # type: ignore[union-attr]
-    images = _whole_batches(chosen, trained, recipe, cache=False)
-    num_steps = math.ceil(chosen.num_images / recipe.batch_size)
+    images, num_batches = _once(trained, chosen, recipe)
     with bad_images_named(chosen):
-        return tester(trained)(images, [Progress(num_steps, f"testing {trained.train_spec}")])
+        return tester(trained)(images, f"testing {trained.train_spec}", num_batches)
+
+
+def calibrate(bound: BoundTask, data: ImageData, recipe: Recipe | None = None) -> BoundTask:
+    """Returns a task with what is fitted on validation images: a temperature, and of a multi-label task the thresholds.
+
+    Args:
+        bound: trained; its variables are those of the result.
+        data: its validation images are used, all of them. Without any the task is returned unchanged.
+        recipe: `batch_size` is used; by default that of `Recipe()`.
+    """
+    if not data.validation:
+        return bound
+    images, num_batches = _once(bound, data.validation, recipe or Recipe())
+    with bad_images_named(data.validation):
+        outputs, labels = replicated.outputs_and_labels(
+            replicated.predictor(bound.model), images, "calibrating", num_batches
+        )
+    return dataclasses.replace(bound, task=bound.task.calibrate(labels, outputs))
+
+
+def _once(bound: BoundTask, split: Split, recipe: Recipe) -> tuple[Any, int]:
+    """Returns the batches of a split, to be gone through once, and their number."""
+    return _whole_batches(split, bound, recipe, cache=False), math.ceil(split.num_images / recipe.batch_size)
 
 
 def _image_data(data: ImageData | DetectionData | Mapping[str, ImageData]) -> list[ImageData]:
@@ -201,36 +226,17 @@ def _batches(
     )
 
 
-def features_and_labels(
-    bound: BoundTask, images, num_images: int, batch_size: int, forward: Callable | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Runs the trunk once over batches of images: returns float32 `(images, channels)` and int64 `(images,)`.
-
-    Several calls share one trace if they are given one `forward`, `replicated.predictor(bound.features)`.
-    """
-    forward = forward or replicated.predictor(bound.features)
-    # As arrays: under another backend than TensorFlow, Keras takes none of its tensors.
-    outputs = [
-        (np.asarray(forward(x.numpy())), y)
-        for x, y in progress(images, "features", math.ceil(num_images / batch_size), "batch")
-    ]
-    features, labels = (np.concatenate(part) for part in zip(*outputs, strict=True))
-    return features.astype("float32"), labels
-
-
-def features_of(bound: BoundTask, images, num_images: int, batch_size: int):
-    """Returns the features of batches of images as batches `(features, labels)`."""
-    import tensorflow as tf
-
-    features = features_and_labels(bound, images, num_images, batch_size)
-    return tf.data.Dataset.from_tensor_slices(features).batch(batch_size)
+def _features(bound: BoundTask, images, num_images: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the features of batches of images, float32 `(images, channels)`, and the labels."""
+    forward = replicated.predictor(bound.features)
+    return replicated.outputs_and_labels(forward, images, "features", math.ceil(num_images / batch_size))
 
 
 def _class_weights(bound: BoundTask, data: ImageData | DetectionData, recipe: Recipe) -> np.ndarray | None:
     """Returns the weights of the classes where they are balanced."""
     if recipe.balance == "none":
         return None
-    if not isinstance(data, ImageData):
+    if bound.task.link != "softmax":
         raise ModelPatchError(f"balance is {recipe.balance}: expected none for a {bound.task.type} task")
     return class_weights(data.train.image_labels(recipe.max_train_images or None), len(bound.task.labels))
 
@@ -253,7 +259,7 @@ def features_and_head(
     """
     import tensorflow as tf
 
-    features, labels = features_and_labels(bound, images, num_images, batch_size)
+    features, labels = _features(bound, images, num_images, batch_size)
     cached = tf.data.Dataset.from_tensor_slices((features, labels))
 
     def train(epochs: range):

@@ -40,7 +40,7 @@ def fit_joined(
     """Trains what joined tasks learn, keeps the best epoch, and re-estimates the statistics that training moved.
 
     After each epoch every task that has validation images is evaluated on them (`ImageData.with_validation` holds some out).
-    The values of the epoch with the best mean of the tasks' accuracies are the ones that stay; without validation those of
+    The values of the epoch with the best mean of the tasks' figures (accuracy, mAP or R2) are the ones that stay; without validation those of
     the last.
 
     Args:
@@ -142,7 +142,7 @@ def _keep_best(joined: JoinedTasks, data: Mapping[str, ImageData], recipe: Recip
         for name, bound in joined.tasks.items()
         if (validation := data[name].validation)
     }
-    metrics = {name: joined.tasks[name].task.metrics()[0].name for name in testers}
+    metrics = {name: joined.tasks[name].task.figures[0] for name in testers}
     return KeepBest(testers, metrics, recipe.patience) if testers else None
 
 

@@ -91,7 +91,7 @@ def run_epochs(
     best = None
     if validation is not None:
         test = tester(bound, on_features=model is not bound.model)
-        chosen_by = bound.task.metrics()[0 if recipe.balance == "none" else 1].name
+        chosen_by = bound.task.figures[0 if recipe.balance == "none" else 1]
         best = KeepBest({"": lambda: test(validation)}, {"": chosen_by}, recipe.patience)
     kept = Checkpoint(model, checkpoint, best)
     finished = kept.restore()
@@ -151,32 +151,24 @@ def fit_epochs(
 
 
 def tester(bound: BoundTask, on_features: bool = False) -> Callable:
-    """Returns a function from batches, and callbacks, to the task's loss and metrics by name, in inference mode.
+    """Returns a function from batches to the loss and the task's figures by name, in inference mode.
 
-    It can be called again and again. It runs the functions of `replicated.predictor` for the features and the head, so
-    that nothing is traced where these have run before. Of several workers each tests on all batches.
+    It can be called again and again; its further arguments are those of `replicated.outputs_and_labels`. It runs the functions
+    of `replicated.predictor` for the features and the head, so that nothing is traced where these have run before. Of several
+    workers each tests on all batches.
 
     Args:
-        bound: a classification task.
+        bound: a task with an output for each label.
         on_features: whether batches hold features in place of images.
     """
     features, head = replicated.predictor(bound.features), replicated.predictor(bound.head)
-    loss, mean, metrics = bound.task.loss(), keras.metrics.Mean("loss"), bound.task.metrics()
+    task, loss = bound.task, bound.task.loss()
 
-    def test(batches, callbacks=()):
-        for metric in (mean, *metrics):
-            metric.reset_state()
-        driven = keras.callbacks.CallbackList(list(callbacks))
-        driven.on_test_begin()
-        for i, (x, y) in enumerate(batches):
-            y, outputs = np.asarray(y), head(x if on_features else features(x))
-            # By `call`: the mean that a loss takes itself is divided by the number of replicas under a strategy.
-            mean.update_state(keras.ops.mean(loss.call(y, outputs)), sample_weight=len(y))
-            for metric in metrics:
-                metric.update_state(y, outputs)
-            driven.on_test_batch_end(i)
-        driven.on_test_end()
-        return {metric.name: float(metric.result()) for metric in (mean, *metrics)}
+    def test(batches, what: str = "", num_batches: int | None = None) -> dict[str, float]:
+        forward = head if on_features else lambda x: head(features(x))
+        outputs, labels = replicated.outputs_and_labels(forward, batches, what, num_batches)
+        of_images = keras.ops.convert_to_numpy(loss.call(labels, outputs))
+        return {"loss": float(np.mean(of_images)), **task.measure(labels, task.read(outputs))}
 
     return test
 

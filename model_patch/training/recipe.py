@@ -94,7 +94,7 @@ class Recipe:
         batch_size: images per step, at least 1.
         optimizer: a name in `OPTIMIZERS`.
         learning_rate: highest rate; 0 takes the default for the optimizer and for what is trained. For a patch or all
-            weights of a classification task Adam's is relative to each variable's size, see `is_relative`.
+            weights Adam's is relative to each variable's size, see `is_relative`; not for detection.
         schedule: a name in `SCHEDULES`.
         augmentation: names joined by `+`, see `model_patch.data.augment`.
         balance: how classes of unequal size are counted, one of `data.balance.BALANCES`; with another than `none` the
@@ -136,7 +136,7 @@ class Recipe:
             require_number(field, getattr(self, field), least, whole=field != "learning_rate")
 
     def learns_last_layer_first(self, train_spec: TrainSpec) -> bool:
-        """Whether the last layer of a classification task is trained by itself, see `training.last_layer`.
+        """Whether the last layer is trained by itself, see `training.last_layer`.
 
         With another optimizer than Adam or the paper's schedule nothing is; and the last layer alone takes steps of
         gradient descent where a rate is given for them.
@@ -145,7 +145,7 @@ class Recipe:
         return train_spec.last and default and bool(train_spec.kinds or not self.learning_rate)
 
     def is_relative(self, train_spec: TrainSpec) -> bool:
-        """Whether a classification task's rate is relative to each variable's size: Adam's, unless only the last layer trains."""
+        """Whether the rate is relative to each variable's size: Adam's, unless only the last layer trains."""
         return bool(train_spec.kinds) and self.optimizer == "adam" and self.schedule != "paper"
 
     def make_optimizer(

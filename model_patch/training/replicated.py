@@ -1,4 +1,4 @@
-"""Training and testing on the replicas of a strategy of tf.distribute.
+"""Training on the replicas of a strategy of tf.distribute.
 
 Keras' own `fit` fails with several workers (`PerReplica` values reach code that expects tensors), so wherever more than one
 replica computes, the step is written out here, for one output and for several. It drives the same callbacks.
@@ -13,6 +13,7 @@ import numpy as np
 
 from model_patch.data.share import Share
 from model_patch.graph.keras_private import layers_within, takes_training
+from model_patch.progress import progress
 from model_patch.training import strategies
 
 Metrics = Sequence[keras.metrics.Metric]
@@ -103,6 +104,29 @@ def filled_up(batches, devices: int):
     return batches.map(fill, tf.data.AUTOTUNE)
 
 
+def outputs_and_labels(
+    forward: Callable, batches, what: str = "", num_batches: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs a model over batches, on this worker alone: every worker looks at all images, and none waits for another.
+
+    Args:
+        forward: what `predictor` made of the model.
+        batches: `tf.data.Dataset` of `(x, labels)`.
+        what: text before the progress bar.
+        num_batches: for the bar.
+
+    Returns:
+        The outputs for all images, float32, and their labels.
+    """
+    # As arrays: under another backend than TensorFlow, Keras takes none of its tensors.
+    found = [
+        (np.asarray(forward(x.numpy())), np.asarray(labels))
+        for x, labels in progress(batches, what, num_batches, "batch")
+    ]
+    outputs, labels = (np.concatenate(part) for part in zip(*found, strict=True))
+    return outputs.astype("float32"), labels
+
+
 def predictor(layer: keras.Layer) -> Callable:
     """Returns a function that runs a layer or a model in inference mode on this worker alone: a batch to its outputs.
 
@@ -170,7 +194,10 @@ class _Gathered:
                 yield tuple({name: self._whole(part[name], number[name]) for name in number} for part in (x, y))
                 continue
             x, y = self._whole(x, number), self._whole(y, number)
-            is_there = np.asarray(y) >= 0 if y.shape.rank == 1 else np.ones(len(y), bool)
+            is_there = np.ones(len(y), bool)
+            if y.shape.rank <= 2:  # More have boxes, of which none are missing.
+                first = np.asarray(y).reshape(len(y), -1)[:, 0]
+                is_there = ~np.isnan(first) if y.dtype.is_floating else first >= 0
             if is_there.any():
                 yield x[is_there], y[is_there]
 

@@ -1,7 +1,9 @@
 import pytest
 
+from model_patch import Preprocessing, Task
 from model_patch.experiments.choice import choose
 
+TASK = Task("task", ("a", "b"), Preprocessing(32, "tf"))
 IMAGES = {"train": 900, "validation": 100, "test": 400}
 
 
@@ -13,7 +15,7 @@ def row(train, seed, accuracy, size, **fields):
 
 def test_the_smallest_row_within_the_standard_error_of_the_best_is_chosen():
     rows = [row("full", 0, 0.90, 1000), row("scale_bias+last", 0, 0.88, 100), row("last", 0, 0.80, 10)]
-    choice = choose(rows, IMAGES)
+    choice = choose(rows, IMAGES, TASK)
     assert (choice.train, choice.seed) == ("scale_bias+last", 0)
     assert choice.reason == (
         "scale_bias+last, seed 0: its validation accuracy of 0.8800 is within the standard error of 0.0300 of the best, "
@@ -23,19 +25,19 @@ def test_the_smallest_row_within_the_standard_error_of_the_best_is_chosen():
 
 def test_of_several_seeds_the_mean_decides_and_the_best_seed_is_taken():
     rows = [row("full", 0, 0.99, 1000), row("full", 1, 0.89, 1000), row("last", 0, 0.83, 10), row("last", 1, 0.87, 10)]
-    assert (choose(rows, IMAGES).train, choose(rows, IMAGES).seed) == ("last", 1)
-    assert "within the spread over seeds of 0.1000 of the best" in choose(rows, IMAGES).reason
+    assert (choose(rows, IMAGES, TASK).train, choose(rows, IMAGES, TASK).seed) == ("last", 1)
+    assert "within the spread over seeds of 0.1000 of the best" in choose(rows, IMAGES, TASK).reason
 
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
-    [({}, "its validation accuracy of 0.9"), ({"fold_accuracies": [0.6, 0.8]}, "its cross-validated accuracy of 0.7")],
+    [({}, "its validation accuracy of 0.9"), ({"fold_accuracy": [0.6, 0.8]}, "its cross-validated accuracy of 0.7")],
 )
 def test_folds_go_before_validation(fields, expected):
-    assert expected in choose([row("last", 0, 0.9, 10, **fields)], IMAGES).reason
+    assert expected in choose([row("last", 0, 0.9, 10, **fields)], IMAGES, TASK).reason
 
 
 def test_without_either_the_test_images_decide():
     (only,) = [row("last", 0, 0.9, 10)]
     del only["validation_accuracy"]
-    assert "its test accuracy of 0.5000 is the highest" in choose([only], IMAGES).reason
+    assert "its test accuracy of 0.5000 is the highest" in choose([only], IMAGES, TASK).reason

@@ -8,7 +8,7 @@ from model_patch.experiments.transfer import patch_path, transfer
 from tests.conftest import small_net
 
 ROW = {"train", "seed", "trained_parameters", "trained_fraction", "reused_fraction", "patch_bytes", "test_accuracy"}
-ROW |= {"train_seconds", "input_wait", "validation_accuracy", "test_macro_accuracy"}
+ROW |= {"figure", "train_seconds", "input_wait", "validation_accuracy", "test_macro_accuracy"}
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_folds_are_trained_and_tested_on_training_images_and_the_row_is_that_of_
     (plain,) = transfer(config, tmp_path / "plain")["rows"]
     config.folds = 2
     (row,) = transfer(config, tmp_path / "run")["rows"]
-    accuracies = row.pop("fold_accuracies")
+    accuracies = row.pop("fold_accuracy")
     assert len(accuracies) == 2 and all(0 < each < 1 for each in accuracies)
     for each in (plain, row):
         del each["train_seconds"], each["input_wait"]

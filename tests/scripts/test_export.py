@@ -31,8 +31,8 @@ def test_a_litert_set_is_checked_on_random_and_on_real_images(flags, tmp_path):
     assert ran.returncode == 0, ran.stderr[-2000:]
     lines = [line for line in ran.stdout.splitlines() if "task" in line]
     for line, (name, labels) in zip(lines, LABELS.items(), strict=True):
-        assert f"task {name}, {len(labels)} classes, 32 px, largest difference " in line
-        assert float(line.rpartition("the same class on ")[2].partition("%")[0]) > 90
+        assert f"task {name}, {len(labels)} labels, 32 px, largest difference " in line
+        assert float(line.rpartition("the same prediction on ")[2].partition("%")[0]) > 90
     assert {path.name for path in (tmp_path / "set").iterdir()} == {
         "net.tflite",
         "digits.safetensors",

@@ -25,7 +25,6 @@ from model_patch.detection.data.pipeline import batches as detection_batches
 from model_patch.detection.task import DetectionTask
 from model_patch.kinds import TrainSpec
 from model_patch.training import replicated, strategies
-from model_patch.training.callbacks import Progress
 from model_patch.training.loop import run_epochs, tester
 from model_patch.training.recipe import Recipe
 from tests.conftest import SIZE, small_net
@@ -87,7 +86,7 @@ def one_task(train, statistics, checkpoint=None, steps=None):
         checkpoint=checkpoint,
         callbacks=callbacks,
     )
-    tested = tester(bound)(batches, [Progress(3, "testing")])
+    tested = tester(bound)(batches, "testing", 3)
     assert tested["loss"] == pytest.approx(cross_entropy(labels, predict(bound.model, images)), abs=1e-4)
     return kept.history, tested["loss"]
 

@@ -7,23 +7,30 @@ import numpy as np
 
 from model_patch.experiments.report.output import accuracy_limits, legend_below, named, new_axes, write_report
 from model_patch.experiments.report.page import Figure
-from model_patch.experiments.report.sample import Sample, grouped
+from model_patch.experiments.report.sample import Sample, figure_of, grouped
 from model_patch.experiments.report.table import Table, table
 
-COLUMNS = {
-    "train": "{train}",
-    "trained parameters": "{trained_parameters:,}",
-    "share": "{trained_fraction:.1%}",
-    "patch file": lambda row: f"{row['patch_bytes'] / 1000:,.0f} kB",
-    "test accuracy": "{accuracy.mean:.4f}",
-    "spread": "{accuracy.spread:.4f}",
-    "macro": "{macro.mean:.4f}",
-    "validation": "{validation.mean:.4f}",
-    "cross-validation": "{folds}",
-    "seeds": "{seeds}",
-    "seconds": "{train_seconds:.1f}",
-}
-"""`spread` is best minus worst seed, as in brackets of the folds. Columns without values, of splits that a run does not have, are left out."""
+
+def _columns(summary: list[dict]) -> dict:
+    """Returns the columns of the comparison.
+
+    `spread` is best minus worst seed, as in brackets of the folds. Columns without values, of splits that a run does not have,
+    are left out.
+    """
+    further = summary[0].get("further", {})
+    return {
+        "train": "{train}",
+        "trained parameters": "{trained_parameters:,}",
+        "share": "{trained_fraction:.1%}",
+        "patch file": lambda row: f"{row['patch_bytes'] / 1000:,.0f} kB",
+        f"test {figure_of(summary[0])}": "{accuracy.mean:.4f}",
+        "spread": "{accuracy.spread:.4f}",
+        **{name.replace("_", " "): f"{{further[{name}].mean:.4f}}" for name in further},
+        "validation": "{validation.mean:.4f}",
+        "cross-validation": "{folds}",
+        "seeds": "{seeds}",
+        "seconds": "{train_seconds:.1f}",
+    }
 
 
 MARKERS = "osD^vP*Xph"
@@ -33,31 +40,36 @@ def summarise(rows: list[dict]) -> list[dict]:
     """Averages the rows of `results.json` over seeds.
 
     Returns:
-        One object per value of `train`, in order of first appearance: the fields of its first row, `accuracy` (a `Sample`,
-        in 0..1), `seeds` (their number), and `train_seconds` (mean); where they were measured the samples `macro`,
-        `validation` and `folds`, the last of all folds of all seeds.
+        One object per value of `train`, in order of first appearance: the fields of its first row, `accuracy` (a `Sample` of it
+        or of the figure in its place), `further` (samples of what else was measured, by name), `seeds` (their number), and
+        `train_seconds` (mean); where they were measured the samples `validation` and `folds`, the last of all folds of all seeds.
     """
-    return [
-        group[0]
-        | ({"macro": Sample.of(group, "test_macro_accuracy")} if "test_macro_accuracy" in group[0] else {})
-        | ({"validation": Sample.of(group, "validation_accuracy")} if "validation_accuracy" in group[0] else {})
-        | (
-            {"folds": Sample(sum((tuple(row["fold_accuracies"]) for row in group), ()))}
-            if "fold_accuracies" in group[0]
-            else {}
+    summary = []
+    for group in grouped(rows, "train").values():
+        first, figure = group[0], figure_of(group[0])
+        further = [name for name in first if name.startswith("test_") and name != f"test_{figure}"]
+        optional = {}
+        if f"validation_{figure}" in first:
+            optional["validation"] = Sample.of(group, f"validation_{figure}")
+        if f"fold_{figure}" in first:
+            optional["folds"] = Sample(sum((tuple(row[f"fold_{figure}"]) for row in group), ()))
+        summary.append(
+            {
+                **first,
+                **optional,
+                "accuracy": Sample.of(group),
+                "further": {name.removeprefix("test_"): Sample.of(group, name) for name in further},
+                "seeds": len(group),
+                "train_seconds": float(np.mean([row["train_seconds"] for row in group])),
+            }
         )
-        | {
-            "accuracy": Sample.of(group),
-            "seeds": len(group),
-            "train_seconds": float(np.mean([row["train_seconds"] for row in group])),
-        }
-        for group in grouped(rows, "train").values()
-    ]
+    return summary
 
 
 def comparison_table(rows: list[dict]) -> Table:
     """Returns the comparison of ways to train."""
-    header, cells = table(summarise(rows), COLUMNS)
+    summary = summarise(rows)
+    header, cells = table(summary, _columns(summary))
     used = [i for i in range(len(header)) if any(row[i] for row in cells)]
     return [header[i] for i in used], [[row[i] for i in used] for row in cells]
 
@@ -70,9 +82,9 @@ def comparison_parts(results: dict) -> list[str | Table | Figure]:
         x, y = max(row["trained_parameters"], 1), row["accuracy"].mean
         bars = [[bar] for bar in row["accuracy"].bars]
         axes.errorbar(x, y, yerr=bars, fmt=MARKERS[i % len(MARKERS)], capsize=3, label=row["train"])
-    lowest = min(min(row["accuracy"].values) for row in summary)
+    lowest, figure_name = min(min(row["accuracy"].values) for row in summary), figure_of(summary[0])
     axes.margins(x=0.1)
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy", ylim=accuracy_limits(lowest))
+    axes.set(xscale="log", xlabel="trained parameters", ylabel=f"test {figure_name}", ylim=accuracy_limits(lowest))
     legend_below(figure)
     # Runs of earlier versions did not record what they reuse.
     reused = [f"{row['train']} {100 * row['reused_fraction']:.1f} %" for row in summary if "reused_fraction" in row]
@@ -82,7 +94,7 @@ def comparison_parts(results: dict) -> list[str | Table | Figure]:
     if reused:
         notes.append(f"Trunk weights left unchanged: {', '.join(reused)}.")
     notes.append(f"{named(results['versions'])}.")
-    plot = Figure("accuracy_vs_parameters", figure, "Test accuracy by number of trained parameters")
+    plot = Figure("accuracy_vs_parameters", figure, f"Test {figure_name} by number of trained parameters")
     return [comparison_table(results["rows"]), " ".join(notes), plot]
 
 

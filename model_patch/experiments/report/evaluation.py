@@ -26,24 +26,27 @@ def evaluation_sections(evaluation: dict, thumbnails: Mapping[str, bytes]) -> li
         thumbnails: JPEG files by the path of the image; a list of images without any is a table.
     """
     test = evaluation["test"]
-    sections = [
-        Section(
-            "Test images",
-            [
-                f"{test['images']} images: accuracy {test['accuracy']:.4f}, macro accuracy {test['macro_accuracy']:.4f}, "
-                f"log loss {test['log_loss']:.4f}.",
-                *(f"Note: {note}" for note in evaluation["notes"]),
-            ],
-        ),
-        Section("Classes", _classes(evaluation)),
-        Section("Confusions", _confusions(test)),
-        Section("Calibration", _calibration(test)),
-    ]
+    sections = [Section("Test images", [_summary(test), *(f"Note: {note}" for note in evaluation["notes"])])]
+    if "classes" in test:
+        sections += [Section("Classes", _classes(evaluation)), Section("Confusions", _confusions(test))]
+    else:
+        sections.append(Section("Labels", _labels(evaluation)))
+    if "pairs" in test:
+        sections.append(Section("Values", [_scatter(test)]))
+    if "reliability" in test:
+        sections.append(Section("Calibration", _calibration(test)))
+    if "error" in (test["mistakes"] or [{}])[0]:
+        rows = [
+            (e["path"], e["label"] or "none", e["predicted"] or "none", f"{e['error']:.3f}") for e in test["mistakes"]
+        ]
+        header = ("path", "label", "predicted", "error")
+        text = "With the highest cross-entropy." if "reliability" in test else "In standard deviations."
+        sections.append(Section("Largest errors", [text, *_listed(header, rows, thumbnails)]))
     galleries = {
         "Most confident mistakes": ("mistakes", "Predicted wrongly, with the highest probability."),
         "Least certain images": ("uncertain", "With the lowest probability of the predicted class."),
     }
-    for title, (field, text) in galleries.items():
+    for title, (field, text) in galleries.items() if "classes" in test else ():
         rows = [(e["path"], e["label"], e["predicted"], f"{e['confidence']:.3f}") for e in test[field]]
         header = ("path", "label", "predicted", "probability")
         sections.append(Section(title, [text, *_listed(header, rows, thumbnails)] if rows else ["None."]))
@@ -57,7 +60,7 @@ def evaluation_sections(evaluation: dict, thumbnails: Mapping[str, bytes]) -> li
 def listed_paths(evaluation: dict, most: int) -> list[str]:
     """Returns the paths of the images that the sections show, up to a number of each list."""
     test, wrong, pairs = evaluation["test"], evaluation.get("mislabelled"), evaluation.get("duplicates")
-    paths = [each["path"] for field in ("mistakes", "uncertain") for each in test[field][:most]]
+    paths = [each["path"] for field in ("mistakes", "uncertain") for each in test.get(field, [])[:most]]
     paths += [each["path"] for each in (wrong["images"][:most] if wrong else ())]
     paths += [each["path"] for each in (pairs["pairs"][:most] if pairs else ())]
     return list(dict.fromkeys(paths))
@@ -68,6 +71,44 @@ def _listed(header: Sequence[str], rows: Sequence[Sequence[str]], thumbnails: Ma
     shown = next((i for i, row in enumerate(rows) if row[0] not in thumbnails), len(rows))
     parts = [Gallery(header, rows[:shown], [thumbnails[row[0]] for row in rows[:shown]]), Gallery(header, rows[shown:])]
     return [part for part in parts if part.rows]
+
+
+def _summary(test: dict) -> str:
+    """Returns one sentence with the figures that are single numbers."""
+    left_out = ("images", "expected_calibration_error", "temperature", "error_with_temperature")
+    figures = [
+        f"{name.replace('_', ' ')} {value:.4f}"
+        for name, value in test.items()
+        if isinstance(value, float) and name not in left_out
+    ]
+    return f"{test['images']} images: {', '.join(figures)}."
+
+
+def _labels(evaluation: dict):
+    """Returns a table of what a task other than classification says of each label."""
+    rows = evaluation["test"]["labels"]
+    columns: dict = {"label": "{label}"} | {
+        f"{part} images": lambda row, of=of: f"{of.get(row['label'], 0):,}"
+        for part, of in evaluation.get("counts", {}).items()
+        if part != "test"
+    }
+    for name in rows[0]:
+        if name not in ("label", "images"):
+            columns[name] = f"{{{name}:.4g}}"
+        elif name == "images":
+            columns["test images"] = "{images:,}"
+    return [table(rows, columns)]
+
+
+def _scatter(test: dict) -> Figure:
+    true, predicted = np.array(test["pairs"]).T
+    figure, axes = new_axes(4.5, 4.5)
+    ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
+    axes.plot(ends, ends, "--", color="grey", label="equal")
+    axes.plot(true, predicted, ".", alpha=0.5, label="images")
+    axes.set(xlabel=f"true {test['labels'][0]['label']}", ylabel="predicted")
+    axes.legend(fontsize=8)
+    return Figure("values", figure, "Predicted values by true values")
 
 
 def _classes(evaluation: dict):
@@ -115,9 +156,15 @@ def _calibration(test: dict):
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean probability of the predicted class", ylabel="accuracy")
     axes.legend(fontsize=8)
     columns = {"probability": "{confidence:.3f}", "accuracy": "{accuracy:.3f}", "images": "{images:,}"}
+    fitted = (
+        f" With the temperature {test['temperature']:.3f}, fitted on validation images, it is "
+        f"{test['error_with_temperature']:.4f}: `--calibrated` uses it."
+        if "temperature" in test
+        else ""
+    )
     return [
         f"Expected calibration error: {test['expected_calibration_error']:.4f}, the mean difference between probability and "
-        "accuracy over bins of predictions.",
+        f"accuracy over bins of predictions.{fitted}",
         Figure("calibration", figure, "Reliability diagram: accuracy by predicted probability"),
         table(bins, columns),
     ]

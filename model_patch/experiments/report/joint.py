@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from model_patch.experiments.report.output import accuracy_limits, named, new_axes, write_report
-from model_patch.experiments.report.sample import Sample, grouped
+from model_patch.experiments.report.sample import Sample, figure_of, grouped
 from model_patch.experiments.report.table import Table, table
 
 INDEPENDENT = "nothing"
@@ -25,7 +25,7 @@ def summarise(rows: list[dict]) -> list[dict]:
 
     Returns:
         One object per value of `share`, in order of first appearance: by the name of each task its accuracy (a `Sample`, in
-        0..1) as `tasks` and its image size as `image_sizes`; `mean`, the `Sample` of the tasks' mean accuracies; `seeds`,
+        0..1) as `tasks`, its heading as `names` and its image size as `image_sizes`; `mean`, the `Sample` of the tasks' mean accuracies; `seeds`,
         their number; `total_parameters`, `trained_parameters` and `train_seconds` (mean).
     """
     summary = []
@@ -35,6 +35,7 @@ def summarise(rows: list[dict]) -> list[dict]:
             {
                 "share": share,
                 "tasks": {task: Sample.of(each) for task, each in by_task.items()},
+                "names": {task: _named(task, figure_of(each[0])) for task, each in by_task.items()},
                 "image_sizes": {task: each[0]["image_size"] for task, each in by_task.items()},
                 "mean": mean_over_tasks(group),
                 "seeds": len(grouped(group, "seed")),
@@ -45,6 +46,10 @@ def summarise(rows: list[dict]) -> list[dict]:
     return summary
 
 
+def _named(task: str, figure: str) -> str:
+    return task if figure == "accuracy" else f"{task} ({figure})"
+
+
 def joint_table(summary: list[dict]) -> Table:
     """Returns the comparison of ways to share. `of separate models` is empty if these were not trained."""
     separate = next((row["total_parameters"] for row in summary if row["share"] == INDEPENDENT), None)
@@ -52,7 +57,10 @@ def joint_table(summary: list[dict]) -> Table:
         summary,
         {
             "share": "{share}",
-            **{task: lambda row, task=task: f"{row['tasks'][task].mean:.4f}" for task in summary[0]["tasks"]},
+            **{
+                name: lambda row, task=task: f"{row['tasks'][task].mean:.4f}"
+                for task, name in summary[0]["names"].items()
+            },
             "mean": "{mean.mean:.4f}",
             "spread": "{mean.spread:.4f}",
             "parameters": "{total_parameters:,}",
@@ -70,7 +78,7 @@ def plot(summary: list[dict], title: str, resolutions: bool):
     Error bars reach from the worst to the best seed.
     """
     figure, axes = new_axes()
-    names = list(summary[0]["tasks"])
+    names = list(summary[0]["names"].values())
     for i, row in enumerate(summary):
         samples = row["tasks"].values()
         bars = list(zip(*(sample.bars for sample in samples), strict=True))

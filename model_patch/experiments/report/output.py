@@ -54,8 +54,9 @@ def legend_below(figure, columns: int = 2):
 
 
 def accuracy_limits(lowest: float) -> tuple[float, float]:
-    """Returns the limits of an axis of accuracies, within 0..1, with some room around the lowest and below 1."""
-    return max(0.0, lowest - 0.25 * (1.0 - lowest) - 0.02), 1.0
+    """Returns the limits of an axis of accuracies, within 0..1 unless some are negative, as R2 may be, with some room below."""
+    least = lowest - 0.25 * (1.0 - lowest) - 0.02
+    return max(0.0, least) if lowest >= 0 else least, 1.0
 
 
 def figure_bytes(figure) -> bytes:

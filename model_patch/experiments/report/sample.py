@@ -16,16 +16,21 @@ def grouped(rows: Iterable[dict], *fields: str) -> dict[Any, list[dict]]:
     return groups
 
 
+def figure_of(row: dict) -> str:
+    """Returns the name of what a row is compared by, see `Task.figures`; runs of earlier versions had accuracy only."""
+    return row.get("figure", "accuracy")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """The figures of one row of a table, one per seed: accuracies in 0..1, or errors; at least one."""
+    """The figures of one row of a table, one per seed: accuracies or the like, or errors; at least one."""
 
     values: tuple[float, ...]
 
     @classmethod
-    def of(cls, rows: Iterable[dict], field: str = "test_accuracy") -> "Sample":
-        """Returns the sample of a field, which has one value in each row."""
-        return cls(tuple(row[field] for row in rows))
+    def of(cls, rows: Iterable[dict], field: str = "") -> "Sample":
+        """Returns the sample of a field, which has one value in each row; by default of the test figure."""
+        return cls(tuple(row[field or f"test_{figure_of(row)}"] for row in rows))
 
     @property
     def mean(self) -> float:

@@ -8,6 +8,7 @@ from model_patch.experiments.evaluate import write_evaluation
 from model_patch.experiments.report.comparison import comparison_parts, comparison_table, title_of
 from model_patch.experiments.report.output import legend_below, new_axes
 from model_patch.experiments.report.page import Figure, Section
+from model_patch.experiments.report.sample import figure_of
 from model_patch.experiments.report.table import print_table
 
 
@@ -27,10 +28,11 @@ def write_transfer_report(
 
 
 def learning_curves(rows: list[dict]) -> list[Figure]:
-    """Returns the loss and the accuracy by epoch of the rows that have epochs: dashed on training images, solid on validation."""
+    """Returns the loss and the figure of the task, such as accuracy, by epoch of the rows that have epochs: dashed on training images, solid on validation."""
     rows, figures = [row for row in rows if row.get("curves")], []
     colours = {train: f"C{i}" for i, train in enumerate(dict.fromkeys(row["train"] for row in rows))}
-    for name in ("loss", "accuracy") if rows else ():
+    figure_name = figure_of(rows[0]) if rows else ""
+    for name in ("loss", figure_name) if rows else ():
         figure, axes = new_axes(6.5, 4.5)
         for row in rows:
             for prefix, style in (("", "--"), ("val_", "-")):
@@ -38,12 +40,12 @@ def learning_curves(rows: list[dict]) -> list[Figure]:
                 axes.plot(range(1, len(values) + 1), values, style, color=colours[row["train"]])
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="epoch", ylabel=name)
-        if name == "accuracy":
+        if name == figure_name:
             axes.set(ylim=(None, 1.0))
         for train, colour in colours.items():
             axes.plot([], [], color=colour, label=train)
         axes.plot([], [], "--", color="grey", label="on training images")
         legend_below(figure)
-        text = f"{name} by epoch, on validation images and, dashed, on training images".capitalize()
+        text = f"{name[0].upper()}{name[1:]} by epoch, on validation images and, dashed, on training images"
         figures.append(Figure(f"learning_curves_{name}", figure, text))
     return figures
