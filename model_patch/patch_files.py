@@ -213,11 +213,11 @@ def average(patches: Sequence[Patch], weights: Sequence[float] | None = None) ->
         weights: of each, in their ratio, such as numbers of images; positive. None weighs them alike.
 
     Returns:
-        A patch with the first one's task and without metrics: nothing was measured with it.
+        A patch with the first one's task and without metrics, temperature and thresholds: nothing was measured with it.
 
     Raises:
         ModelPatchError: there are fewer than two, the weights do not fit, or the patches do not belong together: another
-            trunk, labels, preprocessing, what was trained, keys or shapes.
+            trunk, labels, preprocessing, type of task, what was trained, keys or shapes.
     """
     if len(patches) < 2:
         raise ModelPatchError(f"{len(patches)} patch is given to average: expected at least two")
@@ -239,7 +239,7 @@ def average(patches: Sequence[Patch], weights: Sequence[float] | None = None) ->
             averaged = averaged + mean((each - centre) ** 2 for each in means)
         values[key] = averaged.astype("float32")
     versions = {"numpy": importlib.metadata.version("numpy")}
-    return dataclasses.replace(first, values=values, metrics={}, versions=versions)
+    return dataclasses.replace(first, values=values, task=first.task.unfitted(), metrics={}, versions=versions)
 
 
 def _shares(patches: Sequence[Patch], weights: Sequence[float] | None) -> list[float]:
@@ -257,6 +257,7 @@ def _check_together(first: Patch, other: Patch):
     for what, one, two in (
         ("labels", first.task.labels, other.task.labels),
         ("preprocessing", first.task.preprocessing, other.task.preprocessing),
+        ("types or units", *(dataclasses.replace(each.task.unfitted(), name="x").to_json() for each in (first, other))),
         ("trained kinds", str(first.train_spec), str(other.train_spec)),
         ("statistics", first.train_spec.norm_statistics, other.train_spec.norm_statistics),
         # What is frozen depends on what is trained, so this comes after it.

@@ -57,9 +57,14 @@ def info(patch, *patches):
             ("file", file.path),
             ("size", f"{file.num_bytes:,} bytes"),
             ("sha256", file.sha256),
-            ("task", task.name),
+            ("task", f"{task.name}, {task.type}"),
             ("labels", f"{len(task.labels)}: {', '.join(task.labels)}"),
             ("preprocessing", f"{task.preprocessing.image_size} px, {task.preprocessing.mode}"),
+            *(
+                (name, value)
+                for name, value in (("temperature", task.temperature), ("thresholds", _thresholds(task)))
+                if value
+            ),
             ("train", f"{train_spec}, statistics {train_spec.norm_statistics}"),
             ("trunk", file.patch.trunk),
             ("fingerprint", file.patch.fingerprint),
@@ -71,6 +76,10 @@ def info(patch, *patches):
         columns = {"variables": "{name}", "number": "{num_slots}", "values": "{num_values:,}"}
         columns |= {"smallest": "{low:.4g}", "largest": "{high:.4g}"}
         print_table("", *table(map(vars, patch_files.summarise(file.patch)), columns))
+
+
+def _thresholds(task) -> str:
+    return ", ".join(f"{value:.3f}" for value in getattr(task, "thresholds", None) or ())
 
 
 def _metrics(patch) -> str:

@@ -17,11 +17,13 @@ from ml_collections import ConfigDict
 
 import model_patch as mp
 from model_patch.bind import Counts
+from model_patch.data.noise import random_labels
 from model_patch.experiments import multitask, transfer
 from model_patch.experiments.detector import make_task
 from model_patch.experiments.report.table import print_table, table
 from model_patch.files import as_path
 from model_patch.spec import parse
+from model_patch.tasks import CLASSIFICATION
 
 _logger = logging.getLogger(__name__)
 
@@ -165,7 +167,8 @@ def random_data(text: str) -> str:
     classes = NUM_CLASSES.get(_name_of(text))
     if classes is None or (spec.scheme in ("folder", "idx") and as_path(spec.rest).is_dir()):
         try:
-            classes = len(mp.open_data(text).labels)
+            data = mp.open_data(text)
+            return f"random:{len(data.labels)}?type={data.type}"
         except mp.ModelPatchError as error:
             known = ", ".join(sorted(NUM_CLASSES))
             raise mp.ModelPatchError(
@@ -186,9 +189,12 @@ def _name_of(text: str) -> str:
 
 def _batch(bound: mp.BoundTask):
     """Returns random images as the trunk takes them, and random labels."""
-    size, random = bound.task.preprocessing.image_size, np.random.RandomState(0)
+    task, random = bound.task, np.random.RandomState(0)
+    size = task.preprocessing.image_size
     pixels = random.uniform(0, 255, (STEP_IMAGES, size, size, 3)).astype("float32")
-    return bound.task.preprocessing.scale(pixels), random.randint(0, len(bound.task.labels), STEP_IMAGES)
+    # A detector's labels are boxes, which its own dry run makes.
+    labels = random_labels(CLASSIFICATION if task.link is None else task.type, STEP_IMAGES, len(task.labels), random)
+    return task.preprocessing.scale(pixels), labels
 
 
 def _joint_batch(joined: mp.JoinedTasks):

@@ -20,7 +20,6 @@ from model_patch.experiments.findings import (
     LISTED,
     MOST_CHECKED,
     Predictions,
-    calibration,
     cross_validated,
     duplicates,
     measure,
@@ -83,12 +82,16 @@ def evaluate_task(bound: mp.BoundTask, data: mp.ImageData) -> dict:
 
 def _measured(task: mp.Task, labels: np.ndarray, predictions: Mapping[str, np.ndarray], paths: Sequence[str]) -> dict:
     """Returns the figures of a task of any type; of one with a temperature that is not used, how calibrated it would be, too."""
-    if task.type != CLASSIFICATION:
-        return measure_task(task, labels, predictions, paths)
-    found = measure(Predictions(paths, labels, predictions["probabilities"]), task.labels)
+
+    def measured(predictions: Mapping[str, np.ndarray]) -> dict:
+        if task.type != CLASSIFICATION:
+            return measure_task(task, labels, predictions, paths)
+        return measure(Predictions(paths, labels, predictions["probabilities"]), task.labels)
+
+    found = measured(predictions)
     if task.temperature is not None and not task.use_temperature:
-        calibrated = dataclasses.replace(task, use_temperature=True).read(predictions["logits"])["probabilities"]
-        error = calibration(calibrated.max(axis=1), calibrated.argmax(axis=1) == labels)["expected_calibration_error"]
+        calibrated = measured(dataclasses.replace(task, use_temperature=True).read(predictions["logits"]))
+        error = calibrated["expected_calibration_error"]
         found |= {"temperature": task.temperature, "error_with_temperature": error}
     return found
 

@@ -224,6 +224,10 @@ class Task:
         found = minimize_scalar(of, bounds=(-most, most), method="bounded", options={"xatol": 1e-3})
         return dataclasses.replace(self, temperature=round(math.exp(found.x), 4))
 
+    def unfitted(self) -> Task:
+        """Returns the task without what `calibrate` fits, for other values than those that it was fitted to."""
+        return dataclasses.replace(self, temperature=None, use_temperature=False)
+
     def constants(self) -> dict[str, np.ndarray]:
         """Returns what `decode` takes besides outputs, float32, `()` or `(outputs,)`, by name."""
         return {"temperature": np.array(self.temperature if self.use_temperature else 1.0, "float32")}

@@ -98,6 +98,10 @@ class MultiLabelTask(Task):
         thresholds = tuple(_best_threshold(labels[:, k], scores[:, k]) for k in range(len(self.labels)))
         return dataclasses.replace(super().calibrate(labels, outputs), thresholds=thresholds)
 
+    def unfitted(self) -> Task:
+        """As for `Task`, without thresholds, too."""
+        return dataclasses.replace(super().unfitted(), thresholds=None)
+
     def constants(self) -> dict[str, np.ndarray]:
         """Returns what `decode` takes besides outputs: the temperature, and as `least` the lowest logits that say yes."""
         thresholds = np.array(self.thresholds or [THRESHOLD] * len(self.labels))

@@ -330,3 +330,40 @@ def test_a_class_whose_name_is_no_text_is_refused(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
     with pytest.raises(ModelPatchError, match="the class folder 'caf.*' in .* has a name that is no text: rename it"):
         open_data(f"folder:{tmp_path}")
+
+
+def test_an_image_in_several_folders_has_several_labels(tmp_path):
+    root = tmp_path / "tagged"
+    for i in range(8):
+        save(root / f"{i}.png", (10 * i, 20, 30))  # Some of one size: contents tell them apart.
+    for name, members in {"dark": (0, 1, 2), "even": (0, 2, 4, 6), "odd": (1, 3, 5)}.items():
+        (root / name).mkdir()
+        for k, i in enumerate(members):
+            target = root / name / f"copy{i}.png"
+            if k == 0:
+                shutil.copy(root / f"{i}.png", target)
+            elif k == 1:
+                os.link(root / f"{i}.png", target)
+            else:
+                target.symlink_to(root / f"{i}.png")
+    save(root / "odd" / "alone.png", (0, 250, 0))
+    data = open_data(f"folder:{root}?type=multi_label")
+    assert (data.type, data.labels) == ("multi_label", ("dark", "even", "odd")) and not data.notes
+    found = {
+        path.rpartition("/")[2]: tuple(row)
+        for split in (data.train, data.test)
+        for path, row in zip(split.paths, split.known_labels.tolist(), strict=True)
+    }
+    assert found == {
+        "0.png": (1, 1, 0),
+        "1.png": (1, 0, 1),
+        "2.png": (1, 1, 0),
+        "3.png": (0, 0, 1),
+        "4.png": (0, 1, 0),
+        "5.png": (0, 0, 1),
+        "6.png": (0, 1, 0),
+        "7.png": (0, 0, 0),
+        "alone.png": (0, 0, 1),
+    }
+    with pytest.raises(ModelPatchError, match="unknown type 'regression': expected one of classification, multi_label"):
+        open_data(f"folder:{root}?type=regression")

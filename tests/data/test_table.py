@@ -98,3 +98,67 @@ def test_what_is_no_data_set_is_one_sentence(table, rows, message):
         open_data(table(*rows))
     with pytest.raises(ModelPatchError, match="does not exist"):
         open_data("csv:nowhere.csv")
+
+
+def tags_of(data) -> dict[str, set]:
+    """The labels of each image by the name of its file."""
+    found = {}
+    for split in (data.train, data.test):
+        for path, row in zip(split.paths, split.known_labels, strict=True):
+            found[path.rpartition("/")[2]] = {label for label, given in zip(data.labels, row, strict=True) if given}
+        ((_, label), *_) = split.dataset(1).as_numpy_iterator()
+        assert label.shape == (len(data.labels),) and (label == split.known_labels[0]).all()
+    return found
+
+
+EXPECTED = {"0.png": {"round", "red"}, "1.png": {"red"}, "2.png": set(), "3.png": {"large", "round"}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        (("path,label", "0.png,round; red", "1.png,red|red", "2.png,", '3.png,"large,round"'), ""),
+        (("path,label", "0.png,round red", "1.png,red", "2.png,", "3.png,large round"), "&separator= "),
+        (("path,a,b", "0.png,round,red", "1.png,,red", "2.png,,", "3.png,large,round"), "&label=a+b"),
+        (("path,label", "0.png,round", "0.png,red", "1.png,red", "2.png,", "3.png,round", "3.png,large"), ""),
+        (
+            ("path,large,round,red", "0.png,0,1,1", "1.png,no,False,yes", "2.png,0,0,", "3.png,1,TRUE,0"),
+            "&label=large+round+red",
+        ),
+    ],
+)
+def test_several_labels_are_in_a_cell_in_cells_in_rows_or_in_columns_of_flags(table, rows, options):
+    spec = table(rows[0], *(f"paints/red/{row}" for row in rows[1:]))
+    data = open_data(f"{spec}?type=multi_label{options}")
+    assert data.type == "multi_label" and set(data.labels) == {"large", "red", "round"}
+    assert tags_of(data) == EXPECTED
+
+
+def test_a_split_of_several_labels_needs_them_all_to_train_on(table):
+    rows = ("paints/red/0.png,red,train", "paints/red/1.png,red;blue,test")
+    with pytest.raises(ModelPatchError, match="has the class 'blue' in line 3 to test on, but no image of it to train"):
+        open_data(table("path,label,split", *rows) + "?type=multi_label")
+    with pytest.raises(ModelPatchError, match="has no label: expected at least one"):
+        open_data(table("path,label", "paints/red/0.png,", "paints/red/1.png,") + "?type=multi_label")
+
+
+def test_numbers_are_labels_of_a_regression(table):
+    rows = [f"paints/red/{i}.png,{i}.5,{i - 3}e1" for i in range(10)]
+    spec = table("path,age,height", *rows) + "?type=regression&label=age+height"
+    data = open_data(spec)
+    assert (data.type, data.labels, data.train.known_labels.dtype) == ("regression", ("age", "height"), "float32")
+    assert data.train.num_images + data.test.num_images == 10 and data.test.num_images
+    for path, (age, height) in zip(data.train.paths, data.train.known_labels, strict=True):
+        assert (f"{age - 0.5:g}.png", height) == (path.rpartition("/")[2], 10 * (age - 3.5))
+    assert len(data.folds(3)) == 3
+    bad = table("path,age", *(row.rpartition(",")[0] for row in rows), "paints/red/9.png,old", "paints/blue/0.png,nan")
+    with pytest.raises(ModelPatchError, match=r"2 of 12 rows.*line 12 \('old' for a number\), line 13 \('nan' for"):
+        open_data(f"{bad}?type=regression&label=age")
+    assert open_data(f"{bad}?type=regression&label=age", skip_bad_images=True).train.num_images > 5
+
+
+def test_a_type_that_a_table_cannot_have_is_refused(table):
+    with pytest.raises(
+        ModelPatchError, match="unknown type 'detection': expected one of classification, multi_label, reg"
+    ):
+        open_data(table("path,label", *ALL) + "?type=detection")

@@ -144,7 +144,7 @@ def test_specs_without_weights_and_data():
     assert random_trunk("bundled") == "bundled"
     assert random_data("tfds:coco/2017") == "random:80"
     assert random_data("folder:/nowhere/fgvc_aircraft") == "random:100"
-    assert random_data("scenes:faces?size=96") == "random:2"
+    assert random_data("scenes:faces?size=96") == "random:2?type=classification"
     with pytest.raises(ModelPatchError, match="the number of classes of 'folder:nowhere' is not known"):
         random_data("folder:nowhere")
 

@@ -1,9 +1,11 @@
 import json
+import re
 
 import pytest
 
 from configs import transfer as transfer_config
-from model_patch import ModelPatchError, Patch
+from model_patch import ModelPatchError, Patch, bind_patch, export, open_trunk
+from model_patch.experiments.evaluate import evaluate_models
 from model_patch.experiments.transfer import patch_path, transfer
 from tests.conftest import small_net
 
@@ -110,3 +112,46 @@ def test_folds_are_trained_and_tested_on_training_images_and_the_row_is_that_of_
     assert row == plain
     text = (tmp_path / "run" / "results.md").read_text()
     assert f"| {sum(accuracies) / 2:.4f} ({max(accuracies) - min(accuracies):.4f}) |" in text
+
+
+@pytest.mark.slow
+def test_two_runs_with_one_seed_give_one_report_but_for_times(config, tmp_path):
+    found = []
+    for name in ("one", "two"):
+        results = transfer(config, tmp_path / name)
+        for row in results["rows"]:
+            del row["train_seconds"], row["input_wait"]
+        # The last column of the first table is that of seconds.
+        pages = [(tmp_path / name / page).read_text() for page in ("report.html", "results.md")]
+        pages = [re.sub(r"\d+\.\d+(</td>\s*</tr>| \|\n)", r"TIME\1", page) for page in pages]
+        found.append((results, *pages, (tmp_path / name / "evaluation.json").read_text()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("data", "figure", "parts"),
+    [
+        ("tags&type=multi_label", "mAP", ("macro_F1", "average precision", "Calibration", "Largest errors")),
+        ("width&type=regression", "R2", ("MAE", "root mean squared error", "values.png", "Largest errors")),
+    ],
+)
+def test_other_types_of_task_have_their_figures_and_their_report(config, specs, tmp_path, data, figure, parts):
+    table = specs["classification"].partition("?")[0]
+    config.update(data=f"{table}?label={data}", task_name="other", train=("last",), report_images=2)
+    results = transfer(config, tmp_path / "run")
+    (row,) = results["rows"]
+    assert row["figure"] == figure and {f"test_{figure}", f"validation_{figure}"} < row.keys()
+    patch = Patch.load(tmp_path / "run" / "best.safetensors")
+    assert patch.metrics[figure] == row[f"test_{figure}"]
+    page, report = ((tmp_path / "run" / name).read_text() for name in ("results.md", "report.html"))
+    assert all(part.replace("_", " ") in page for part in parts) and "data:image/jpeg" in report
+    models, spec = [str(tmp_path / "run" / "best.safetensors")], f"{table}?label={data}"
+    options = {"trunk": config.trunk, "thumbnails": 0}
+    again = evaluate_models(models, spec, tmp_path / "again", **options)["best"]["test"]
+    assert again[figure] == pytest.approx(row[f"test_{figure}"], abs=1e-4)
+    bound = bind_patch(open_trunk(config.trunk), patch)
+    export("saved_model", [bound], tmp_path / "exported")
+    exported = evaluate_models([str(tmp_path / "exported")], spec, tmp_path / "third", **options)["exported"]["test"]
+    assert exported[figure] == pytest.approx(again[figure], abs=1e-3)
+    with pytest.raises(ModelPatchError, match="has labels for classification, and best is a"):
+        evaluate_models(models, "digits", tmp_path / "fourth", **options)

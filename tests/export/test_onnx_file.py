@@ -78,3 +78,21 @@ def test_tf2onnx_converts_the_resized_signature_of_a_saved_model(bound, pixels, 
     )
     expected = np.asarray(bound.model(bound.task.preprocessing.scale(pixels)))
     np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_openvino_reads_onnx_files_and_the_resized_signature_of_a_saved_model(bound, pixels, tmp_path):
+    openvino = pytest.importorskip("openvino", reason="needs OpenVINO")
+    export([bound], tmp_path)
+    export_saved_model(bound, tmp_path / "saved_model")
+    expected = np.asarray(bound.model(bound.task.preprocessing.scale(pixels)))
+    saved = tf.saved_model.load(tmp_path / "saved_model")
+    models = [
+        openvino.Core().read_model(tmp_path / "two words.onnx"),
+        openvino.convert_model(saved.signatures["resized"]),
+    ]
+    for model in models:
+        # On some CPUs it computes in bfloat16 by default.
+        outputs = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"images": pixels})
+        np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
+        np.testing.assert_allclose(outputs["probabilities"], tf.nn.softmax(expected), atol=1e-5)

@@ -8,9 +8,14 @@ import model_patch as mp
 from model_patch.export import FORMATS, check, check_on, export
 from model_patch.export.bank import export_bank
 from model_patch.export.signatures import ask_by_name
-from tests.conftest import SIZE
+from tests.conftest import SIZE, small_net
 
 RECIPE = mp.Recipe(epochs=2, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def small_trunk() -> mp.Trunk:
+    return mp.Trunk(small_net(), "test", mp.Preprocessing(SIZE, "tf"))
 
 
 @pytest.fixture(scope="module")

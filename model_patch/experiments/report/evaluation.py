@@ -153,7 +153,7 @@ def _calibration(test: dict):
     figure, axes = new_axes(4.5, 4.5)
     axes.plot([0, 1], [0, 1], "--", color="grey", label="perfectly calibrated")
     axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "o-", label="predictions")
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean probability of the predicted class", ylabel="accuracy")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean predicted probability", ylabel="accuracy")
     axes.legend(fontsize=8)
     columns = {"probability": "{confidence:.3f}", "accuracy": "{accuracy:.3f}", "images": "{images:,}"}
     fitted = (
