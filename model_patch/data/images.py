@@ -58,7 +58,8 @@ class Split:
 
     def _pixels_of_label(self, path: str, decoding: tuple) -> np.ndarray:
         """Returns the pixels of an image, or of the next one with its label that can be read; of other types of data than
-        classification, of the one with the most similar label."""
+        classification, of the one with the most similar label.
+        """
         image = self.skips(path, *decoding)
         if image is None:
             at = self.paths.index(path)
