@@ -59,8 +59,7 @@ def require_one_output_per_label(task: Task, what: str):
     if task.link is None:
         known = ", ".join(sorted({CLASSIFICATION, *_MODULES} - {task.type}))
         raise ModelPatchError(
-            f"the task {task.name!r} is of the type {task.type}: {what} takes {known}; train it alone and export it as "
-            "saved_model"
+            f"{task.name!r} is a {task.type} task: {what} takes {known}; train it alone and export it as saved_model"
         )
 
 
