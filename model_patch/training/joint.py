@@ -172,4 +172,4 @@ def _compile(joined: JoinedTasks, recipe: Recipe, num_steps: int, weights: Mappi
         loss_weights=dict(weights) if weights else None,
         metrics=joined.metrics(),
     )
-    build_metrics(joined.model)
+    build_metrics(joined.model, {name: bound.task for name, bound in joined.tasks.items()})

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from model_patch.bind import BoundTask
-from model_patch.tasks import CLASSIFICATION, Task
+from model_patch.tasks import Task
 from model_patch.training import replicated, strategies
 from model_patch.training.adam import RelativeAdam
 from model_patch.training.balanced import Weighted
@@ -227,16 +227,21 @@ def compile_for(
     # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
     loss = task.loss() if class_weights is None else Weighted(task.loss(), class_weights)
     model.compile(optimizer, loss=loss, metrics=task.metrics(), steps_per_execution=steps_per_execution)
-    if task.type == CLASSIFICATION:
-        build_metrics(model)
+    if task.link is not None:
+        build_metrics(model, task)
     if class_weights is None:
         _COMPILED[model] = model.loss
 
 
-def build_metrics(model: keras.Model):
-    """Builds the losses and metrics of a compiled classifier, or of joined ones: Keras would trace all of it to do so."""
+def build_metrics(model: keras.Model, tasks: Task | Mapping[str, Task]):
+    """Builds the losses and metrics of a compiled model of a task, or of joined ones: Keras would trace all of it to do so."""
     outputs = keras.tree.map_structure(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), model.output)
-    labels = keras.tree.map_structure(lambda x: np.zeros(1, "int64"), outputs)
+
+    def like(task: Task, output: np.ndarray) -> np.ndarray:
+        return np.zeros(1, "int64") if task.link == "softmax" else np.zeros_like(output)
+
+    is_one = isinstance(tasks, Task)
+    labels = like(tasks, outputs) if is_one else {name: like(tasks[name], each) for name, each in outputs.items()}
     model.compute_loss(y=labels, y_pred=outputs)
     model.compute_metrics(None, labels, outputs)
     model.reset_metrics()
