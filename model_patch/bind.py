@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 
 import keras
 import numpy as np
@@ -219,43 +218,6 @@ def bind(
     _check_custom(trunk, own_layers)
     _check_covered(bound)
     return bound
-
-
-class Binder:
-    """Binds tasks to a trunk, those of one shape by resetting the values of one model, which has been traced then.
-
-    What it returns is as from `bind`, and is used up by the next call for a task of the same shape: all but their names and the
-    names of their labels, and the train spec.
-
-    Args:
-        trunk: as for `bind`.
-        remat: as for `bind`.
-    """
-
-    def __init__(self, trunk: Trunk, *, remat: bool = False):
-        self.trunk, self._remat = trunk, remat
-        self._first: dict[tuple, tuple[BoundTask, list[tuple[keras.Variable, np.ndarray]]]] = {}
-
-    def bind(self, task: Task, train: TrainSpec, seed: int) -> BoundTask:
-        """Returns the task with the values that training begins with. Arguments and errors as for `bind`."""
-        # All but its name and labels.
-        fields = json.dumps({**task.to_json(), "name": "", "labels": len(task.labels)})
-        shape = (fields, train)
-        if task.link is None or keras.backend.backend() != "tensorflow":
-            return bind(self.trunk, task, train, seed=seed, remat=self._remat)
-        if shape not in self._first:
-            bound = bind(self.trunk, task, train, seed=seed, remat=self._remat)
-            ids = {id(variable) for variable in (*self.trunk.variables().values(), *bound.head_variables.values())}
-            start = [(v, np.array(keras.ops.convert_to_numpy(v))) for v in bound.model.variables if id(v) not in ids]
-            self._first[shape] = (bound, start)
-            return bound
-        bound, start = self._first[shape]
-        for variable, value in start:
-            variable.assign(value)
-        head = task.head(seed)
-        head.build(bound.head.input.shape)
-        bound.head.set_weights(head.get_weights())
-        return dataclasses.replace(bound, task=self.trunk.pooled(task))
 
 
 def check_bind(trunk: Trunk, task: Task, train_spec: TrainSpec, *, head_task: Task | None = None, remat: bool = False):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from ml_collections import ConfigDict
 
 import model_patch as mp
-from model_patch.bind import Binder
 from model_patch.errors import ModelPatchError
+from model_patch.experiments.binder import Binder
 from model_patch.experiments.transfer import open_run
 from model_patch.experiments.workdir import Workdir
 

@@ -79,6 +79,7 @@ def train_detector(config: ConfigDict, workdir: str | Path) -> dict:
         _logger.warning(note)
 
     def train_row(seed: int) -> list[dict]:
+        keras.utils.set_random_seed(seed)
         name, stem = f"seed{seed}", trunk_stem(workdir, seed)
         bound = mp.bind(
             mp.open_trunk(config.trunk, config.image_size), task, train_spec, seed=seed, momentum=config.momentum

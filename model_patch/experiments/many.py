@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from model_patch.bind import Binder
 from model_patch.errors import ModelPatchError
+from model_patch.experiments.binder import Binder
 from model_patch.experiments.report.output import write_report
 from model_patch.experiments.report.sample import Sample, figure_of
 from model_patch.experiments.report.table import table

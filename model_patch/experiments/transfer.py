@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 from ml_collections import ConfigDict
 
 import model_patch as mp
-from model_patch.bind import Binder, check_bind
+from model_patch.bind import check_bind
 from model_patch.data.balance import imbalance
 from model_patch.errors import require_each_once, require_seeds
+from model_patch.experiments.binder import Binder
 from model_patch.experiments.choice import choose
 from model_patch.experiments.evaluate import evaluate_task, splits_of
 from model_patch.experiments.report.machine import machine
@@ -37,7 +37,7 @@ def patch_path(workdir: Path, train: str, seed: int) -> Path:
     return as_path(workdir) / PATCHES / f"{train}-seed{seed}.safetensors"
 
 
-def transfer(config: ConfigDict, workdir: str | Path) -> dict:
+def transfer(config: ConfigDict, workdir: str | Path, binder: Binder | None = None) -> dict:
     """Trains every row of a comparison: each of `config.train` with each of `config.seeds`.
 
     Writes, after each row, `results.json` and the row's patch file; at the end tables and plots as `results.md` and
@@ -48,6 +48,7 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     Args:
         config: see `configs/transfer.py`.
         workdir: folder for all files.
+        binder: of the trunk that the configuration names, if it is open already.
 
     Returns:
         The contents of `results.json`: `trunk`, `data`, `image_size`, `images` (their number by split), `versions`, `machine` and a list of `rows` with
@@ -61,17 +62,17 @@ def transfer(config: ConfigDict, workdir: str | Path) -> dict:
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
     """
-    run = open_run(config)
+    run = open_run(config, binder.trunk if binder else None)
     folder = Workdir(workdir, identity(config))
     for note in run.notes():
         _logger.warning(note)
-    binder = Binder(run.trunk, remat=config.remat)
+    rows_of = binder or Binder(run.trunk, remat=config.remat)
 
     def name_of(train: str, seed: int) -> str:
         return f"{train}-seed{seed}"
 
     def train_row(train: str, seed: int) -> list[dict]:
-        return [run.train_row(binder, folder, name_of(train, seed), train, seed, config.patch_dtype)]
+        return [run.train_row(rows_of, folder, name_of(train, seed), train, seed, config.patch_dtype)]
 
     used = run.used()
     keys = [{"train": train, "seed": seed} for seed in config.seeds for train in run.train_specs]
@@ -171,7 +172,6 @@ class Run:
         """
 
         def trained(data: mp.ImageData, name: str, log_dir: Path | None = None):
-            keras.utils.set_random_seed(seed)
             bound = binder.bind(self.task, self.train_specs[train], seed)
             checkpoint = folder.checkpoint(name)
             return bound, mp.fit(bound, data, self.recipe, seed=seed, log_dir=log_dir, checkpoint=checkpoint)

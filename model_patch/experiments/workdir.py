@@ -116,8 +116,8 @@ class Workdir:
         Args:
             facts: the fields of `results.json` besides `rows`; a run that resumes keeps those that are there.
             keys: for each row the fields that identify it, such as `{"train": "last", "seed": 0}`, in the order of training.
-            train_row: trains one row, given its key as keyword arguments, with all random generators seeded by its `seed`;
-                returns the other fields of its row, or of several rows with one key.
+            train_row: seeds all random generators and trains one row, given its key as keyword arguments; returns the other
+                fields of its row, or of several rows with one key.
             in_any_order: trains several rows at once instead: given the missing keys, yields each with what `train_row` would
                 return, as it is finished.
 
@@ -129,7 +129,6 @@ class Workdir:
 
         def in_order() -> Iterator[tuple[dict, list[dict]]]:
             for key in missing:
-                keras.utils.set_random_seed(key["seed"])
                 yield key, train_row(**key)
 
         for key, rows in in_any_order(missing) if in_any_order else in_order():

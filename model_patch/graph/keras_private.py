@@ -2,9 +2,11 @@
 
 import collections
 import contextlib
+import random
 from collections.abc import Iterator
 
 import keras
+import numpy as np
 from keras.src.backend.common import global_state
 from keras.src.legacy.saving import saving_utils
 
@@ -61,3 +63,34 @@ def names_counted_from_zero() -> Iterator[None]:
         yield
     finally:
         global_state.set_global_attribute("object_name_uids", names)
+
+
+def set_random_seed(seed: int):
+    """Seeds Python, NumPy and Keras as `keras.utils.set_random_seed` does, but not TensorFlow's own generator.
+
+    Seeding that one discards every function that TensorFlow has optimised. Only operations without a seed use it, such as
+    `tf.random.normal`, of which neither Keras' layers nor this package have any.
+    """
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - that of Keras and of layers is the legacy one.
+    global_state.set_global_attribute("global_random_seed", seed)
+    global_state.set_global_attribute("global_seed_generator", None)
+
+
+def free_last_axis(variable: keras.Variable):
+    """Lets `resize` change the length of a variable's last axis, also for functions that are traced from now on; TensorFlow only."""
+    import tensorflow as tf
+
+    shape = (*variable.shape[:-1], None)
+    variable._value = tf.Variable(variable.value, trainable=variable.trainable, name=variable.name, shape=shape)
+
+
+def has_free_axis(variable: keras.Variable) -> bool:
+    """Whether `free_last_axis` was called for a variable."""
+    return None in variable.value.shape
+
+
+def resize(variable: keras.Variable, value):
+    """Assigns a value of another length to a variable with a free last axis."""
+    variable._shape = tuple(value.shape)
+    variable.assign(value)

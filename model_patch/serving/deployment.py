@@ -62,6 +62,9 @@ STORE = 100 * 2**20
 START_SECONDS = 300
 """After which a server that has replicas but does not answer is given up."""
 
+LOGS = LoggingConfig(encoding="JSON", enable_access_log=False)
+"""JSON lines; a line per request would cost more than its answer."""
+
 PatchServer = serve.deployment(
     TaskServer,
     name="PatchServer",
@@ -116,10 +119,12 @@ def running(
                 serve.start(
                     proxy_location=ProxyLocation.EveryNode,
                     http_options=HTTPOptions(host=host, port=port),
-                    logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
+                    logging_config=LOGS,
                 )
             app = PatchServer.options(
-                num_replicas=replicas, ray_actor_options={"num_cpus": 1, "runtime_env": {"env_vars": environment}}
+                num_replicas=replicas,
+                logging_config=LOGS,
+                ray_actor_options={"num_cpus": 1, "runtime_env": {"env_vars": environment}},
             ).bind(**options, grpc_address=f"{host}:{grpc_port}" if grpc_port else "")
             try:
                 serve.run(app, name=NAME)

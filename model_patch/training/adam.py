@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from model_patch.graph.keras_private import free_last_axis, has_free_axis, resize
+
 LEAST_SIZE = 1e-3
 """Of a variable that starts at or near 0 and has no sibling to be measured by."""
 
@@ -45,23 +47,46 @@ def channel_sizes(variable: keras.Variable) -> np.ndarray | None:
 
 @keras.saving.register_keras_serializable(package="model_patch")
 class Scaled(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule times a rate that is a variable: a training step that is traced can be used with another rate.
+    """A schedule times a rate. Rate and lengths are variables: a training step that is traced can be used with others.
 
     Args:
         schedule: from a step to a factor.
         rate: to start with.
     """
 
+    LENGTHS = ("decay_steps", "warmup_steps")
+    """Attributes of Keras' schedules, in steps."""
+
     def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, rate: float):
-        self.schedule = schedule
+        self.schedule, self._config = schedule, schedule.get_config()
         self.rate = keras.Variable(rate, trainable=False, dtype="float32", name="rate")
+        self._lengths = {name: getattr(schedule, name) for name in self.LENGTHS if hasattr(schedule, name)}
+        for name, length in self._lengths.items():
+            self._lengths[name] = keras.Variable(length, trainable=False, dtype="float32", name=name)
+            setattr(schedule, name, self._lengths[name])
 
     def __call__(self, step):
         return self.rate * self.schedule(step)
 
+    @property
+    def kind(self) -> tuple:
+        """What differs between two schedules of which neither can take the values of the other."""
+        rest = {name: value for name, value in self._config.items() if name not in self._lengths}
+        return type(self.schedule), rest
+
+    def restart(self, like: "Scaled"):
+        """Takes the rate and the lengths of another schedule of this kind."""
+        self.rate.assign(like.rate)
+        self._config = like._config
+        for name, length in self._lengths.items():
+            length.assign(like._lengths[name])
+
     def get_config(self):
-        schedule = keras.saving.serialize_keras_object(self.schedule)
-        return {"schedule": schedule, "rate": float(ops.convert_to_numpy(self.rate))}
+        schedule = type(self.schedule).from_config(self._config)
+        return {
+            "schedule": keras.saving.serialize_keras_object(schedule),
+            "rate": float(ops.convert_to_numpy(self.rate)),
+        }
 
     @classmethod
     def from_config(cls, config):
@@ -92,6 +117,10 @@ class RelativeAdam(keras.optimizers.Adam):
         if self.built:
             return
         super().build(variables)
+        for variable, *moments in zip(variables, self._momentums, self._velocities, strict=True):
+            if has_free_axis(variable):
+                for each in moments:
+                    free_last_axis(each)
         # Variables, so that a training step that is traced can be used with others.
         self._decay_of = [
             self.add_variable(self.decays[v.path].shape, dtype="float32", name="decay")
@@ -119,7 +148,13 @@ class RelativeAdam(keras.optimizers.Adam):
                 channels.assign(channel_sizes(variable))
 
     def restart(self, decays: Mapping[str, np.ndarray]):
-        """Sets the state to that of a training that begins now, with other weight decays for the same variables."""
+        """Sets the state to that of a training that begins now, with other weight decays for the same variables.
+
+        Those with a free last axis may have another length than before.
+        """
+        for variable, *moments in zip(self._trainable_variables, self._momentums, self._velocities, strict=True):
+            for each in moments:
+                resize(each, ops.zeros(variable.shape, each.dtype))
         self.decays = dict(decays)
         self._set_by_start(self._trainable_variables)
 

@@ -27,7 +27,7 @@ from model_patch.training.joint import fit_joined
 from model_patch.training.last_layer import LEAST_SPREAD, learn_last_layer
 from model_patch.training.loop import Fitted, run_epochs, tester
 from model_patch.training.recipe import Recipe
-from model_patch.training.statistics import estimate_statistics
+from model_patch.training.statistics import estimate_statistics, moves_statistics
 
 
 def fit(
@@ -99,10 +99,14 @@ def fit_task(
     tested = _whole_batches(validation, bound, recipe) if validation else None
     weights = _class_weights(bound, data, recipe)
     spec, is_linear, decays = bound.train_spec, bound.task.link is not None, {}
+
+    def estimate():
+        if moves_statistics(bound.model):
+            estimate_statistics(bound, unaugmented(shuffle=True))
+
     if is_linear and recipe.learns_last_layer_first(spec):
         if spec.kinds:
-            # Features are those of the statistics that training begins with.
-            estimate_statistics(bound, unaugmented(shuffle=True))
+            estimate()  # Features are those of the statistics that training begins with.
         images = unaugmented(shuffle=False)
         features = _features(bound, images, num_images, recipe.batch_size)
         decay = learn_last_layer(bound, *features, weights, least_spread=LEAST_SPREAD if spec.kinds else 0.0)
@@ -131,7 +135,7 @@ def fit_task(
             "class_weights": weights,
         }
         kept = run_epochs(bound, bound.model, train, num_images, recipe, log_dir, checkpoint, wait, **options)
-        estimate_statistics(bound, unaugmented(shuffle=True))
+        estimate()
     seconds = time.perf_counter() - start
     best_epoch = kept.best.best_epoch if kept.best else None
     return Fitted(kept.earlier_seconds + seconds, kept.history, min(1.0, wait.seconds / seconds), best_epoch)

@@ -21,7 +21,7 @@ from model_patch.training.loop import Fitted, build_metrics, fit_epochs, tester
 from model_patch.training.recipe import Recipe
 from model_patch.training.replicated import own_share, read_together
 from model_patch.training.resume import Checkpoint
-from model_patch.training.statistics import estimate_statistics
+from model_patch.training.statistics import estimate_statistics, moves_statistics
 
 
 def fit_joined(
@@ -97,8 +97,9 @@ def fit_joined(
                 fit_epochs(joined.model, images, epochs, steps, callbacks, metrics=metrics, weights=weights, wait=wait)
         if best:
             best.go_back(joined.model)
-    plain = functools.partial(joint_batches, train, preprocessing, sizes[-50:], seed=seed, cache=False)
-    estimate_statistics(joined, read_together(plain))
+    if moves_statistics(joined.model):
+        plain = functools.partial(joint_batches, train, preprocessing, sizes[-50:], seed=seed, cache=False)
+        estimate_statistics(joined, read_together(plain))
     seconds = time.perf_counter() - start
     wait_share, best_epoch = min(1.0, wait.seconds / seconds), best.best_epoch if best else None
     return Fitted(kept.earlier_seconds + seconds, kept.history, wait_share, best_epoch)

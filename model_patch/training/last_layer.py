@@ -44,6 +44,8 @@ LEAST_SPREAD = 0.01
 enlarges these differences so much that one relative step of training, about as large, drowns them. Random trunks are so."""
 
 
+# On vectors this short BLAS' threads wait for each other, on a busy machine for long.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def learn_last_layer(
     bound: BoundTask,
     features: np.ndarray,
@@ -160,9 +162,7 @@ def _solve(features, targets, weight_decay: float, start: np.ndarray | None, lin
 
     first = np.zeros(shape) if start is None else start
     options = {"maxiter": ITERATIONS, "ftol": 1e-7}
-    # On vectors this short BLAS' threads wait for each other, on a busy machine for long.
-    with threadpool_limits(1, "blas"):
-        return minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options).x.reshape(shape)
+    return minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options).x.reshape(shape)
 
 
 def _objective(

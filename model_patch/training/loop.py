@@ -10,9 +10,10 @@ import keras
 import numpy as np
 
 from model_patch.bind import BoundTask
+from model_patch.graph.keras_private import has_free_axis
 from model_patch.tasks import Task
 from model_patch.training import replicated, strategies
-from model_patch.training.adam import RelativeAdam
+from model_patch.training.adam import RelativeAdam, Scaled
 from model_patch.training.balanced import Weighted
 from model_patch.training.callbacks import InputWait, KeepBest, Logs, Progress, StopAtNaN
 from model_patch.training.recipe import Recipe
@@ -174,16 +175,23 @@ def tester(bound: BoundTask, on_features: bool = False) -> Callable:
 
 
 def _restart(optimizer: keras.optimizers.Optimizer | None, like: keras.optimizers.Optimizer) -> bool:
-    """Sets an optimizer to the state of a new one; returns False where the new one is of another kind."""
+    """Sets an optimizer to the state of a new one; returns False where the new one is of another kind.
+
+    On other backends than TensorFlow schedules are constants of what was traced, so that none fits.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return False
     if optimizer is None or type(optimizer) is not type(like) or _frame(optimizer) != _frame(like):
+        return False
+    if not isinstance(optimizer, RelativeAdam) and any(map(has_free_axis, optimizer._trainable_variables)):
         return False
     decays = getattr(like, "decays", {})
     if decays.keys() != getattr(optimizer, "decays", {}).keys() or not optimizer.built:
         return False
     for variable in optimizer.variables:
         variable.assign(keras.ops.zeros_like(variable))
-    rate, new_rate = (getattr(each._learning_rate, "rate", each._learning_rate) for each in (optimizer, like))
-    rate.assign(new_rate)
+    rate, new_rate = optimizer._learning_rate, like._learning_rate
+    rate.restart(new_rate) if isinstance(rate, Scaled) else rate.assign(new_rate)
     if isinstance(optimizer, RelativeAdam):
         optimizer.restart(decays)
     return True
@@ -191,11 +199,11 @@ def _restart(optimizer: keras.optimizers.Optimizer | None, like: keras.optimizer
 
 def _frame(optimizer: keras.optimizers.Optimizer) -> dict:
     """Returns an optimizer's configuration without what is in variables: its rate, and its weight decays."""
-    config = optimizer.get_config()
-    rate = config.pop("learning_rate")
-    for key in ("decays", "name"):
-        config.pop(key, None)
-    return config | {"schedule": rate["config"]["schedule"] if isinstance(rate, dict) else None}
+    rest = {
+        key: value for key, value in optimizer.get_config().items() if key not in ("learning_rate", "decays", "name")
+    }
+    rate = optimizer._learning_rate
+    return rest | {"schedule": rate.kind if isinstance(rate, Scaled) else None}
 
 
 _COMPILED: weakref.WeakKeyDictionary[keras.Model, keras.losses.Loss] = weakref.WeakKeyDictionary()

@@ -86,6 +86,11 @@ class _Moments:
         return _Moments(self.layer, self.count + other.count, means, squares)
 
 
+def moves_statistics(model: keras.Model) -> bool:
+    """Whether training moves statistics of a model, so that `estimate_statistics` has any to set."""
+    return any(map(_moves, layers_within(model)))
+
+
 def _moves(layer: keras.Layer) -> bool:
     """Whether training moves the layer's statistics."""
     if isinstance(layer, PatchedBatchNormalization):
