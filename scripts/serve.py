@@ -18,6 +18,9 @@ _REPLICAS = cli.flags.DEFINE_integer("replicas", 1, "Processes that answer.", 1)
 _ADDRESS = cli.flags.DEFINE_string("address", "", "Ray cluster to run on, such as auto; by default a new one.")
 _KINDS = cli.flags.DEFINE_string("kinds", "", "Patch kinds that tasks may have; by default those of the files.")
 _CLASSES = cli.flags.DEFINE_integer("classes", 0, "Classes of the widest head; 0 for that of the files.", 0)
+_POOLING = cli.flags.DEFINE_string(
+    "pooling", "", "Pooling of all tasks on a trunk that gives tokens; by default that of the first file."
+)
 _MAX_TASKS = cli.flags.DEFINE_integer("max_tasks", 1000, "Tasks in memory; the least recently used leave.", 1)
 _MAX_BATCH_SIZE = cli.flags.DEFINE_integer("max_batch_size", 64, "Images that are computed at once.", 1)
 _MAX_WAIT_MS = cli.flags.DEFINE_float("max_wait_ms", 5.0, "How long an image waits for others, in milliseconds.", 0.0)
@@ -45,6 +48,7 @@ def main():
         patches=_PATCHES.value,
         kinds=_KINDS.value,
         classes=_CLASSES.value,
+        pooling=_POOLING.value,
         max_tasks=_MAX_TASKS.value,
         max_batch_size=_MAX_BATCH_SIZE.value,
         max_wait_ms=_MAX_WAIT_MS.value,

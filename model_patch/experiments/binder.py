@@ -32,7 +32,7 @@ class Binder:
     def __init__(self, trunk: Trunk, *, remat: bool = False):
         self.trunk, self._remat = trunk, remat
         self._first: dict[tuple, tuple[BoundTask, list[tuple[keras.Variable, np.ndarray]]]] = {}
-        self._shares = _in_one_process() and not any(is_custom(layer) for layer in trunk.layers().values())
+        self._shares = _in_one_process() and not any(map(_may_draw, trunk.layers().values()))
 
     def bind(self, task: Task, train: TrainSpec, seed: int) -> BoundTask:
         """Returns the task with the values that training begins with, and seeds all random generators.
@@ -63,6 +63,11 @@ class Binder:
             resize(variable, value)
         bound.head.units = len(task.labels)
         return dataclasses.replace(bound, task=self.trunk.pooled(task))
+
+
+def _may_draw(layer: keras.Layer) -> bool:
+    """Whether a layer may draw random numbers from TensorFlow's own generator: its class is the user's."""
+    return is_custom(layer) and not type(layer).__module__.startswith("keras_hub.")
 
 
 def _in_one_process() -> bool:

@@ -50,8 +50,9 @@ class PatchFolder:
             if entry.name.endswith(SUFFIX) and not entry.is_folder and not entry.name.startswith(".")
         }
 
-    def needs(self, name: str) -> tuple[TrainSpec, int]:
-        """Returns what was trained for a task, and its number of classes, as the file's header says; the rest is not read.
+    def needs(self, name: str) -> tuple[TrainSpec, int, str]:
+        """Returns what was trained for a task, its number of classes and its pooling, as the file's header says; the rest is
+        not read.
 
         Raises:
             PatchError: the header cannot be read.
@@ -60,7 +61,9 @@ class PatchFolder:
             with self._file(name).open("rb") as file:
                 length = min(int.from_bytes(file.read(8), "little"), MAX_HEADER)
                 manifest = json.loads(json.loads(file.read(length))["__metadata__"][METADATA_KEY])
-            return TrainSpec.parse(manifest["train"], manifest["norm_statistics"]), len(manifest["task"]["labels"])
+            task = manifest["task"]
+            trained = TrainSpec.parse(manifest["train"], manifest["norm_statistics"])
+            return trained, len(task["labels"]), task.get("pooling", "auto")
         except Exception as error:  # Any file may be there.
             raise PatchError(f"the patch {name!r} cannot be read ({error!r})") from None
 
@@ -260,15 +263,15 @@ class Catalog:
         return name in self._known
 
 
-def needs_of(folder: PatchFolder, most: int) -> tuple[str, int]:
-    """Returns the patch kinds and the number of classes that the first patches of a folder need together.
+def needs_of(folder: PatchFolder, most: int) -> tuple[str, int, str]:
+    """Returns the patch kinds and the number of classes that the first patches of a folder need together, and the first's pooling.
 
     Args:
         folder: files that cannot be read are passed over.
         most: how many are looked at.
     """
 
-    def look(name: str) -> tuple[TrainSpec, int] | None:
+    def look(name: str) -> tuple[TrainSpec, int, str] | None:
         try:
             return folder.needs(name)
         except PatchError:
@@ -276,5 +279,6 @@ def needs_of(folder: PatchFolder, most: int) -> tuple[str, int]:
 
     with ThreadPoolExecutor(READERS) as pool:
         needs = [each for each in pool.map(look, sorted(folder.list())[:most]) if each]
-    kinds = [kind for kind in KINDS if kind != "full" and any(kind in spec.kinds for spec, _ in needs)]
-    return "+".join(kinds) or "scale_bias", max((classes for _, classes in needs), default=10)
+    kinds = [kind for kind in KINDS if kind != "full" and any(kind in spec.kinds for spec, *_ in needs)]
+    classes, pooling = max((each for _, each, _ in needs), default=10), next((each for *_, each in needs), "auto")
+    return "+".join(kinds) or "scale_bias", classes, pooling

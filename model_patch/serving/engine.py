@@ -3,8 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import functools
-import io
 import itertools
 import logging
 import os
@@ -14,14 +12,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 
 import numpy as np
-from PIL import Image
 
 from model_patch.bank import Bank
-from model_patch.data.decoding import FORMATS
-from model_patch.data.stream import decoder
 from model_patch.errors import ModelPatchError, require_number
 from model_patch.patch import Patch
-from model_patch.preprocessing import Preprocessing
+from model_patch.serving.images import BadImageError, resized, warm
 from model_patch.tasks import Task
 from model_patch.trunk import Trunk
 
@@ -44,14 +39,6 @@ class NotLoadedError(ModelPatchError):
 
 class OverloadedError(ModelPatchError):
     """Too many images wait already."""
-
-
-class BadImageError(ModelPatchError):
-    """An image of a request cannot be read."""
-
-
-class LargeImageError(BadImageError):
-    """An image of a request has too many pixels."""
 
 
 @dataclasses.dataclass
@@ -105,13 +92,14 @@ class Engine:
         max_wait_ms: float = 5.0,
         max_queue: int = 1024,
         max_pixels: int = 2**24,
+        pooling: str = "auto",
         on_batch: Callable[[int], None] = lambda size: None,
     ):
         """Makes an engine without tasks and starts its threads.
 
         Args:
             trunk: shared by all tasks.
-            kinds, classes: as for `Bank`.
+            kinds, classes, pooling: as for `Bank`.
             max_tasks: how many tasks are held in memory.
             max_batch_size: images that are computed at once, at most.
             max_wait_ms: how long the first image of a batch waits for others.
@@ -129,7 +117,7 @@ class Engine:
         self.max_tasks, self.max_batch_size, self.max_queue = max_tasks, max_batch_size, max_queue
         self._max_wait, self._max_pixels, self._on_batch = max_wait_ms / 1000, max_pixels, on_batch
         self._capacity = max_tasks + SPARE
-        self._bank = Bank(trunk, kinds, capacity=self._capacity, classes=classes, max_parts=1)
+        self._bank = Bank(trunk, kinds, capacity=self._capacity, classes=classes, max_parts=1, pooling=pooling)
         self._names = itertools.count()
         self._adding = threading.Lock()
         self._lock = threading.Lock()
@@ -181,9 +169,7 @@ class Engine:
         """Runs every batch size, and the decoder, once."""
         sizes = {self._filled_up(size) for size in range(1, self.max_batch_size + 1)}
         self._bank.warm(sorted(sizes))
-        file = io.BytesIO()
-        Image.new("RGB", (8, 8)).save(file, "PNG")
-        decoder(self.trunk.preprocessing)([file.getvalue()])
+        warm(self.trunk.preprocessing)
 
     def put(self, name: str, patch: Patch):
         """Adds a task, or replaces the one of that name; requests meanwhile are answered by the old one.
@@ -320,7 +306,8 @@ class Engine:
     def _answer(self, batch: Sequence[_Item]):
         wanted = [item for item in batch if not item[0].future.done()]
         items, images = [], []
-        for item, image in zip(wanted, self._resized(wanted), strict=True):
+        given = [(request.loaded.task.preprocessing, image) for request, _, image in wanted]
+        for item, image in zip(wanted, resized(given, self._max_pixels), strict=True):
             if isinstance(image, BadImageError):
                 _set(item[0].future.set_exception, image)
             else:
@@ -342,54 +329,11 @@ class Engine:
     def _filled_up(self, size: int) -> int:
         return min(2 ** (size - 1).bit_length(), self.max_batch_size)
 
-    def _resized(self, items: Sequence[_Item]) -> list[np.ndarray | BadImageError]:
-        """Returns resized images, float32 `(image_size, image_size, 3)` in 0..255; in place of bad ones, the error."""
-        found: list = [self._refused(image) for _, _, image in items]
-        files: dict[Preprocessing, list[int]] = collections.defaultdict(list)
-        for at, (request, _, image) in enumerate(items):
-            if found[at]:
-                continue
-            prepare = request.loaded.task.preprocessing
-            if isinstance(image, bytes):
-                files[prepare].append(at)
-            else:
-                found[at] = _resizer(prepare)(image).numpy()
-        for prepare, positions in files.items():
-            for at, image in zip(positions, decoder(prepare)([items[at][2] for at in positions]), strict=True):
-                found[at] = image.resized[prepare] if image else _unreadable()
-        return found
-
-    def _refused(self, image: bytes | np.ndarray) -> BadImageError | None:
-        """Returns why an image is refused by what its header says; None if it is not. Nothing is decoded."""
-        if not isinstance(image, bytes):
-            return None
-        try:
-            with Image.open(io.BytesIO(image)) as file:
-                pixels = file.width * file.height
-        except Image.DecompressionBombError:
-            return LargeImageError(f"the image has more than {self._max_pixels} pixels: send a smaller one")
-        except Exception:  # A hostile header may raise anything.
-            return _unreadable()
-        if pixels > self._max_pixels:
-            return LargeImageError(f"the image has {pixels} pixels: send one of at most {self._max_pixels}")
-        return None
-
-
-def _unreadable() -> BadImageError:
-    return BadImageError(f"the image cannot be read: expected a whole {FORMATS} file")
-
 
 def _set(setter: Callable, value):
     """Sets a future that may be done: another image of its request was bad, or it was cancelled."""
     with contextlib.suppress(InvalidStateError):
         setter(value)
-
-
-@functools.cache
-def _resizer(prepare: Preprocessing):
-    import tensorflow as tf
-
-    return tf.function(prepare.resize, input_signature=[tf.TensorSpec((None, None, 3), tf.float32)])
 
 
 def single_threaded_operations():

@@ -13,15 +13,9 @@ from starlette.responses import Response
 from model_patch.errors import ModelPatchError
 from model_patch.serving import protocol
 from model_patch.serving.catalog import Catalog, PatchFolder, needs_of
-from model_patch.serving.engine import (
-    BadImageError,
-    Engine,
-    LargeImageError,
-    NotLoadedError,
-    OverloadedError,
-    single_threaded_operations,
-)
+from model_patch.serving.engine import Engine, NotLoadedError, OverloadedError, single_threaded_operations
 from model_patch.serving.grpc_server import GrpcServer
+from model_patch.serving.images import BadImageError, LargeImageError
 from model_patch.serving.metrics import Metrics
 from model_patch.serving.protocol import Limits, Query, RejectedError
 from model_patch.trunks import open_trunk
@@ -59,6 +53,7 @@ class TaskServer:
         *,
         kinds: str = "",
         classes: int = 0,
+        pooling: str = "",
         image_size: int | None = None,
         max_tasks: int = 1000,
         max_batch_size: int = 64,
@@ -78,6 +73,7 @@ class TaskServer:
             patches: folder of the patch files, a path or a URL; each is the task of its name.
             kinds: patch kinds that tasks may have, joined by `+`; by default those of the first `max_tasks` files.
             classes: of the widest head; by default that of the first `max_tasks` files.
+            pooling: of all tasks, where the trunk gives tokens; by default that of the first file.
             image_size: height and width in pixels; by default the trunk's.
             max_tasks, max_batch_size, max_wait_ms, max_queue, max_pixels: as for `Engine`.
             max_body_mb: of a request, in MiB. All bodies together may take 16 times as much at one moment.
@@ -93,9 +89,9 @@ class TaskServer:
         start = time.perf_counter()
         self._folder = PatchFolder(patches)
         opened = open_trunk(trunk, image_size)
-        if not kinds or not classes:
+        if not kinds or not classes or not pooling:
             needed = needs_of(self._folder, max_tasks)
-            kinds, classes = kinds or needed[0], classes or needed[1]
+            kinds, classes, pooling = kinds or needed[0], classes or needed[1], pooling or needed[2]
         self._limits = Limits(int(max_body_mb * 2**20), max_queue, max_pixels)
         self._read_seconds, self._token = read_seconds, token
         self._room = 16 * self._limits.max_body_bytes
@@ -109,6 +105,7 @@ class TaskServer:
             max_wait_ms=max_wait_ms,
             max_queue=max_queue,
             max_pixels=max_pixels,
+            pooling=pooling,
             on_batch=self._on_batch,
         )
         self.engine.warm()

@@ -120,11 +120,11 @@ def test_a_thread_follows_the_folder(folder, engine, files):
 
 
 def test_what_a_folder_needs_is_read_off_its_headers(folder, files):
-    assert needs_of(folder, 10) == ("scale_bias", 10)
+    assert needs_of(folder, 10) == ("scale_bias", 10, "auto")
     folder.save("one", files[1])
     folder.save("two", files[0])
     folder.save("bad", b"rubbish")
-    assert needs_of(folder, 10) == ("scale_bias", 3)
+    assert needs_of(folder, 10) == ("scale_bias", 3, "auto")
 
 
 def test_folders_that_are_not_there_are_errors(tmp_path):

@@ -11,7 +11,10 @@ from PIL import Image
 
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind, bind_patch
 from model_patch.predict import predict
-from model_patch.serving.engine import BadImageError, Engine, LargeImageError, NotLoadedError, OverloadedError
+from model_patch.serving.catalog import PatchFolder, needs_of
+from model_patch.serving.engine import Engine, NotLoadedError, OverloadedError
+from model_patch.serving.images import BadImageError, LargeImageError
+from tests import token_nets
 from tests.conftest import SIZE, small_net
 
 MAX_TASKS = 3
@@ -172,3 +175,19 @@ def test_closing_answers_what_waits(trunk, patches):
     assert not engine.is_healthy
     with pytest.raises(OverloadedError):
         engine.submit("task", [encoded(0)])
+
+
+def test_tasks_pool_tokens_as_their_files_say(tmp_path):
+    trunk = Trunk(token_nets.small_vit(), "vit", Preprocessing(token_nets.SIZE, "tf"), prefix_tokens=1)
+    patch = bind(trunk, Task("one", ("a", "b"), trunk.preprocessing, pooling="mean"), "scale_bias+last").patch()
+    patch.save(tmp_path / "one.safetensors")
+    kinds, classes, pooling = needs_of(PatchFolder(str(tmp_path)), 10)
+    engine = Engine(trunk, kinds, classes=classes, pooling=pooling, max_tasks=1, max_batch_size=1)
+    engine.put("one", patch)
+    pixels = np.asarray(Image.open(io.BytesIO(encoded(0, (16, 16)))))
+    np.testing.assert_allclose(
+        engine.submit("one", [encoded(0, (16, 16))]).result(60)[0], expected(trunk, patch, pixels), atol=1e-5
+    )
+    with pytest.raises(ModelPatchError, match="pools tokens by class"):
+        engine.put("two", bind(trunk, Task("two", ("a", "b"), trunk.preprocessing, pooling="class"), kinds).patch())
+    engine.close()
