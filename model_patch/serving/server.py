@@ -116,15 +116,9 @@ class TaskServer:
         self._grpc = (
             GrpcServer(self.Predict, grpc_address, self._limits.max_body_bytes, max_queue) if grpc_address else None
         )
-        _logger.info(
-            "ready",
-            extra={
-                "tasks": len(self.catalog),
-                "kinds": kinds,
-                "classes": classes,
-                "seconds": round(time.perf_counter() - start, 1),
-            },
-        )
+        seconds = time.perf_counter() - start
+        facts = {"tasks": len(self.catalog), "kinds": kinds, "classes": classes, "seconds": round(seconds, 1)}
+        _logger.info("ready in %.1f s", seconds, extra=facts)
 
     async def __call__(self, request: Request) -> Response:
         """Answers one HTTP request."""

@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -366,7 +367,7 @@ def test_a_killed_replica(folder, image, expected, tmp_path):
             while not back:
                 await asyncio.sleep(0.5)
                 log = (tmp_path / "server.log").read_text(errors="replace")
-                if len(replicas(pid)) == 2 and log.count('"message": "ready"') >= 3:
+                if len(replicas(pid)) == 2 and log.count("ready in") >= 3:
                     back = time.monotonic() - start
 
         async def both():
@@ -417,9 +418,8 @@ def test_starts(number, folder, patches, tmp_path, image):
         os.link(folder / f"task{i % TASKS}.safetensors", tmp_path / f"start{i}.safetensors")
     with serving(tmp_path, tmp_path / "server.log") as (port, _):
         loading = wait_until_loaded(port)
-        (line,) = (x for x in (tmp_path / "server.log").read_text().splitlines() if '"message": "ready"' in x)
-        fields = json.loads(line[line.index("{") :])
-        print(f"{number} patches: ready {fields['seconds']} s after the imports, full {loading:.1f} s later")
+        (seconds,) = re.findall(r"ready in ([\d.]+) s", (tmp_path / "server.log").read_text())
+        print(f"{number} patches: ready {seconds} s after the imports, full {loading:.1f} s later")
 
 
 def hostile(image: bytes):
