@@ -16,6 +16,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from model_patch.data import image_files, split_names
 from model_patch.data.images import ImageData
@@ -183,7 +184,7 @@ def _united(root: Path, folder: Path, labels: Sequence[str], found: Found) -> li
     ]
     used = {file.path for file in beside}
     found[image_files.BESIDE] = [path for path in found[image_files.BESIDE] if path not in used]
-    images: dict[object, list[File]] = defaultdict(list)
+    images: dict[object, list[Any]] = defaultdict(list)
     for file, key in _keys(root, [*beside, *_files(root, folder, labels, found)]):
         images[key].append(file)
     return [

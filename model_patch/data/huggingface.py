@@ -1,5 +1,7 @@
 """Image data sets of Hugging Face."""
 
+from typing import Any
+
 from model_patch.data import split_names
 from model_patch.data.images import ImageData
 from model_patch.data.rows import Row, open_rows
@@ -49,7 +51,7 @@ def open_huggingface(spec: Spec, skip_bad_images: bool = False, verify_images: b
         return held["bytes"] if held.get("bytes") is not None else read_bytes(held["path"])
 
     source = f"{spec.text} {' '.join(each._fingerprint for each in splits.values())}"
-    checks = {"skip_bad_images": skip_bad_images, "verify_images": verify_images}
+    checks: dict[str, Any] = {"skip_bad_images": skip_bad_images, "verify_images": verify_images}
     name = as_path(spec.rest).name
     return open_rows(rows, source, spec.text, name, labels=tuple(names or ()), read=read, **checks)
 

@@ -60,16 +60,17 @@ class Split:
         """Returns the pixels of an image, or of the next one with its label that can be read; of other types of data than
         classification, of the one with the most similar label.
         """
-        image = self.skips(path, *decoding)
+        assert self.skips and self.paths is not None and self.known_labels is not None
+        skips, paths, labels = self.skips, self.paths, self.known_labels
+        image = skips(path, *decoding)
         if image is None:
-            at = self.paths.index(path)
-            labels = self.known_labels
+            at = paths.index(path)
             if labels.ndim == 1:
                 same = np.flatnonzero(labels == labels[at])
                 same = np.roll(same, -1 - np.searchsorted(same, at))
             else:
                 same = np.argsort(np.abs(labels - labels[at]).sum(axis=1), kind="stable")
-            others = (self.skips(self.paths[i], *decoding) for i in same)
+            others = (skips(paths[int(i)], *decoding) for i in same)
             image = next((each for each in others if each is not None), None)
         if image is None:
             raise ValueError(f"no image with the label of {path} can be read")
@@ -77,11 +78,12 @@ class Split:
 
     def load_or_empty(self, form, *decoding):
         """Returns what `load` does; where unreadable images are left out, in their place an image without pixels."""
-        if not self.skips:
+        skips = self.skips
+        if not skips:
             return self.load(form, *decoding)
 
         def pixels(path: str) -> np.ndarray:
-            image = self.skips(path, *decoding)
+            image = skips(path, *decoding)
             return np.zeros((0, 0, 3), "uint8") if image is None else image
 
         return self._in_python(form, pixels)
@@ -151,13 +153,13 @@ class Split:
             examples = tf.data.Dataset.zip(self.stored(end), tf.data.Dataset.from_tensor_slices(chosen))
             return examples.filter(lambda _, is_chosen: is_chosen).map(lambda example, _: example)
 
+        image_bytes = self.image_bytes
         return dataclasses.replace(
             self,
             num_images=len(positions),
             stored=stored,
             stored_bytes=self.stored_bytes * len(positions) // self.num_images,
-            image_bytes=self.image_bytes
-            and (lambda least_side: self.image_bytes(least_side) * len(positions) // self.num_images),
+            image_bytes=image_bytes and (lambda side: image_bytes(side) * len(positions) // self.num_images),
             known_labels=None if self.known_labels is None else self.known_labels[positions],
             paths=None if self.paths is None else [self.paths[i] for i in positions],
         )

@@ -62,7 +62,7 @@ def open_records(spec: Spec, skip_bad_images: bool = False, verify_images: bool 
     else:
         rows = [row._replace(label=row.label.partition("\0")[2 if all(texts) else 0]) for row in rows]
     place = as_path(spec.rest)
-    checks = {"skip_bad_images": skip_bad_images, "verify_images": verify_images}
+    checks: dict[str, Any] = {"skip_bad_images": skip_bad_images, "verify_images": verify_images}
     return open_rows(rows, spec.text, place.parent, place.parent.name, labels=labels, read=_read, **checks)
 
 

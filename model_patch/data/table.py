@@ -62,7 +62,7 @@ def open_table(spec: Spec, skip_bad_images: bool = False, verify_images: bool = 
     file = as_path(spec.rest)
     require_known("type", [options["type"]], [CLASSIFICATION, MULTI_LABEL, REGRESSION])
     rows, labels = read_rows(file, **options)
-    checks = {"skip_bad_images": skip_bad_images, "verify_images": verify_images}
+    checks: dict[str, Any] = {"skip_bad_images": skip_bad_images, "verify_images": verify_images}
     return open_rows(rows, file, file.parent, file.stem, labels=labels, type=options["type"], **checks)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 from model_patch.data.decoding import decode
 from model_patch.data.images import ImageData, Split
@@ -45,7 +46,7 @@ def open_tfds(spec: Spec) -> ImageData:
     names = {"train": train, "test": test} | ({"validation": validation} if validation else {})
     for one, other in itertools.combinations(names.values(), 2):
         check_apart(info, one, other)
-    splits = {part: _split(builder, name, *keys) for part, name in names.items()}
+    splits: dict[str, Any] = {part: _split(builder, name, *keys) for part, name in names.items()}
     return ImageData(info.name, labels, augmentation="crop+flip", notes=tuple(notes), **splits)
 
 

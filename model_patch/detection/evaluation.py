@@ -111,8 +111,8 @@ def evaluate_detector(
     truth = [tuple(np.asarray(each) for each in boxes) for _, *boxes in split.stored(number)]
     images = dataclasses.replace(split, stored=lambda number: split.stored(number).map(lambda form, *_: (form, 0)))
     unscaled = dataclasses.replace(bound.task.preprocessing, mode="none")
-    options = {"max_images": max_images, "cache": False}
-    batches = together(functools.partial(pipeline.batches, images, unscaled, batch_size, **options))
+    once = functools.partial(pipeline.batches, images, unscaled, batch_size, max_images=max_images, cache=False)
+    batches = together(once)
     found = list(detect(bound, (pixels for pixels, _ in batches), number))
     return average_precision(truth, found, len(bound.task.labels))
 

@@ -3,11 +3,11 @@
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from model_patch.data.images import Split
-from model_patch.tasks import Task
 
 BINS = 10
 """Of equal width, in which confidence is compared with accuracy."""
@@ -145,7 +145,7 @@ def calibration(probabilities: np.ndarray, happened: np.ndarray) -> dict:
     return {"reliability": reliability, "expected_calibration_error": float(error)}
 
 
-def measure_task(task: Task, labels: np.ndarray, predictions: Mapping[str, np.ndarray], paths: Sequence[str]) -> dict:
+def measure_task(task: Any, labels: np.ndarray, predictions: Mapping[str, np.ndarray], paths: Sequence[str]) -> dict:
     """Returns figures of a task other than classification.
 
     Args:

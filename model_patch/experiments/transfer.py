@@ -144,8 +144,8 @@ class Run:
     def notes(self) -> list[str]:
         """Returns sentences on the data that the user should read."""
         known = self.data.train.known_labels
-        by_class = known is not None and known.ndim == 1
-        notes = [*self.data.notes, imbalance(known, self.data.labels) if by_class else ""]
+        uneven = imbalance(known, self.data.labels) if known is not None and known.ndim == 1 else ""
+        notes = [*self.data.notes, uneven]
         return [note for note in notes if note]
 
     def used(self) -> mp.ImageData:

@@ -4,6 +4,7 @@ import collections
 import functools
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,8 +45,9 @@ def resized(
         else:
             found[at] = _resizer(prepare)(image).numpy()
     for prepare, positions in files.items():
-        for at, image in zip(positions, decoder(prepare)([images[at][1] for at in positions]), strict=True):
-            found[at] = image.resized[prepare] if image else _unreadable()
+        compressed: Any = [images[at][1] for at in positions]
+        for at, decoded in zip(positions, decoder(prepare)(compressed), strict=True):
+            found[at] = decoded.resized[prepare] if decoded else _unreadable()
     return found
 
 

@@ -96,11 +96,13 @@ class MultiLabelTask(Task):
         """Returns the task with a temperature, as `Task.calibrate`, and for each label the threshold of highest F1."""
         scores = 1 / (1 + np.exp(-outputs.astype("float64")))
         thresholds = tuple(_best_threshold(labels[:, k], scores[:, k]) for k in range(len(self.labels)))
-        return dataclasses.replace(super().calibrate(labels, outputs), thresholds=thresholds)
+        calibrated: Any = super().calibrate(labels, outputs)
+        return dataclasses.replace(calibrated, thresholds=thresholds)
 
     def unfitted(self) -> Task:
         """As for `Task`, without thresholds, too."""
-        return dataclasses.replace(super().unfitted(), thresholds=None)
+        unfitted: Any = super().unfitted()
+        return dataclasses.replace(unfitted, thresholds=None)
 
     def constants(self) -> dict[str, np.ndarray]:
         """Returns what `decode` takes besides outputs: the temperature, and as `least` the lowest logits that say yes."""
@@ -108,7 +110,7 @@ class MultiLabelTask(Task):
         return {**super().constants(), "least": np.log(thresholds / (1 - thresholds)).astype("float32")}
 
     @classmethod
-    def decode(cls, outputs, temperature, least) -> dict:
+    def decode(cls, outputs, temperature, least) -> dict:  # type: ignore[override]
         """Returns `logits`, `probabilities`, and `present`, 1 where a label is predicted and 0 elsewhere."""
         from keras import ops
 

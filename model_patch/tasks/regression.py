@@ -116,7 +116,7 @@ class RegressionTask(Task):
         return {"mean": mean, "deviation": deviation}
 
     @classmethod
-    def decode(cls, outputs, mean, deviation) -> dict:
+    def decode(cls, outputs, mean, deviation) -> dict:  # type: ignore[override]
         """Returns `values`, the numbers in their own units."""
         return {"values": outputs * deviation + mean}
 

@@ -164,8 +164,8 @@ def evaluate(
         return {name: evaluate(bound, data[name], recipe, split) for name, bound in trained.tasks.items()}  # type: ignore[index]
     most = recipe.max_test_images or None
     if isinstance(data, DetectionData):
-        options = {"batch_size": recipe.batch_size, "max_images": most}
-        return evaluate_detector(trained, data.test, together=replicated.read_together, **options)
+        together = replicated.read_together
+        return evaluate_detector(trained, data.test, batch_size=recipe.batch_size, max_images=most, together=together)
     chosen: Any = data.test.first(most) if split == "test" else data.validation  # type: ignore[union-attr]
     images, num_batches = _once(trained, chosen, recipe)
     with bad_images_named(chosen):

@@ -5,6 +5,7 @@ import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -248,8 +249,10 @@ def build_metrics(model: keras.Model, tasks: Task | Mapping[str, Task]):
     def like(task: Task, output: np.ndarray) -> np.ndarray:
         return np.zeros(1, "int64") if task.link == "softmax" else np.zeros_like(output)
 
-    is_one = isinstance(tasks, Task)
-    labels = like(tasks, outputs) if is_one else {name: like(tasks[name], each) for name, each in outputs.items()}
+    if isinstance(tasks, Task):
+        labels: Any = like(tasks, outputs)
+    else:
+        labels = {name: like(tasks[name], each) for name, each in outputs.items()}
     model.compute_loss(y=labels, y_pred=outputs)
     model.compute_metrics(None, labels, outputs)
     model.reset_metrics()
