@@ -41,7 +41,9 @@ def estimate_statistics(trained: BoundTask | JoinedTasks, batches, num_batches: 
     """
     require_number("num_batches", num_batches, 1, whole=True)
     if isinstance(trained, BoundTask):
-        _assign(_measure(trained.model, (images for images, _ in batches), num_batches))
+        # A head without statistics is left out: its width may differ from one task to the next, see `experiments.binder`.
+        model = trained.model if any(map(_moves, layers_within(trained.head))) else trained.features
+        _assign(_measure(model, (images for images, _ in batches), num_batches))
         return
     layers = {name: {id(layer) for layer in layers_within(bound.model)} for name, bound in trained.tasks.items()}
 

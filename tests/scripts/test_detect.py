@@ -63,7 +63,7 @@ def test_it_is_measured_and_asked_about_files(work, tmp_path):
 
 def test_its_export_runs_in_plain_tensorflow(work, tmp_path):
     ran = run_script("detect", "export", detector(work), f"--output={tmp_path}/saved")
-    assert ran.returncode == 0 and "10 classes, 64 px" in ran.stdout, ran.stderr[-2000:]
+    assert ran.returncode == 0 and "10 labels, 64 px" in ran.stdout, ran.stderr[-2000:]
     calls = [(tmp_path / "saved", np.zeros((2, 20, 30, 3), "float32"), ())]
     (answers,) = run_in_clean_process(clean_saved_model.__file__, calls)
     assert answers["boxes"].shape == (2, 100, 4)

@@ -46,7 +46,7 @@ def test_an_exported_task_runs_in_plain_tensorflow(work):
     flags = (f"--trunk=file:{work}/trunk.keras", f"--patches={patch(work, 'digits', 'scale_bias+last')}")
     ran = run_script("export", *flags, f"--output={output}")
     assert ran.returncode == 0, ran.stderr[-2000:]
-    assert "10 classes" in ran.stdout and float(ran.stdout.rpartition("largest difference ")[2]) < 1e-4
+    assert "10 labels" in ran.stdout and float(ran.stdout.rpartition("largest difference ")[2]) < 1e-4
     calls = [(output, np.zeros((2, 20, 30, 3), "float32"), ())]
     (answers,) = run_in_clean_process(clean_saved_model.__file__, calls)
     assert answers["probabilities"].shape == (2, 10)

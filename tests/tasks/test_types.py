@@ -10,7 +10,7 @@ from model_patch.export.bank import export_bank
 from model_patch.export.signatures import ask_by_name
 from tests.conftest import SIZE, small_net
 
-RECIPE = mp.Recipe(epochs=2, batch_size=32)
+RECIPE = mp.Recipe(epochs=2, batch_size=32, learning_rate=0.01)
 
 
 @pytest.fixture(scope="module")
