@@ -200,6 +200,11 @@ def test_the_readmes_results_are_those_of_the_raw_files():
                 assert shown == (f"{np.mean(seeds):.4f}{spread}" if seeds else "*not run*")
 
 
+def test_files_that_the_makefile_names_exist():
+    named = re.findall(r"\btests/[\w/.*]+", (ROOT / "Makefile").read_text())
+    assert named and not [name for name in named if not list(ROOT.glob(name))]
+
+
 @pytest.mark.slow
 def test_the_tutorial_notebook_runs_from_top_to_bottom(tmp_path):
     import nbformat

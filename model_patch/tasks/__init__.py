@@ -239,7 +239,8 @@ class Task:
 
         Args:
             outputs: float32 `(batch, outputs)`. After a task's own may come some that are minus infinity: their logits say no.
-            **constants: of the task, as `constants` returns them, or of the task of each example, with the batch as first axis.
+            temperature: of the task, as `constants` returns it, or of the task of each example, with the batch as first axis.
+                Other types take their own constants.
         """
         from keras import ops
 
