@@ -126,7 +126,8 @@ def test_whatever_is_accepted_works_to_the_end(options, images, labels, tmp_path
     join(trunk, [bound.task for bound in bounds])
     fold(bounds[0])
     Bank(trunk, capacity=1, classes=3).add(bounds[1])
-    export("saved_model", bounds[:1], tmp_path / "out")
+    if keras.backend.backend() == "tensorflow":
+        export("saved_model", bounds[:1], tmp_path / "out")
 
 
 def open_channels() -> keras.Model:
