@@ -53,7 +53,7 @@ def open_tasks(trunk: str, patches: Sequence[str], calibrated: bool = False) -> 
 
     Raises:
         ModelPatchError: the trunk or a patch cannot be opened, they do not belong together, two tasks share a name, no
-            patch is given, or one has no temperature where it is asked for.
+            patch is given, or calibrated probabilities are requested of a patch without a temperature.
     """
     if not patches:
         raise ModelPatchError("no patch is given: expected --patches=FILE, or several joined by commas")

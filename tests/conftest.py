@@ -117,7 +117,7 @@ def rectangles(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """A folder with PNG files, a table of their tags, widths, colours and splits: rectangles whose colour and place are what is asked for."""
+    """Folder of PNG files of rectangles, and a table of their tags, widths, colours and splits."""
     root = tmp_path_factory.mktemp("rectangles")
     lines = ["path,tags,width,colour,split"]
     for i, (image, tags, (width,)) in enumerate(zip(*rectangles(160), strict=True)):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from model_patch.data import open_data
 from model_patch.detection.data import open_detection_data
-from model_patch.experiments import real_bench
+from model_patch.experiments import converted_nets, real_bench
 
 
 class Tensor:
@@ -69,7 +69,7 @@ def test_tensors_of_a_pytorch_file_are_read_without_running_code_in_it(write_pth
     random = np.random.default_rng(0)
     arrays = {"a.weight": random.normal(size=(4, 3, 2)).astype("float32"), "b": np.arange(3), "c": np.array(7)}
     write_pth(tmp_path / "x.pth", arrays)
-    found = real_bench._state_dict(tmp_path / "x.pth")
+    found = converted_nets._state_dict(tmp_path / "x.pth")
     assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
 
 
@@ -79,7 +79,7 @@ def test_a_pytorch_file_with_other_classes_in_it_is_refused(tmp_path):
             pickle.dump(1, file, 2)
         pickle.dump({"evil": print}, file, 2)
     with pytest.raises(pickle.UnpicklingError, match="print is not expected"):
-        real_bench._state_dict(tmp_path / "x.pth")
+        converted_nets._state_dict(tmp_path / "x.pth")
 
 
 def images(folder, names, size=(20, 30), mode="RGBA"):
@@ -184,7 +184,7 @@ def test_efficientnet_lite0_takes_every_value_from_its_pytorch_names(write_pth, 
     conv("_conv_head", 1280, 320, 1, 1)
     norm("_bn1", 1280)
     write_pth(tmp_path / "lite0.pth", values)
-    model = real_bench.efficientnet_lite0(tmp_path / "lite0.pth", size=32)
+    model = converted_nets.efficientnet_lite0(tmp_path / "lite0.pth", size=32)
     assert sum(int(np.prod(v.shape)) for v in model.variables) == sum(each.size for each in values.values())
     kernel = model.get_layer("blocks_3_depthwise_conv").get_weights()[0]
     assert np.array_equal(kernel[1, 2, 5, 0], values["_blocks.3._depthwise_conv.weight"][5, 0, 1, 2])
@@ -224,7 +224,7 @@ def test_dinov2_takes_every_value_from_the_names_of_its_onnx_file(tmp_path):
         nodes, "net", [], [], [onnx.numpy_helper.from_array(v, k) for k, v in values.items()]
     )
     onnx.save(onnx.helper.make_model(graph), tmp_path / "net.onnx")
-    model = real_bench.dinov2_small(tmp_path / "net.onnx", blocks=1)
+    model = converted_nets.dinov2_small(tmp_path / "net.onnx", blocks=1)
 
     def norm(x, name):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
