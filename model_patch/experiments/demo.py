@@ -12,7 +12,6 @@ from model_patch.experiments.report.page import REPORT
 from model_patch.experiments.report.table import print_table
 from model_patch.experiments.transfer import patch_path, transfer
 from model_patch.files import as_path, remove_folder, write_bytes
-from model_patch.progress import progress
 
 
 def demo(config: ConfigDict, workdir: str | Path):
@@ -36,21 +35,23 @@ def demo(config: ConfigDict, workdir: str | Path):
         patches[name] = workdir / "patches" / f"{name}.safetensors"
         write_bytes(patches[name], patch_path(folder, config.train, task_config.seeds[0]).read_bytes())
 
-    print("\nVerifying each SavedModel in a process of its own, with TensorFlow alone", flush=True)
+    print("\nVerifying each SavedModel in another process, with TensorFlow alone", flush=True)
     trunk = mp.open_trunk(config.transfer.trunk, config.transfer.image_size or None)
-    remove_folder(workdir / "saved_models")
+    saved_models = workdir / "saved_models"
+    remove_folder(saved_models)
+    tasks = [mp.bind_patch(trunk, mp.Patch.load(path)) for path in patches.values()]
+    only = config.tasks[0] if len(tasks) == 1 else ""  # The SavedModel of one task is its folder itself.
+    differences = mp.export("saved_model", tasks, saved_models / only, verify=True).differences
     rows, grid = [], []
-    for name, path in progress(patches.items(), "exporting", unit="task"):
-        bound = mp.bind_patch(trunk, mp.Patch.load(path))
-        folder = workdir / "saved_models" / name
-        difference = mp.export("saved_model", [bound], folder, verify=True).differences[name]
+    for (name, path), bound in zip(patches.items(), tasks, strict=True):
+        folder = saved_models / name
         images, true = zip(*mp.open_data(name).test.dataset(config.num_images).as_numpy_iterator(), strict=True)
         logits = bound.model.predict_on_batch(np.asarray(bound.task.preprocessing(np.stack(images))))
         predicted, labels = ([bound.task.labels[i] for i in each] for each in (np.argmax(logits, axis=-1), true))
         right = sum(p == t for p, t in zip(predicted, labels, strict=True))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         files = (f"{path.stat().st_size / 1000:.0f} kB", f"{size / 1e6:.2f} MB")
-        rows.append((name, *files, f"{right} of {len(labels)}", f"{difference:.1e}"))
+        rows.append((name, *files, f"{right} of {len(labels)}", f"{differences[name]:.1e}"))
         grid.append((name, images[: config.num_columns], predicted, labels))
     header = ("task", "patch", "SavedModel", "correct on test images", "maximum difference to the model in memory")
     print_table("One trunk, a patch per task", header, rows)

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from model_patch import ModelPatchError, Patch, bind_patch
+from model_patch import ModelPatchError, Patch, Recipe, bind_patch, evaluate
 from model_patch.data import open_data
 from model_patch.data.pipeline import batches
 from model_patch.experiments.multitask import multitask, patch_path
@@ -57,6 +57,28 @@ def test_every_row_is_trained_saved_and_reported_and_its_files_are_enough(config
     assert "| share | digits | textures | mean |" in table and "| trunk+patch |" in table
     for name in ("accuracy_by_task.png", "tensorboard/trunk-seed0", "tensorboard/nothing-seed0-digits"):
         assert (tmp_path / "run" / name).exists()
+
+
+def test_tasks_of_three_types_are_trained_together_and_reported(specs, tmp_path):
+    names = tuple(specs)
+    config = make_config("multitask", tmp_path, data=tuple(specs.values()), task_names=names, share=("trunk+patch",))
+    config.validation_fraction = 0.25
+    rows = multitask(config, tmp_path / "run")["rows"]
+    figures = {row["task"]: row["figure"] for row in rows}
+    assert figures == {"classification": "accuracy", "multi_label": "mAP", "regression": "R2"}
+    trunk = open_trunk(rows[0]["trunk"])
+    for row in rows:
+        patch = Patch.load(patch_path(tmp_path / "run", row["share"], row["task"], 0))
+        assert patch.metrics[row["figure"]] == row[f"test_{row['figure']}"]
+        bound = bind_patch(trunk, patch)
+        data = open_data(specs[row["task"]]).with_validation(0.25, 48)
+        assert evaluate(bound, data, Recipe(max_test_images=50)).items() >= {
+            row["figure"]: pytest.approx(row[f"test_{row['figure']}"], abs=1e-5)
+        }.items()
+    assert len(Patch.load(patch_path(tmp_path / "run", "trunk+patch", "multi_label", 0)).task.thresholds) == 3
+    written = (tmp_path / "run" / "results.md").read_text()
+    assert "| share | classification | multi_label (mAP) | regression (R2) | mean |" in written
+    assert "over figures of several types, R2, accuracy, mAP" in written
 
 
 def test_the_same_run_goes_on_with_the_rows_that_are_missing(config, tmp_path):

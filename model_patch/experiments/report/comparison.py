@@ -104,7 +104,7 @@ def title_of(results: dict) -> str:
 
 
 def by_rate(rows: Iterable[dict]) -> dict[str, dict[float, Sample]]:
-    """Returns the test accuracies over the seeds, by what was trained and by learning rate."""
+    """Returns the test figures over the seeds, by what was trained and by learning rate."""
     return {
         train: {rate: Sample.of(each) for rate, each in sorted(grouped(group, "learning_rate").items())}
         for train, group in grouped(rows, "train").items()
@@ -135,7 +135,8 @@ def write_rates(results: dict, folder: Path):
         bars = list(zip(*(accuracies.bars for accuracies in each.values()), strict=True))
         axes.errorbar(list(each), means, yerr=bars, fmt="o-", capsize=3, label=train)
     lowest = min(min(each.values) for rates in by_rate(results["rows"]).values() for each in rates.values())
-    axes.set(xscale="log", xlabel="learning rate", ylabel="test accuracy", title=title, ylim=accuracy_limits(lowest))
+    axes.set(xscale="log", xlabel="learning rate", ylabel=f"test {figure_of(results['rows'][0])}")
+    axes.set(title=title, ylim=accuracy_limits(lowest))
     axes.legend(title="trained", fontsize=8)
     notes = f"Mean over seeds; in brackets best minus worst seed. {named(results['versions'])}."
     write_report(folder, title, [rates_table(results["rows"]), notes], accuracy_vs_learning_rate=figure)

@@ -1,4 +1,4 @@
-"""Compares ways to share: the accuracy of every task against the total number of parameters."""
+"""Compares ways to share: the test figure of every task against the total number of parameters."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ BAR_WIDTH = 0.8
 
 
 def mean_over_tasks(rows: list[dict]) -> Sample:
-    """Returns the mean accuracies of all tasks, one per seed."""
+    """Returns the means of all tasks' test figures, one per seed."""
     return Sample(tuple(Sample.of(each).mean for each in grouped(rows, "seed").values()))
 
 
@@ -24,9 +24,10 @@ def summarise(rows: list[dict]) -> list[dict]:
     """Averages the rows of `results.json` over seeds.
 
     Returns:
-        One object per value of `share`, in order of first appearance: by the name of each task its accuracy (a `Sample`, in
-        0..1) as `tasks`, its heading as `names` and its image size as `image_sizes`; `mean`, the `Sample` of the tasks' mean accuracies; `seeds`,
-        their number; `total_parameters`, `trained_parameters` and `train_seconds` (mean).
+        One object per value of `share`, in order of first appearance: by the name of each task its test figure (a `Sample`) as
+        `tasks`, its heading as `names` and its image size as `image_sizes`; `figures`, the names of all test figures; `mean`,
+        the `Sample` of their means over the tasks; `seeds`, their number; `total_parameters`, `trained_parameters` and
+        `train_seconds` (mean).
     """
     summary = []
     for share, group in grouped(rows, "share").items():
@@ -35,6 +36,7 @@ def summarise(rows: list[dict]) -> list[dict]:
             {
                 "share": share,
                 "tasks": {task: Sample.of(each) for task, each in by_task.items()},
+                "figures": sorted({figure_of(row) for row in group}),
                 "names": {task: _named(task, figure_of(each[0])) for task, each in by_task.items()},
                 "image_sizes": {task: each[0]["image_size"] for task, each in by_task.items()},
                 "mean": mean_over_tasks(group),
@@ -98,7 +100,8 @@ def plot(summary: list[dict], title: str, resolutions: bool):
     else:
         lowest = min(min(sample.values) for row in summary for sample in row["tasks"].values())
         axes.set(xticks=range(len(names)), xticklabels=names, ylim=accuracy_limits(lowest))
-    axes.set(ylabel="test accuracy", title=title)
+    figures = {name for row in summary for name in row["figures"]}
+    axes.set(ylabel=f"test {figures.pop() if len(figures) == 1 else 'figure'}", title=title)
     axes.legend(title="shared by the tasks", fontsize=8, loc="lower right")
     return figure
 
@@ -108,6 +111,8 @@ def write_joint_report(results: dict, folder: Path):
     summary = summarise(results["rows"])
     title = f"{', '.join(results['data'])} on {results['trunk']}: {results['train']}"
     notes = "`spread`: best minus worst seed, of the mean. `parameters`: of all tasks together, each counted once."
+    if len(summary[0]["figures"]) > 1:
+        notes += f" `mean`: over figures of several types, {', '.join(summary[0]['figures'])}."
     figure = plot(summary, title, bool(results["resolutions"]))
     parts: list[str | Table] = [joint_table(summary), f"{notes} {named(results['versions'])}."]
     write_report(folder, title, parts, accuracy_by_task=figure)
