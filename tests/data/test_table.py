@@ -1,10 +1,13 @@
 """`csv:FILE`: rows become labelled images, and bad rows follow the rules for bad images."""
 
+import numpy as np
 import pytest
 
-from model_patch import ModelPatchError
+from model_patch import ModelPatchError, Preprocessing
 from model_patch.data import open_data
+from model_patch.data.pipeline import batches
 from tests.data.test_folder import COLOURS, contents, make_classes, save
+from tests.data.test_folder_index import damage
 
 
 @pytest.fixture
@@ -155,6 +158,27 @@ def test_numbers_are_labels_of_a_regression(table):
     with pytest.raises(ModelPatchError, match=r"2 of 12 rows.*line 12 \('old' for a number\), line 13 \('nan' for"):
         open_data(f"{bad}?type=regression&label=age")
     assert open_data(f"{bad}?type=regression&label=age", skip_bad_images=True).train.num_images > 5
+
+
+@pytest.mark.parametrize(
+    ("spec", "labels"),
+    [("?type=regression&label=age", [9.0, 10.0, 20.0]), ("?type=multi_label&label=tags", ["a", "a;b", "c"])],
+)
+def test_an_image_that_turns_out_unreadable_gives_way_to_the_one_with_the_nearest_label(table, tmp_path, spec, labels):
+    column = spec.rpartition("=")[2]
+    rows = [
+        f"paints/{colour}/0.png,{label},train" for colour, label in zip(("red", "blue", "green"), labels, strict=True)
+    ]
+    data = open_data(
+        table(f"path,{column},split", *rows, f"paints/blue/1.png,{labels[0]},test") + spec, skip_bad_images=True
+    )
+    damage(tmp_path / "paints/red/0.png")
+    images = batches(data.train, Preprocessing(32, "none"), 1, shuffle_seed=0)
+    found = {tuple(label[0].numpy()): image[0].numpy() for image, label in images}
+    label_of = dict(zip(data.train.paths, map(tuple, data.train.known_labels), strict=True))
+    first, second, third = (found[label_of[f"{tmp_path}/paints/{c}/0.png"]] for c in ("red", "blue", "green"))
+    assert np.array_equal(first, second) and not np.array_equal(second, third)
+    assert len(list(data.train.dataset())) == 2
 
 
 def test_a_type_that_a_table_cannot_have_is_refused(table):
