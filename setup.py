@@ -64,7 +64,7 @@ setup(
         "kaggle": ["kagglehub"],  # Downloads models of Kaggle; what is in its cache opens without it.
         "hf": ["datasets"],  # It brings huggingface_hub, for paths such as hf://datasets/NAME.
         # To be timed beside it. Wheels for CPUs alone are smaller: --extra-index-url https://download.pytorch.org/whl/cpu
-        "torch": ["torch", "torchvision"],
+        "torch": ["peft", "torch", "torchvision"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": [
             "httpx",

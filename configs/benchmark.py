@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
     config.scale_images = (1_000, 10_000, 100_000, 1_000_000)  # scale: numbers of images on disk, multiples of 1,000.
     bench = specs()  # What `python scripts/real_bench.py` fetches.
     config.lora_trunks = (  # lora: trunks; convnext: a small one that the suite trains first.
-        *(bench["trunk"][name] for name in ("mobilenet_v2", "dinov2_small")),
+        *(bench["trunk"][name] for name in ("mobilenet_v2", "efficientnet_lite0", "dinov2_small")),
         "convnext",
     )
     config.lora_size = 70  # lora: image size in pixels of all but the ConvNeXt; that of DINOv2's file.
@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
     config.lora_train_images = 256  # lora: training images.
     config.lora_epochs = 5  # lora: passes over them.
     config.lora_seeds = (0, 1, 2)  # lora: seeds.
-    config.lora_rates = (0.002, 0.01)  # lora: learning rates tried for the adapters.
+    config.lora_rates = (0.0005, 0.002)  # lora: learning rates tried for the adapters.
     config.lora_pretrain_data = bench["data"]["fashion"]  # lora: data on which the ConvNeXt is trained.
     config.lora_pretrain_images = 2000  # lora: training images of them.
     config.lora_pretrain_epochs = 3  # lora: passes over them.

@@ -156,10 +156,13 @@ def build(
             raise
         cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
         url = re.search(r"https?://[^\s:]+", str(error))
-        there = f"fetch {url[0]} and put it there as {Path(url[0]).name}" if url else "put the file there"
+        # Without a URL the file in the cache may be the cause: Keras does not download it again.
+        advice = "delete its file there if there is one, and connect to the network"
+        if url:
+            advice = f"connect to the network, or fetch {url[0]} elsewhere and put it there as {Path(url[0]).name}"
         raise ModelPatchError(
             f"the ImageNet weights of {name} are not whole in {cache} and cannot be downloaded ({reason(error)}): "
-            f"connect to the network, {there}, or give weights=PATH or weights=none"
+            f"{advice}, or give weights=PATH or weights=none"
         ) from None
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from model_patch.data import open_data
 from model_patch.detection.data import open_detection_data
 from model_patch.experiments import converted_nets, real_bench
+from tests.experiments.dinov2_file import write_dinov2
 
 
 class Tensor:
@@ -194,36 +195,8 @@ def test_efficientnet_lite0_takes_every_value_from_its_pytorch_names(write_pth, 
 
 
 def test_dinov2_takes_every_value_from_the_names_of_its_onnx_file(tmp_path):
-    onnx = pytest.importorskip("onnx")
-    random, width, block = np.random.default_rng(0), 64, "backbone.encoder.layer.0"
-    names = (
-        "attention.attention.query",
-        "attention.attention.key",
-        "attention.attention.value",
-        "attention.output.dense",
-    )
-    linear = {f"{block}.{name}": (width, width) for name in names}
-    linear |= {f"{block}.mlp.fc1": (width, 4 * width), f"{block}.mlp.fc2": (4 * width, width)}
-    shapes = {
-        "backbone.embeddings.cls_token": (1, 1, width),
-        "position of the class token": (1, 1, width),
-        "positions": (1, 25, width),
-        "backbone.embeddings.patch_embeddings.projection.weight": (width, 3, 14, 14),
-        "backbone.embeddings.patch_embeddings.projection.bias": (width,),
-        **{f"{block}.{norm}.{part}": (width,) for norm in ("norm1", "norm2") for part in ("weight", "bias")},
-        **{f"backbone.layernorm.{part}": (width,) for part in ("weight", "bias")},
-        **{f"{block}.layer_scale{i}.lambda1": (width,) for i in (1, 2)},
-        **{f"{name}.bias": shape[1:] for name, shape in linear.items()},
-        **{f"matrix {name}": shape for name, shape in linear.items()},
-    }
-    values = {name: random.uniform(-0.5, 0.5, shape).astype("float32") for name, shape in shapes.items()}
-    make = onnx.helper.make_node
-    nodes = [make("MatMul", ["x", f"matrix {name}"], [f"product {name}"]) for name in linear]
-    nodes += [make("Add", [f"{name}.bias", f"product {name}"], [f"sum {name}"]) for name in linear]
-    graph = onnx.helper.make_graph(
-        nodes, "net", [], [], [onnx.numpy_helper.from_array(v, k) for k, v in values.items()]
-    )
-    onnx.save(onnx.helper.make_model(graph), tmp_path / "net.onnx")
+    values = write_dinov2(tmp_path / "net.onnx")
+    block = "backbone.encoder.layer.0"
     model = converted_nets.dinov2_small(tmp_path / "net.onnx", blocks=1)
 
     def norm(x, name):
@@ -233,15 +206,17 @@ def test_dinov2_takes_every_value_from_the_names_of_its_onnx_file(tmp_path):
     def dense(x, name):
         return x @ values[f"matrix {name}"] + values[f"{name}.bias"]
 
-    image = random.normal(size=(70, 70, 3)).astype("float32")
+    image = np.random.default_rng(1).normal(size=(70, 70, 3)).astype("float32")
     patches = image.reshape(5, 14, 5, 14, 3).transpose(0, 2, 4, 1, 3).reshape(25, -1)
     projection = "backbone.embeddings.patch_embeddings.projection"
-    patches = patches @ values[f"{projection}.weight"].reshape(width, -1).T + values[f"{projection}.bias"]
+    patches = patches @ values[f"{projection}.weight"].reshape(64, -1).T + values[f"{projection}.bias"]
     first = values["backbone.embeddings.cls_token"] + values["position of the class token"]
     x = np.concatenate([first[0], patches + values["positions"][0]])
-    query, key, value = (dense(norm(x, f"{block}.norm1"), f"{block}.{name}") for name in names[:3])
+    query, key, value = (
+        dense(norm(x, f"{block}.norm1"), f"{block}.attention.attention.{part}") for part in ("query", "key", "value")
+    )
     scores = np.exp(query @ key.T / 8)  # One head of 64.
-    attended = dense(scores / scores.sum(-1, keepdims=True) @ value, f"{block}.{names[3]}")
+    attended = dense(scores / scores.sum(-1, keepdims=True) @ value, f"{block}.attention.output.dense")
     x = x + values[f"{block}.layer_scale1.lambda1"] * attended
     hidden = dense(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")
     hidden = hidden * (1 + scipy.special.erf(hidden / np.sqrt(2))) / 2

@@ -2,6 +2,8 @@
 
 import inspect
 
+import keras
+
 from model_patch.graph.keras_private import names_counted_from_zero
 
 SIZE = 32
@@ -9,20 +11,17 @@ SIZE = 32
 
 LARGER = {"BASNetBackbone": 64, "DenseNetBackbone": 64, "XceptionBackbone": 64}
 
-IMAGE = {"image_shape", "image_encoder", "input_shape"}
-"""Arguments by which the constructor of an image backbone is known."""
-
-OTHER = ("vocabulary", "vocab", "text", "num_frames", "prompt", "clip_", "channels_")
-"""Parts of the names of arguments of backbones that take texts, videos, prompts or latents besides images, or instead."""
+OTHER = ("vocab", "text", "num_frames", "prompt", "clip_", "channels_", "language", "vision_dim", "input_feat")
+"""Parts of the names of arguments of models that take texts, videos, sounds, prompts or latents besides images, or instead."""
 
 
 def image_backbones(hub) -> dict[str, type]:
-    """The classes of image backbones with one input, by name: read off the library."""
+    """The classes of models that are neither abstract nor known to take something else than images, by name."""
     found = {}
     for name, each in vars(hub.models).items():
-        if inspect.isclass(each) and issubclass(each, hub.models.Backbone):
-            arguments = inspect.signature(each.__init__).parameters.keys() - {"self"}
-            if arguments & IMAGE and not any(part in argument for part in OTHER for argument in arguments):
+        if inspect.isclass(each) and issubclass(each, keras.Model) and not issubclass(each, hub.models.Task):
+            arguments = inspect.signature(each.__init__).parameters.keys() - {"self", "args", "dtype", "kwargs"}
+            if arguments and not any(part in argument for part in OTHER for argument in arguments):
                 found[name] = each
     return found
 
@@ -49,6 +48,12 @@ def _large_resnet(hub):
 
 
 CONFIGS = {
+    "BLIP2VisionEncoder": lambda hub: _clip(
+        **dict.fromkeys(("use_patch_bias", "use_class_token", "use_mha_bias", "use_mlp_bias"), True),
+        dropout_rate=0.1,
+        layer_norm_epsilon=1e-6,
+        initializer_range=0.02,
+    ),
     "BASNetBackbone": lambda hub: {
         "image_encoder": _large_resnet(hub),
         "num_classes": 1,
@@ -133,6 +138,8 @@ CONFIGS = {
         "stackwise_nores_option": [False, False],
         "num_features": 16,
     },
+    "Gemma3VisionEncoder": lambda hub: _clip(output_dim=8, pool_size=2),
+    "Gemma4VisionEncoder": lambda hub: _clip(output_dim=8, pool_size=2, head_dim=6),
     "HGNetV2Backbone": lambda hub: {
         "depths": [1, 1],
         "embedding_size": 8,
@@ -241,6 +248,8 @@ CONFIGS = {
 
 REFUSED: dict[str, str] = {
     "DFineBackbone": "gives .*: expected features",
+    "Gemma3VisionEncoder": r"takes \(None, None, 32, 32, 3\): expected one image",  # Several images of each example.
+    "Gemma4VisionEncoder": r"takes .*\(None, None, None, 192\): expected one image",  # Patches and their positions.
 }
 """Classes that are no trunk, with the error."""
 
@@ -253,5 +262,6 @@ def build(hub, name):
     backbone = getattr(hub.models, name)
     arguments = inspect.signature(backbone.__init__).parameters
     shapes = {key: shape(name) for key in ("image_shape", "input_shape") if key in arguments}
+    shapes |= {"image_size": shape(name)[0]} if "image_size" in arguments else {}
     with names_counted_from_zero():  # As `kerashub:PRESET` does.
         return backbone(**CONFIGS[name](hub), **shapes)

@@ -228,5 +228,8 @@ def test_the_cache_is_used_and_what_is_not_whole_in_it_is_not_and_no_file_is_lef
         assert said.startswith(
             f"the ImageNet weights of MobileNetV2 are not whole in {cache} and cannot be downloaded ("
         )
-        assert "connect to the network, " in said and said.endswith("or give weights=PATH or weights=none")
+        assert said.endswith("or give weights=PATH or weights=none")
+    assert "delete its file there if there is one, and connect to the network, " in refused[0]
+    url, name = re.search(r"or fetch (https://\S+) elsewhere and put it there as (\S+),", refused[1]).groups()
+    assert url.endswith(f"/mobilenet_v2/{name}") and "_0.75_96_no_top.h5" in name
     assert sorted(path.name for path in cache.iterdir()) == sorted(names.values()), "nothing new, and nothing half"

@@ -5,6 +5,7 @@ Form | What is trained | Serving a batch of many tasks
 `last` | the last layer | each image's own last layer
 `scale_bias+last` | a patch and the last layer | a bank
 `lora` | adapters of the rank that comes nearest to the patch's number of parameters (Hu et al. 2021), by Keras' `enable_lora`, and the last layer | each image's own adapters beside the trunk's layers, and its own last layer
+`peft` | the same by PEFT on the same net in PyTorch, see `lora_torch`: a vision transformer, where PEFT is installed | each image's own adapters by PEFT's `adapter_names`, and its own last layer
 
 Adapters are on the query and value projections of attention or on the latter, or else on every convolution of one pixel and
 every dense layer. Their learning rate is the one of `lora_rates` with the highest test accuracy for the first seed: a choice
@@ -14,7 +15,7 @@ in their favour.
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict
 
 import model_patch as mp
 from model_patch.errors import ModelPatchError, require_seeds
+from model_patch.experiments.benchmark import lora_torch
 from model_patch.experiments.benchmark.output import new_results, write_suite
 from model_patch.experiments.benchmark.serving import MAKE, compiled
 from model_patch.experiments.benchmark.timing import interleaved, milliseconds
@@ -39,7 +41,8 @@ CONVNEXT = "convnext"
 
 CONVNEXT_SIZE = 32
 
-FORMS = ("last", "scale_bias+last", "lora")
+FORMS = ("last", "scale_bias+last", "lora", "peft")
+ADAPTERS = FORMS[2:]
 
 BATCH = 32
 """Images of a step."""
@@ -69,7 +72,7 @@ def run(config: ConfigDict, workdir: str | Path):
     """
     require_seeds(config.lora_seeds)
     workdir = as_path(workdir)
-    results = new_results(data=config.lora_data, epochs=config.lora_epochs, pretrained={})
+    results = new_results(data=config.lora_data, epochs=config.lora_epochs, pretrained={}, not_run=[])
     for i, name in enumerate(config.lora_trunks):
         facts = {field: config[f"lora_{field}"] for field in ("data", "train_images", "epochs")}
         if name == CONVNEXT:
@@ -79,9 +82,11 @@ def run(config: ConfigDict, workdir: str | Path):
             results["pretrained"][name] = pretraining | accuracy
         else:
             trunk = mp.open_trunk(name, config.lora_size)
-        results["rows"] += _rows(
-            config, trunk, Workdir(workdir / f"trunk_{i}", facts | {"trunk": name, "image_size": config.lora_size})
-        )
+        reason = lora_torch.why_not(trunk)
+        if reason:
+            results["not_run"].append({"trunk": trunk.model.name, "form": "peft", "reason": reason})
+        facts |= {"trunk": name, "image_size": config.lora_size}
+        results["rows"] += _rows(config, trunk, Workdir(workdir / f"trunk_{i}", facts), FORMS[: -1 if reason else None])
         _logger.info("%s: done", name)
     columns = {
         "trunk": "{trunk}",
@@ -90,22 +95,26 @@ def run(config: ConfigDict, workdir: str | Path):
         "parameters without head": "{parameters:,}",
         "float32 bytes": "{bytes:,}",
         "test accuracy": "{accuracy:.4f} ± {deviation:.4f}",
+        "learning rate": "{learning_rate:g}",
         "step / patch's step": "{step_ratio:.2f}",
-        f"batch of {TASKS} tasks / folded net": "{serving_ratio:.2f}",
+        f"batch of {TASKS} tasks / net of one task": "{serving_ratio:.2f}",
     }
     note = (
         f"Mean and standard deviation over the seeds {', '.join(map(str, config.lora_seeds))}; the last layer alone is solved "
         f"without a seed. Times: medians of the ratios of each round; a step has {BATCH} images, a batch {TASKS}, each of a "
-        "task of its own. The folded net answers for a single task, and so does the trunk with its adapters merged."
+        "task of its own. The net of one task is a folded patch, or the trunk with its adapters merged. What PEFT does is "
+        "relative to PyTorch's step and net."
     )
+    not_run = "\n".join(f"`{each['form']}`, {each['trunk']}: {each['reason']}." for each in results["not_run"])
     title = f"Patches and low-rank adapters: {config.lora_data}, {config.lora_epochs} epochs"
-    write_suite(workdir, "lora", title, results, [table(results["rows"], columns), note])
+    write_suite(workdir, "lora", title, results, [table(results["rows"], columns), note, not_run])
 
 
-def _rows(config: ConfigDict, trunk: mp.Trunk, workdir: Workdir) -> list[dict]:
+def _rows(config: ConfigDict, trunk: mp.Trunk, workdir: Workdir, forms: Sequence[str]) -> list[dict]:
     data = mp.open_data(config.lora_data)
     task = mp.Task(data.name, data.labels, trunk.preprocessing)
-    size = mp.bind(trunk, task, "scale_bias+last").counts().patch
+    counts = mp.bind(trunk, task, "scale_bias+last").counts()
+    size = counts.patch
     makers = {
         "last": functools.partial(mp.bind, trunk, task, "last"),
         "scale_bias+last": functools.partial(mp.bind, trunk, task, "scale_bias+last"),
@@ -113,57 +122,67 @@ def _rows(config: ConfigDict, trunk: mp.Trunk, workdir: Workdir) -> list[dict]:
     }
 
     def train(form: str, seed: int, rate: float) -> list[dict]:
-        recipe = (Absolute if form == "lora" else mp.Recipe)(
+        recipe = (Absolute if form in ADAPTERS else mp.Recipe)(
             epochs=config.lora_epochs,
             batch_size=BATCH,
             learning_rate=rate,
             max_train_images=config.lora_train_images,
         )
-        bound = makers[form](seed=seed)
-        mp.fit(bound, data, recipe, seed=seed)
-        found = mp.evaluate(bound, data, recipe)["accuracy"]
+        if form == "peft":
+            found = lora_torch.train(trunk, data, recipe, size, seed)
+        else:
+            bound = makers[form](seed=seed)
+            mp.fit(bound, data, recipe, seed=seed)
+            found = mp.evaluate(bound, data, recipe)["accuracy"]
         _logger.info("%s, %s, seed %d, rate %g: %.4f", trunk.model.name, form, seed, rate, found)
         return [{"accuracy": found}]
 
     first, *others = config.lora_seeds
-    tried = [{"form": "lora", "rate": rate, "seed": first} for rate in config.lora_rates]
-    searched = [
-        row for row in workdir.run_rows({}, tried, train)["rows"] if any(key.items() <= row.items() for key in tried)
-    ]
-    best = max(searched, key=lambda row: row["accuracy"])["rate"]
-    rates = {"last": 0.0, "scale_bias+last": 0.0, "lora": best}
-    keys = [{"form": form, "rate": rates[form], "seed": seed} for seed in (first, *others) for form in FORMS[1:]]
+    rates = {"last": 0.0, "scale_bias+last": 0.0}
+    for form in forms[2:]:
+        tried = [{"form": form, "rate": rate, "seed": first} for rate in config.lora_rates]
+        rows = workdir.run_rows({}, tried, train)["rows"]
+        searched = [row for row in rows if any(key.items() <= row.items() for key in tried)]
+        rates[form] = max(searched, key=lambda row: row["accuracy"])["rate"]
+    keys = [{"form": form, "rate": rates[form], "seed": seed} for seed in (first, *others) for form in forms[1:]]
     trained = workdir.run_rows({}, [{"form": "last", "rate": 0.0, "seed": first}, *keys], train)["rows"]
 
-    def time_forms(seed: int, **_) -> list[dict]:
-        return [{"times": _times(config, makers, trunk, len(data.labels))}]
+    def time_forms(**_) -> list[dict]:
+        return [{"times": _times(config, makers, trunk, len(data.labels), size if "peft" in forms else 0)}]
 
-    timed = workdir.run_rows({}, [{"form": "times", "rate": 0.0, "seed": first}], time_forms)["rows"]
-    (times,) = (row["times"] for row in timed if row["form"] == "times")
+    key = {"form": "times of " + ", ".join(forms)}
+    (timed,) = (row for row in workdir.run_rows({}, [key], time_forms)["rows"] if key.items() <= row.items())
+    parameters = {
+        "last": 0,
+        "scale_bias+last": size,
+        "lora": sum(int(np.prod(v.shape)) for v in makers["lora"]().features.trainable_variables),
+    }
+    if "peft" in forms:
+        parameters["peft"] = lora_torch.num_parameters(lora_torch.adapted(trunk, size))
     rows = []
-    for form in FORMS:
-        found = [row["accuracy"] for row in trained if (row["form"], row["rate"]) == (form, rates[form])]
-        bound = makers[form](seed=first)
-        parameters = sum(int(np.prod(v.shape)) for v in bound.features.trainable_variables) if form != "last" else 0
+    for form in forms:
+        found = [row["accuracy"] for row in trained if (row["form"], row.get("rate")) == (form, rates[form])]
         rows.append(
             {
                 "trunk": trunk.model.name,
                 "image_size": trunk.preprocessing.image_size,
                 "form": form,
-                "parameters": parameters,
-                "bytes": 4 * (parameters + bound.counts().head),
+                "parameters": parameters[form],
+                "bytes": 4 * (parameters[form] + counts.head),
                 "learning_rate": rates[form],
                 "accuracies": found,
                 "accuracy": float(np.mean(found)),
                 "deviation": float(np.std(found, ddof=1)) if len(found) > 1 else 0.0,
-                **times[form],
+                **timed["times"][form],
             }
         )
     return rows
 
 
-def _times(config: ConfigDict, makers: Mapping[str, Callable], trunk: mp.Trunk, classes: int) -> dict[str, dict]:
-    """Returns the time of a training step and of a batch of `TASKS` tasks by form."""
+def _times(
+    config: ConfigDict, makers: Mapping[str, Callable], trunk: mp.Trunk, classes: int, peft: int
+) -> dict[str, dict]:
+    """Returns the time of a training step and of a batch of `TASKS` tasks by form; PEFT's with so many parameters, unless 0."""
     size, random = trunk.preprocessing.image_size, np.random.default_rng(0)
     images = random.uniform(-1, 1, (TASKS, size, size, 3)).astype("float32")
     labels = random.integers(0, classes, BATCH)
@@ -173,6 +192,8 @@ def _times(config: ConfigDict, makers: Mapping[str, Callable], trunk: mp.Trunk, 
         return lambda: bound.model.train_on_batch(images[:BATCH], labels)
 
     steps = {form: step(make(seed=0)) for form, make in makers.items()}
+    if peft:
+        steps |= lora_torch.step_forms(trunk, peft, images[:BATCH], labels, classes)
     stepped = interleaved(steps, config.rounds, 2, config.lora_seconds)
     patched = makers["scale_bias+last"](seed=0)
     bank = ConfigDict({"kinds": "scale_bias", "classes": classes})
@@ -182,23 +203,27 @@ def _times(config: ConfigDict, makers: Mapping[str, Callable], trunk: mp.Trunk, 
         "lora": _mixed_with_heads(makers["lora"](seed=0), classes),
         "folded": MAKE["folded"](patched, 1, bank),
     }
-    tasks = np.arange(TASKS)
-    served = interleaved(
-        {form: functools.partial(predict, images, tasks) for form, predict in batches.items()},
-        config.rounds,
-        2,
-        config.lora_seconds,
-    )
+    calls: dict[str, Callable] = {
+        form: functools.partial(predict, images, np.arange(TASKS)) for form, predict in batches.items()
+    }
+    if peft:
+        calls |= lora_torch.batch_forms(trunk, peft, images, classes)
+    served = interleaved(calls, config.rounds, 2, config.lora_seconds)
+    bases = dict.fromkeys(makers, ("scale_bias+last", "folded"))
+    if peft:
+        bases["peft"] = lora_torch.PATCH, lora_torch.MERGED
     return {
         form: {
             "step_ms": milliseconds(stepped[form]),
-            "step_ratio": float(np.median(stepped[form] / stepped["scale_bias+last"])),
+            "step_ratio": float(np.median(stepped[form] / stepped[patch])),
             "serving_ms": milliseconds(served[form]),
-            "serving_ratio": float(np.median(served[form] / served["folded"])),
+            "serving_ratio": float(np.median(served[form] / served[one_task])),
+            "patch_step_ms": milliseconds(stepped[patch]),
+            "one_task_ms": milliseconds(served[one_task]),
             "step_rounds": len(stepped[form]),
             "serving_rounds": len(served[form]),
         }
-        for form in makers
+        for form, (patch, one_task) in bases.items()
     }
 
 

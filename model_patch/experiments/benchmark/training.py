@@ -102,7 +102,7 @@ def run(config: ConfigDict, workdir: str | Path):
     require_known("form", config.training_epochs_of, EPOCHS)
     results = new_results(classes=config.classes, not_run=[])
     if _has_torch():
-        torch, _ = _import_torch()
+        torch, _ = import_torch()
         results["versions"]["torch"] = torch.__version__
     cells = itertools.product(config.training_trunks, config.training_sizes, config.training_batches)
     for trunk, size, batch in cells:
@@ -190,7 +190,7 @@ def _plain_keras(trained: str, trunk: mp.Trunk, classes: int) -> keras.Model:
 
 
 def _torch_step(trained: str, name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> Step:
-    torch, torchvision = _import_torch()
+    torch, torchvision = import_torch()
     torch.set_num_threads(num_cores())
     layout = torch.contiguous_format if trained.endswith(CHANNELS_FIRST) else torch.channels_last
     trained = trained.removesuffix(CHANNELS_FIRST)
@@ -227,7 +227,7 @@ def _peak_memory(classes: int, trunk: str, size: int, batch: int, form: str) -> 
     return peak_bytes() - before
 
 
-def _import_torch():
+def import_torch():
     """Returns torch and torchvision, without Triton, which is for GPUs: imported after TensorFlow it ends the process."""
     sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
     return importlib.import_module("torch"), importlib.import_module("torchvision")
