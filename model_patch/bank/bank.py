@@ -343,7 +343,7 @@ def _compiled(model: keras.Model, max_parts: int | None) -> Callable:
     specs = [tf.TensorSpec(x.shape, x.dtype, x.name) for x in model.inputs]
 
     def in_parts(count: int) -> Callable:
-        @tf.function(input_signature=specs)
+        @tf.function(input_signature=specs, autograph=False)
         def run(images, rows):
             # Side by side, what waits for memory (scales and biases) in one part overlaps with multiplication in another.
             bounds = [tf.shape(rows)[0] * i // count for i in range(count + 1)]

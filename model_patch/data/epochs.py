@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from model_patch.data.autograph import without_autograph
+
 FOREVER = range(2**31)
 """Epochs without end."""
 
@@ -35,6 +37,7 @@ def batch_sizes(number: int, batch_size: int) -> np.ndarray:
     return sizes
 
 
+@without_autograph
 def in_epochs(one_epoch: Callable, epochs: range, number: int, batch_size: int):
     """Returns the batches of several epochs, one after the other.
 

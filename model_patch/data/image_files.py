@@ -117,7 +117,7 @@ def read_frame(path: Path) -> Frame | None:
 def _compiled_orientation():
     import tensorflow as tf
 
-    return tf.function(orientation, input_signature=[tf.TensorSpec((), "string")])
+    return tf.function(orientation, input_signature=[tf.TensorSpec((), "string")], autograph=False)
 
 
 RULES = (TURNED, NOT_TURNED, CMYK, PALETTE, ALPHA, DEEP, ANIMATED, MISNAMED, TINY, HUGE)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from model_patch.data.autograph import without_autograph
 from model_patch.errors import ModelPatchError, require_number
 
 NUM_NAMED = 10
@@ -94,6 +95,7 @@ class Split:
         image = tf.numpy_function(lambda path: pixels(os.fsdecode(path)), [form], tf.uint8)
         return tf.ensure_shape(image, (None, None, 3))
 
+    @without_autograph
     def readable(self, stored, then: Callable = lambda image: image, decoding: tuple = ()):
         """Returns a `tf.data.Dataset` of `(then(image), label)` of one of `(stored form, label)`, in its order.
 

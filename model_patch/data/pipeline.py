@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from model_patch.data.augment import augmenter
+from model_patch.data.autograph import without_autograph
 from model_patch.data.balance import resampled
 from model_patch.data.epochs import batch_sizes, in_epochs, numbered, shuffled
 from model_patch.data.images import Split
@@ -19,6 +20,7 @@ SHUFFLE_BYTES = 2**30
 """Images that are not kept are shuffled in their stored form, this much at a time; paths of files always fit."""
 
 
+@without_autograph
 def batches(
     split: Split,
     preprocessing: Preprocessing,
@@ -144,7 +146,7 @@ def _decoded_once(decode: Callable, dtype: str) -> Callable:
     import tensorflow as tf
 
     held: dict[int, np.ndarray] = {}
-    traced = tf.function(decode)
+    traced = tf.function(decode, autograph=False)
 
     def pixels(i, form):
         if int(i) not in held:

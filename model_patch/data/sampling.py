@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from model_patch.data.autograph import without_autograph
 from model_patch.data.epochs import FOREVER
 from model_patch.data.images import Split
 from model_patch.data.pipeline import batches
@@ -96,6 +97,7 @@ class Sampler:
         return sizes
 
 
+@without_autograph
 def joint_batches(
     splits: Mapping[str, Split],
     preprocessing: Mapping[str, Preprocessing],

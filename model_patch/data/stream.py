@@ -108,7 +108,7 @@ def decoder(*preprocessings: Preprocessing) -> Callable[[Sequence[bytes]], list[
 
     sizes = [tf.TensorSpec((each.image_size, each.image_size, None)) for each in preprocessings]
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
     def all_of(contents):
         return tf.map_fn(one, contents, fn_output_signature=(tf.TensorSpec((2,), tf.int32), sizes))
 

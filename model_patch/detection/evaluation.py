@@ -75,7 +75,9 @@ def _predictor(bound: BoundTask) -> Callable:
         import tensorflow as tf
 
         return tf.function(
-            lambda pixels: bound.task.predictions(bound.model(scale(pixels), training=False)), reduce_retracing=True
+            lambda pixels: bound.task.predictions(bound.model(scale(pixels), training=False)),
+            reduce_retracing=True,
+            autograph=False,
         )
     # Not as a function of TensorFlow's: boxes are decoded by Keras' operations, which take arrays here, and no symbols.
     return lambda pixels: bound.task.predictions(np.asarray(bound.model.predict_on_batch(np.asarray(scale(pixels)))))

@@ -82,4 +82,4 @@ def _unreadable() -> BadImageError:
 def _resizer(prepare: Preprocessing):
     import tensorflow as tf
 
-    return tf.function(prepare.resize, input_signature=[tf.TensorSpec((None, None, 3), tf.float32)])
+    return tf.function(prepare.resize, input_signature=[tf.TensorSpec((None, None, 3), tf.float32)], autograph=False)

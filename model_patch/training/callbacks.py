@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from model_patch.data.autograph import without_autograph
 from model_patch.errors import ModelPatchError, TrainingError
 from model_patch.files import is_remote, upload
 from model_patch.progress import progress
@@ -57,6 +58,7 @@ class InputWait(keras.callbacks.Callback):
     def seconds(self) -> float:
         return self._waited_in_python + (float(self._waited.numpy()) if self._waited is not None else 0.0)
 
+    @without_autograph
     def measured(self, batches):
         """Returns a `tf.data.Dataset` of the same batches, whose reader's waiting is added up.
 

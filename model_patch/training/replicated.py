@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import keras
 import numpy as np
 
+from model_patch.data.autograph import without_autograph
 from model_patch.data.share import Share
 from model_patch.graph.keras_private import layers_within, takes_training
 from model_patch.progress import progress
@@ -72,6 +73,7 @@ def fit(
     return history
 
 
+@without_autograph
 def filled_up(batches, devices: int):
     """Returns batches that the devices can share evenly, with weights: `(x, y, weights)` instead of `(x, y)`.
 
@@ -253,7 +255,7 @@ class _Step:
             own = {f"{prefixes[name]}loss": part for name, part in parts.items()} if len(parts) > 1 else {}
             return own | {"loss": total}, states
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def step(x, y, shares):
             of_replicas = strategy.run(replica_step, (x, y, shares))
             return tf.nest.map_structure(lambda each: strategy.reduce("sum", each, axis=None), of_replicas)

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
@@ -154,6 +155,20 @@ def test_files_of_different_sizes_become_one_batch(tmp_path):
         )
         assert images.shape == (train.num_images, 16, 16, 3)
         assert ((images.mean((1, 2, 3)) > 128) == labels).all()
+
+
+def test_functions_are_traced_as_they_are_written(faces):
+    """AutoGraph would run a rewritten copy of each, whose file names are its own."""
+    files = []
+
+    def load(form, *decoding):
+        files.extend(frame.filename for frame in inspect.stack())
+        return faces.load(form, *decoding)
+
+    split = dataclasses.replace(faces, load=load)
+    next(iter(batches(split, Preprocessing(19, "tf"), 32, augmentation="shift", shuffle_seed=0)))
+    next(iter(split.dataset()))
+    assert files and not any("autograph_generated" in each for each in files)
 
 
 def test_an_unknown_augmentation_is_named(faces):

@@ -72,9 +72,10 @@ def test_tasks_of_three_types_are_trained_together_and_reported(specs, tmp_path)
         assert patch.metrics[row["figure"]] == row[f"test_{row['figure']}"]
         bound = bind_patch(trunk, patch)
         data = open_data(specs[row["task"]]).with_validation(0.25, 48)
-        assert evaluate(bound, data, Recipe(max_test_images=50)).items() >= {
-            row["figure"]: pytest.approx(row[f"test_{row['figure']}"], abs=1e-5)
-        }.items()
+        assert (
+            evaluate(bound, data, Recipe(max_test_images=50)).items()
+            >= {row["figure"]: pytest.approx(row[f"test_{row['figure']}"], abs=1e-5)}.items()
+        )
     assert len(Patch.load(patch_path(tmp_path / "run", "trunk+patch", "multi_label", 0)).task.thresholds) == 3
     written = (tmp_path / "run" / "results.md").read_text()
     assert "| share | classification | multi_label (mAP) | regression (R2) | mean |" in written
