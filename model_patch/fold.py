@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable
 
 import keras
 import numpy as np
@@ -12,7 +12,8 @@ from model_patch.errors import ModelPatchError
 from model_patch.graph.keras_private import layers_within
 from model_patch.graph.rewrite import Graph, functional, rewrite, walk
 from model_patch.layers import NORMS, Patched, PatchedRMSNormalization, plain_class, variables
-from model_patch.layers.affine import Affine, scale_and_bias
+from model_patch.layers.affine import Affine, ValueOf, scale_and_bias
+from model_patch.layers.patched import own_name
 from model_patch.layers.scaled import Scaled
 from model_patch.layers.wrapped import Frozen
 
@@ -46,11 +47,13 @@ class Folded:
             nothing was folded into are still the trunk's objects, all others hold copies.
         difference: largest absolute difference of outputs from the bound task's, on the probe images.
         left: by path, the norms that are not inside another layer, each with the reason.
+        graph: how its values follow from a task's.
     """
 
     model: keras.Model
     difference: float
     left: dict[str, str]
+    graph: "FoldedGraph"
 
 
 def fold(bound: BoundTask, images: np.ndarray | None = None, tolerance: float = TOLERANCE) -> Folded:
@@ -83,17 +86,17 @@ def fold(bound: BoundTask, images: np.ndarray | None = None, tolerance: float = 
             differ by more than `tolerance`: then the layer is named that differs most.
     """
     bound = bound.in_float32()
-    model, plan = fold_graph(bound)
+    graph = fold_graph(bound)
     probes = _probes(bound, images)
     expected = keras.ops.convert_to_numpy(bound.model(probes, training=False))
-    given = keras.ops.convert_to_numpy(model(probes, training=False))
+    given = keras.ops.convert_to_numpy(graph.model(probes, training=False))
     difference = float(np.abs(given - expected).max())
     if not difference <= tolerance * max(1.0, float(np.abs(expected).max())):
         raise ModelPatchError(
             f"the task {bound.task.name!r} folded differs by {difference:.3g} in its outputs, more than {tolerance:g} of "
-            f"them: {_culprit(plan)}; export it as a saved_model, where nothing is folded"
+            f"them: {_culprit(graph.plan)}; export it as a saved_model, where nothing is folded"
         )
-    return Folded(model, difference, plan.left)
+    return Folded(graph.model, difference, graph.plan.left, graph)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +134,36 @@ class Plan:
     left: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def fold_graph(bound: BoundTask, unfolded: Collection[str] = ()) -> tuple[keras.Model, Plan]:
-    """Returns a task's folded graph, not yet compared, and what became of its norms.
+@dataclasses.dataclass(frozen=True)
+class FoldedGraph:
+    """A folded net, and how its values follow from those of a task: many tasks can share one graph.
+
+    Attributes:
+        model: as in `Folded`.
+        plan: what became of each norm.
+        made: its layers that are not the trunk's, each with a function that computes the values of `layer.weights`.
+    """
+
+    model: keras.Model
+    plan: Plan
+    made: list[tuple[keras.Layer, Callable[[ValueOf], list[np.ndarray]]]]
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables of `made`, in order."""
+        return [variable for layer, _ in self.made for variable in layer.weights]
+
+    def values(self, value_of: ValueOf) -> list[np.ndarray]:
+        """Returns the values of `variables` for a task.
+
+        Raises:
+            ModelPatchError: a norm of the task holds NaN or infinite values.
+        """
+        return [value for _, values in self.made for value in values(value_of)]
+
+
+def fold_graph(bound: BoundTask, unfolded: Collection[str] = ()) -> FoldedGraph:
+    """Returns a task's folded graph with its values, not yet compared.
 
     Args:
         bound: the task.
@@ -147,19 +178,25 @@ def fold_graph(bound: BoundTask, unfolded: Collection[str] = ()) -> tuple[keras.
     _plan(functional(model), "", unfolded, plan)
     trunk_layers = {id(layer) for layer in bound.trunk.layers().values()}
     dropped: set[int] = set()
+    made = []
 
     def replace(path: str, layer: keras.Layer) -> keras.Layer:
         if path in plan.gone:
             nothing = keras.layers.Identity(name=layer.name)
             dropped.add(id(nothing))
             return nothing
-        if path in plan.into:
-            return _folded(layer, plan.into[path])
-        if path in plan.affine:
-            return _affine(path, layer)
-        if id(layer) in trunk_layers or not layer.weights:
+        stays_scaled = path in unfolded and isinstance(layer, Scaled)
+        if path in plan.into or (isinstance(layer, Patched) and plain_class(layer) in _LINEAR and not stays_scaled):
+            made.append(_folded(path, layer, plan.into.get(path, ())))
+        elif path in plan.affine:
+            made.append(_affine(path, layer))
+        elif id(layer) in trunk_layers or not layer.weights:
             return layer
-        return _copied(layer) if path in unfolded and isinstance(layer, Scaled) else _plain(layer)
+        else:
+            # Keras' own RMS norm has no bias.
+            stays = stays_scaled or isinstance(layer, PatchedRMSNormalization)
+            made.append(_copied(path, layer, type(layer) if stays else plain_class(layer)))
+        return made[-1][0]
 
     def apply(layer, *args, **kwargs):
         tensor = keras.tree.flatten((args, kwargs))[0] if args or kwargs else None
@@ -167,7 +204,21 @@ def fold_graph(bound: BoundTask, unfolded: Collection[str] = ()) -> tuple[keras.
             return tensor
         return layer(tensor) if isinstance(layer, Affine) else layer(*args, **kwargs)  # It takes no `training`.
 
-    return rewrite(model, replace, apply), plan
+    graph = FoldedGraph(rewrite(model, replace, apply), plan, made)
+    for variable, value in zip(graph.variables, graph.values(_value_of(walk(model))), strict=True):
+        variable.assign(value)
+    return graph
+
+
+def _value_of(layers: Iterable[tuple[str, keras.Layer]]) -> ValueOf:
+    """Returns the present values of layers, given with their paths."""
+    known = {key: variable for path, layer in layers for key, variable in variables(path, layer).items()}
+
+    def value_of(path: str, name: str):
+        variable = known.get(f"{path}/{name}")
+        return None if variable is None else keras.ops.convert_to_numpy(variable)
+
+    return value_of
 
 
 def _plan(model: keras.Model, prefix: str, unfolded: Collection[str], plan: Plan):
@@ -252,57 +303,53 @@ def _pads(layer: keras.Layer) -> bool:
     return layer.padding != "valid" and any(size > 1 for size in layer.kernel_size)
 
 
-def _values(layer: keras.Layer) -> dict[str, np.ndarray]:
-    return {v.name: np.asarray(keras.ops.convert_to_numpy(v), "float64") for v in layer.weights}
+_Made = tuple[keras.Layer, Callable[[ValueOf], list[np.ndarray]]]
 
 
-def _copied(layer: keras.Layer, layer_class: type[keras.Layer] | None = None, **changes) -> keras.Layer:
-    """Returns a layer with the same values, of `layer_class` where one is given."""
+def _like(layer: keras.Layer, layer_class: type[keras.Layer], **changes) -> keras.Layer:
+    """Returns a layer of a class, built and configured as another one but for `changes`, with values of its own."""
     config = layer.get_config() | changes | {"trainable": False}
-    if layer_class:
+    if isinstance(layer, Patched) and not issubclass(layer_class, Patched):
         config = {key: value for key, value in config.items() if key not in ("own", "statistics", "unnamed")}
-    copy = (layer_class or type(layer)).from_config(config)
-    copy.build_from_config(layer.get_build_config())
-    if not changes:
-        copy.set_weights(_in_order(layer, copy))
-    return copy
+    new = layer_class.from_config(config)
+    new.build_from_config(layer.get_build_config())
+    return new
 
 
-def _in_order(layer: keras.Layer, copy: keras.Layer) -> list[np.ndarray]:
-    """Returns a layer's values in the order of its copy's: Keras lists a patched layer's own ones first."""
-    if not isinstance(layer, Patched):
-        return layer.get_weights()
-    values, names = variables("", layer), {id(v): key for key, v in variables("", copy).items()}
-    return [keras.ops.convert_to_numpy(values[names[id(v)]]) for v in copy.weights]
+def _copied(path: str, layer: keras.Layer, layer_class: type[keras.Layer]) -> _Made:
+    """Returns a layer that computes the same with values of its own."""
+    new = _like(layer, layer_class)
+    # Keras lists a patched layer's own variables first, and counts the names of layers inside of others.
+    keys = variables(path, new if isinstance(layer, Patched) else layer)
+    names = [key.removeprefix(f"{path}/") for key in keys]
+    return new, lambda value_of: [value_of(path, name) for name in names]
 
 
-def _plain(layer: keras.Layer) -> keras.Layer:
-    """Returns a copy that needs no patch: of Keras' own class where the layer is a patched one."""
-    if isinstance(layer, Scaled) and "gamma" in layer.own:
-        return layer.folded()
-    if isinstance(layer, PatchedRMSNormalization):
-        return _copied(layer)  # Keras' own has no bias.
-    return _copied(layer, plain_class(layer)) if isinstance(layer, Patched) else _copied(layer)
-
-
-def _affine(path: str, norm: keras.Layer) -> Affine:
+def _affine(path: str, norm: keras.Layer) -> _Made:
     axis = norm.axis if isinstance(norm.axis, int) else norm.axis[0]
     layer = Affine(axis, name=norm.name, dtype=norm.dtype_policy, trainable=False)
     layer.build_from_config(norm.get_build_config())
-    layer.set_weights(scale_and_bias(path, _values(norm), norm.epsilon))
-    return layer
+    return layer, lambda value_of: list(scale_and_bias(path, value_of, norm.epsilon))
 
 
-def _folded(layer: keras.Layer, folds: list[Fold]) -> keras.Layer:
-    """Returns a layer that computes what the layer and the norms before and after it do."""
-    layer = _plain(layer) if isinstance(layer, Patched) else layer
-    values = {"bias": 0.0} | _values(layer)
-    for each in folds:
-        turn = _norm_first if each.before else _norm_last
-        turn(layer, values, *scale_and_bias(each.path, _values(each.norm), each.norm.epsilon))
-    copy = _copied(layer, type(layer), use_bias=True)
-    copy.set_weights([np.broadcast_to(values[v.name], v.shape) for v in copy.weights])
-    return copy
+def _folded(path: str, layer: keras.Layer, folds: Collection[Fold]) -> _Made:
+    """Returns a layer that computes what the layer, the scale and bias that a task gave it, and the norms around it do."""
+    use_bias = layer.use_bias or bool(folds) or "gamma" in getattr(layer, "own", ())
+    new = _like(layer, plain_class(layer), use_bias=use_bias)
+    own_names = {v.name: own_name(new, v.name) for v in new.weights}
+
+    def values(value_of: ValueOf) -> list[np.ndarray]:
+        given = {name: value_of(path, own) for name, own in own_names.items()}
+        exact = {"bias": 0.0} | {name: np.asarray(v, "float64") for name, v in given.items() if v is not None}
+        gamma = value_of(path, "gamma") if use_bias else None
+        if gamma is not None:
+            _norm_last(new, exact, np.asarray(gamma, "float64"), value_of(path, "beta"))
+        for each in folds:
+            turn = _norm_first if each.before else _norm_last
+            turn(new, exact, *scale_and_bias(each.path, value_of, each.norm.epsilon))
+        return [np.broadcast_to(exact[v.name], v.shape) for v in new.weights]
+
+    return new, values
 
 
 def _norm_last(layer: keras.Layer, values: dict, scale: np.ndarray, bias: np.ndarray):
@@ -342,23 +389,20 @@ def _probes(bound: BoundTask, images: np.ndarray | None) -> np.ndarray:
 
 def _culprit(plan: Plan) -> str:
     """Says which norm's fold alone differs most, on random inputs."""
-    differences = {each.path: _local_difference(each) for each in _folds(plan)}
+    differences = {each.path: _local_difference(path, each) for path, folds in plan.into.items() for each in folds}
     if not differences:
         return "no batch norm was folded"
     worst = max(differences, key=lambda path: differences[path])
     return f"most in {worst!r}, by {differences[worst]:.3g} of what that layer gives"
 
 
-def _folds(plan: Plan) -> Iterator[Fold]:
-    for folds in plan.into.values():
-        yield from folds
-
-
-def _local_difference(fold: Fold) -> float:
+def _local_difference(path: str, fold: Fold) -> float:
     shape = [1, *(32 if size is None else size for size in fold.shape[1:])]
     inputs = np.random.default_rng(0).normal(size=shape).astype("float32")
     first, second = (fold.norm, fold.layer) if fold.before else (fold.layer, fold.norm)
     expected = keras.ops.convert_to_numpy(second(first(inputs)))
-    given = keras.ops.convert_to_numpy(_folded(fold.layer, [fold])(inputs))
+    layer, values = _folded(path, fold.layer, [fold])
+    layer.set_weights(values(_value_of([(path, fold.layer), (fold.path, fold.norm)])))
+    given = keras.ops.convert_to_numpy(layer(inputs))
     # NaN differs more than anything else.
     return float(np.nan_to_num(np.abs(given - expected).max() / max(np.abs(expected).max(), 1e-30), nan=np.inf))

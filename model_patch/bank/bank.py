@@ -2,26 +2,29 @@
 
 import collections
 import contextlib
-import itertools
-import os
+import dataclasses
+import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
-from model_patch.bank.graph import BankGraph, ValueOf
+from model_patch.bank.compiled import compiled
+from model_patch.bank.folded import FoldedTasks
+from model_patch.bank.graph import BankGraph
 from model_patch.bank.layers import BankedHead, PatchTable
 from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError, require_number, unknown
 from model_patch.kinds import TrainSpec
+from model_patch.layers.affine import ValueOf
 from model_patch.patch import Patch
 from model_patch.tasks import HEAD, Task, require_one_output_per_label
 from model_patch.trunk import Trunk
 
-PART = 16
-"""Images that a part of a batch has at least, where CPUs compute parts of a batch at once; measured, see docs/serving.md."""
+_logger = logging.getLogger(__name__)
 
 
 class Bank:
@@ -29,6 +32,8 @@ class Bank:
 
     Tasks can be added and removed while other threads predict: a prediction uses one whole patch, the old or the new one. As
     long as a row of `capacity` is free nothing is compiled again. Where none is, it is doubled, with a new model.
+
+    Batches of one task need nothing per example: tasks of which there are several are folded, see `model_patch.bank.folded`.
 
     Attributes:
         trunk: shared by all tasks, unchanged.
@@ -46,6 +51,7 @@ class Bank:
         classes: int = 10,
         max_parts: int | None = None,
         pooling: str = "auto",
+        folded_bytes: int = 2**27,
     ):
         """Makes an empty bank.
 
@@ -58,12 +64,14 @@ class Bank:
             max_parts: in how many parts a batch may be computed at once, each of which is traced; by default what is fastest
                 where one thread predicts. Where as many threads as cores do, 1 is.
             pooling: of all tasks, where the trunk gives tokens, see `Task`.
+            folded_bytes: memory for the kernels of folded tasks, of which MobileNetV2 1.0 takes 9 MB each; 0 for none.
 
         Raises:
             ModelPatchError: the kinds or numbers cannot be used, or a layer of the trunk cannot be banked.
         """
         require_number("capacity", capacity, 1, whole=True)
         require_number("classes", classes, 2, whole=True)
+        require_number("folded_bytes", folded_bytes, 0, whole=True)
         parsed = TrainSpec.parse(kinds, "batch")
         if not parsed.kinds or parsed.last:
             raise ModelPatchError(f"there is no bank of {kinds!r}: give patch kinds other than full, without last")
@@ -73,12 +81,14 @@ class Bank:
         self._expected: dict[tuple[TrainSpec, int], tuple[dict[str, tuple], str]] = {}
         self._trunk_values = {key: np.array(ops.convert_to_numpy(v)) for key, v in trunk.variables().items()}
         self._writing = threading.Lock()
-        self._rows = _Rows(capacity)
         self._tasks: dict[str, Task] = {}
         self._max_parts = max_parts
         # Every classification task with this pooling takes the same features of a trunk.
         self._any_task = trunk.pooled(Task("any", ("a", "b"), trunk.preprocessing, pooling=pooling))
         self._compiled = self._new(capacity)
+        widest = dataclasses.replace(self._any_task, labels=tuple(map(str, range(classes))))
+        self._folded = FoldedTasks(trunk, self.kinds, widest, self._trunk_values, folded_bytes, max_parts)
+        self._rows = _Rows(capacity, self._folded.drop)
 
     def _new(self, capacity: int) -> "_Compiled":
         return _Compiled(self.trunk, self.kinds, capacity, self.classes, self._any_task, self._max_parts)
@@ -97,6 +107,11 @@ class Bank:
     def tasks(self) -> dict[str, Task]:
         """The tasks at present, by name."""
         return dict(self._tasks)
+
+    @property
+    def folded(self) -> set[str]:
+        """Names of the tasks that are folded at present."""
+        return self._rows.names(self._folded.rows)
 
     def row(self, name: str) -> int:
         """Returns the row of a task, for `model`.
@@ -165,13 +180,22 @@ class Bank:
             raise ModelPatchError(f"{len(images)} images with {len(names)} task names: give one for each")
         with self._rows.pinned(names) as rows:
             # Read after the rows: a model that has grown since holds all that they stood for.
-            return self._compiled.run(images, np.array(rows, "int32"))
+            now = self._compiled
+            logits = self._folded.run(rows[0], images, now.read) if len(set(rows)) == 1 else None
+            return now.run([images, np.array(rows, "int32")], []) if logits is None else logits
 
     def warm(self, sizes: Sequence[int]):
-        """Runs a batch of each size, so that none of them is compiled when a prediction needs it."""
-        for size in sizes:
-            images = np.zeros((size, *self.model.input_shape[0][1:]), "float32")
-            self._compiled.run(images, np.zeros(size, "int32"))
+        """Runs batches of each size, mixed and of one task, so that nothing is compiled when a prediction needs it."""
+        start = time.perf_counter()
+        batches = [np.zeros((size, *self.model.input_shape[0][1:]), "float32") for size in sizes]
+        for images in batches:
+            self._compiled.run([images, np.zeros(len(images), "int32")], [])
+        mixed = time.perf_counter() - start
+        self._folded.warm(batches, self._compiled.read)
+        seconds = time.perf_counter() - start
+        _logger.info(
+            "warmed batches of %s in %.1f s, of one task in %.1f s", ", ".join(map(str, sizes)), mixed, seconds - mixed
+        )
 
     def _check(self, patch: Patch):
         task = patch.task
@@ -224,9 +248,15 @@ class Bank:
 
 
 class _Rows:
-    """Which row each task has. A row is reused only when no running prediction reads it any more."""
+    """Which row each task has. A row is reused only when no running prediction reads it any more.
 
-    def __init__(self, capacity: int):
+    Args:
+        capacity: number of rows.
+        on_free: called with each row that a task had, before another one can have it.
+    """
+
+    def __init__(self, capacity: int, on_free: Callable[[int], None]):
+        self._on_free = on_free
         self._lock = threading.Lock()
         self._of: dict[str, int] = {}
         self._free = collections.deque(range(capacity))
@@ -249,6 +279,11 @@ class _Rows:
                 for row in set(rows):
                     self._readers[row] -= 1
                     self._free_unread(row)
+
+    def names(self, rows: Collection[int]) -> set[str]:
+        """Returns the tasks that have one of these rows."""
+        with self._lock:
+            return {name for name, row in self._of.items() if row in rows}
 
     @property
     def full(self) -> bool:
@@ -281,6 +316,7 @@ class _Rows:
     def _free_unread(self, row: int):
         if row in self._retired and not self._readers[row]:
             self._retired.remove(row)
+            self._on_free(row)
             self._free.append(row)
 
 
@@ -290,7 +326,7 @@ class _Compiled:
     Attributes:
         model, capacity: as the bank's.
         channels: of the features.
-        run: compiled `model`, images and rows to logits.
+        run: compiled `model`, see `compiled`.
     """
 
     def __init__(
@@ -316,7 +352,7 @@ class _Compiled:
         self.channels = features.shape[-1]
         self._head = BankedHead(capacity, self.channels, classes, name=HEAD)
         self.model = keras.Model([images, rows], self._head(features, rows), name="bank")
-        self.run = _compiled(self.model, max_parts)
+        self.run = compiled(self.model, max_parts=max_parts)
 
     def vectors(self, value_of: ValueOf) -> list[list[np.ndarray]]:
         """Returns what the banked layers read for one task."""
@@ -327,45 +363,16 @@ class _Compiled:
         self._table.write(row, vectors)
         self._head.write(row, kernel, bias)
 
+    def read(self, row: int) -> dict[str, np.ndarray]:
+        """Returns values of a patch with which a task would compute what the one in a row does, by key."""
+        kernel, bias = self._head.read(row)
+        values = {f"{HEAD}.kernel": kernel, f"{HEAD}.bias": bias}
+        for slot, vectors in zip(self._slots, self._table.read(row), strict=True):
+            values |= slot.values(vectors)
+        return values
+
     def grown(self, larger: "_Compiled") -> "_Compiled":
         """Copies all rows into a larger model, and returns that."""
         self._table.copy_to(larger._table)
         self._head.copy_to(larger._head)
         return larger
-
-
-def _compiled(model: keras.Model, max_parts: int | None) -> Callable:
-    """Returns images and rows to logits as compiled functions, which batches of any size share."""
-    if keras.backend.backend() != "tensorflow":
-        return lambda images, rows: model([images, rows], training=False)
-    import tensorflow as tf
-
-    specs = [tf.TensorSpec(x.shape, x.dtype, x.name) for x in model.inputs]
-
-    def in_parts(count: int) -> Callable:
-        @tf.function(input_signature=specs, autograph=False)
-        def run(images, rows):
-            # Side by side, what waits for memory (scales and biases) in one part overlaps with multiplication in another.
-            bounds = [tf.shape(rows)[0] * i // count for i in range(count + 1)]
-            parts = [(images[a:b], rows[a:b]) for a, b in itertools.pairwise(bounds)]
-            return tf.concat([model(list(part), training=False) for part in parts], axis=0)
-
-        return run
-
-    functions = {count: in_parts(count) for count in _numbers_of_parts() if count <= (max_parts or count)}
-    return lambda images, rows: functions[max(n for n in functions if n == 1 or n * PART <= len(rows))](images, rows)
-
-
-def _numbers_of_parts() -> tuple[int, ...]:
-    """Returns in how many parts batches may be computed at once: one, and on CPUs two.
-
-    Where an operation has one thread only (`tf.config.threading.set_intra_op_parallelism_threads(1)`), parts are all that
-    can keep the cores at work: then two for each core, eight at most, as each is a graph of its own.
-    """
-    import tensorflow as tf
-
-    if tf.config.list_physical_devices("GPU"):
-        return (1,)
-    if tf.config.threading.get_intra_op_parallelism_threads() != 1:
-        return (1, 2)
-    return tuple(2**i for i in range(4) if 2**i <= 2 * (os.cpu_count() or 1))

@@ -2,8 +2,8 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -27,14 +27,16 @@ from model_patch.graph.calls import is_custom
 from model_patch.graph.rewrite import Names, followers, functional, input_shapes, nodes, rewrite
 from model_patch.kinds import owned
 from model_patch.layers import NORMS, variables
-from model_patch.layers.affine import scale_and_bias
+from model_patch.layers.affine import ValueOf, scale_and_bias
 from model_patch.layers.conv2d import PatchedConv2D
 from model_patch.layers.patched import copy_layer, patch_layer
 from model_patch.trunk import Trunk
 
-ValueOf = Callable[[str, str], Any]
-"""Given a layer's path and a variable's name, returns a task's value, an array: its own, else the trunk's; None if neither
-has one."""
+Vectors = Sequence[np.ndarray]
+"""What a banked layer reads for one task."""
+
+Values = dict[str, np.ndarray]
+"""Values of layers by key, `<layer path>/<variable name>`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +46,13 @@ class BankSlot:
     Attributes:
         layer: reads vectors of the widths `layer.widths`.
         vectors: returns them for one task, arrays in that order.
+        values: returns, for vectors, values with which the trunk's layers at `paths` compute the same; others are the trunk's.
         paths: of the trunk's layers whose variables they represent.
     """
 
     layer: Banked
     vectors: Callable[[ValueOf], list[np.ndarray]]
+    values: Callable[[Vectors], Values]
     paths: tuple[str, ...]
 
 
@@ -129,7 +133,8 @@ class BankGraph:
             _require_channels_last(path, layer.axis in (-1, len(layer.input.shape) - 1))
             activation = self._activation_after(path)
             new = BankedAffine(layer.input.shape[-1], None, activation, hwbc=self.hwbc, name=layer.name)
-            return self._note(new, lambda value_of: _norm(path, layer, value_of), path)
+            vectors = functools.partial(_norm, path, layer)
+            return self._note(new, vectors, lambda given: _norm_values(path, layer, *given), path)
         if _channels_of_depthwise(layer) and (own or self.hwbc):
             return self._depthwise(path, layer)
         if not own:
@@ -138,17 +143,23 @@ class BankGraph:
             _require_channels_last(path, layer.axis in (-1, [-1], len(layer.input.shape) - 1))
             core = self._core(layer, scale=False, center=False)
             new = BankedAffine(layer.input.shape[-1], self._lent(core, layer), hwbc=self.hwbc, name=layer.name)
-            return self._note(new, lambda value_of: _scale_and_bias(path, value_of), path)
+            return self._note(new, functools.partial(_scale_and_bias, path), lambda given: _affine(path, *given), path)
         if isinstance(layer, keras.layers.Dense | keras.layers.Conv2D | keras.layers.Conv1D):
             _require_channels_last(path, getattr(layer, "data_format", "channels_last") == "channels_last")
             core = self._core(layer, use_bias=False, activation=None)
             lent = self._lent(core, layer)
             new = BankedAffine(layer.output.shape[-1], lent, layer.activation, hwbc=self.hwbc, name=layer.name)
-            return self._note(new, lambda value_of: _scale_and_bias(path, value_of), path)
+            vectors = functools.partial(_scale_and_bias, path)
+            return self._note(new, vectors, lambda given: _without_bias(path, *given), path)
         if isinstance(layer, keras.layers.EinsumDense) and not self.hwbc:
             core = self._core(layer, bias_axes=None, activation=None)
             new = BankedBias(layer.bias.shape, core, layer.activation, name=layer.name)
-            return self._note(new, lambda value_of: [value_of(path, "bias").reshape(-1)], path)
+            return self._note(
+                new,
+                lambda value_of: [value_of(path, "bias").reshape(-1)],
+                lambda given: {f"{path}/bias": given[0].reshape(layer.bias.shape)},
+                path,
+            )
         raise ModelPatchError(
             f"the layer {path!r} ({type(layer).__name__}), of which tasks own {', '.join(sorted(own))}, cannot be banked: "
             "leave its kind out, or bind its tasks one by one"
@@ -161,12 +172,13 @@ class BankGraph:
         for key, variable in variables("", core).items():
             variable.assign(np.full(variable.shape, float(key == f"/{scale}")))
         new = BankedAffine(channels, self._lent(core, layer), hwbc=self.hwbc, name=layer.name)
+        shift = "bias" if f"{path}/bias" in variables(path, layer) else "beta"
 
         def vectors(value_of: ValueOf) -> list:
-            shift = next((v for name in ("beta", "bias") if (v := value_of(path, name)) is not None), np.float64(0.0))
-            return [value_of(path, scale).astype("float64"), shift]
+            given = value_of(path, shift)
+            return [value_of(path, scale).astype("float64"), np.float64(0.0) if given is None else given]
 
-        return self._note(new, vectors, path)
+        return self._note(new, vectors, lambda given: {f"{path}/{scale}": given[0], f"{path}/{shift}": given[1]}, path)
 
     def _core(self, layer: keras.Layer, **changes) -> keras.Layer:
         """Returns a layer that computes with the trunk's variables, without what tasks add to it."""
@@ -212,16 +224,31 @@ class BankGraph:
             name=layer.name,
         )
         paths = (path, follower) if merges else (path,)
+
+        def values(given: Vectors, scale, bias) -> Values:
+            """All that the layer and its norm do is in the layer: its kernel, which may hold the scale, and one scale and bias."""
+            own = {f"{path}/depthwise_kernel": np.reshape(given, kernel.shape)} if own_kernel else {}
+            norm_values = _norm_values(follower, norm, np.ones_like(bias), np.zeros_like(bias)) if merges else {}
+            return own | _without_bias(path, scale, bias) | norm_values
+
         if not separable:
 
             def vectors(value_of):
                 scale, bias = outer(value_of)
                 return [bias, *taps(value_of, scale)]
 
-            return self._note(depthwise, vectors, *paths)
+            def values_of(given: Vectors) -> Values:
+                return values(given[1:], np.ones_like(given[0]) if own_kernel else given[1], given[0])
+
+            return self._note(depthwise, vectors, values_of, *paths)
         pointwise = BankedAffine(layer.filters, _pointwise(layer), activation, self.hwbc, name="pointwise")
         both = BankedSeparable(depthwise, pointwise, name=layer.name)
-        return self._note(both, lambda value_of: [0.0, *taps(value_of, 1.0), *outer(value_of)], *paths)
+        return self._note(
+            both,
+            lambda value_of: [0.0, *taps(value_of, 1.0), *outer(value_of)],
+            lambda given: values(given[1:-2], *given[-2:]),
+            *paths,
+        )
 
     def _activation_after(self, path: str) -> Callable | None:
         """Returns the elementwise activation that alone follows a layer, and takes it out of its place in the graph."""
@@ -254,8 +281,8 @@ class BankGraph:
         self._new[before] = keras.layers.Identity(name=pad.name)
         return "same"
 
-    def _note(self, new: Banked, vectors: Callable, *paths: str) -> Banked:
-        self.slots.append(BankSlot(new, vectors, paths))
+    def _note(self, new: Banked, vectors: Callable, values: Callable, *paths: str) -> Banked:
+        self.slots.append(BankSlot(new, vectors, values, paths))
         return new
 
     def _lent(self, layer: keras.Layer, like: keras.Layer | None = None) -> keras.Layer:
@@ -313,8 +340,24 @@ def _scale(layer: keras.Layer, own: set[str]) -> str | None:
 
 def _norm(path: str, layer: keras.layers.BatchNormalization, value_of: ValueOf) -> list:
     """Returns the scale and bias that a batch norm comes to in inference."""
-    values = {name: value_of(path, name) for name in ("gamma", "beta", "moving_mean", "moving_variance")}
-    return [*scale_and_bias(path, {name: v for name, v in values.items() if v is not None}, layer.epsilon)]
+    return [*scale_and_bias(path, value_of, layer.epsilon)]
+
+
+def _norm_values(path: str, layer: keras.layers.BatchNormalization, scale, bias) -> Values:
+    """Returns values of which `_norm` makes this scale and bias."""
+    return _affine(path, scale, bias) | {
+        f"{path}/moving_mean": np.zeros_like(bias),
+        f"{path}/moving_variance": np.full(bias.shape, 1.0 - layer.epsilon),
+    }
+
+
+def _affine(path: str, scale, bias) -> Values:
+    return {f"{path}/gamma": scale, f"{path}/beta": bias}
+
+
+def _without_bias(path: str, scale, bias) -> Values:
+    """Returns values of which `_scale_and_bias` makes this scale and bias."""
+    return _affine(path, scale, bias) | {f"{path}/bias": np.zeros_like(bias)}
 
 
 def _scale_and_bias(path: str, value_of: ValueOf) -> list:

@@ -99,6 +99,13 @@ class PatchTable(keras.layers.Layer):
         for table, stacked in zip(self.tables, by_width.values(), strict=True):
             scatter(table, self._positions(table.shape[1], row)[:, 0], np.stack(stacked))
 
+    def read(self, row: int) -> list[list[np.ndarray]]:
+        """Returns the vectors of one patch, for each of the layers, arrays of its `widths`."""
+        rows = {
+            w: iter(_entries(t, self._positions(w, row)[:, 0])) for w, t in zip(self.widths, self.tables, strict=True)
+        }
+        return [[next(rows[width]) for width in widths] for widths in self._read_by]
+
     def copy_to(self, larger: "PatchTable"):
         """Copies all rows to the first ones of a table with more."""
         rows = np.arange(self.capacity)
@@ -285,6 +292,11 @@ class BankedHead(keras.layers.Layer):
         scatter(self.kernel, [row], np.pad(kernel, ((0, 0), unused))[None])
         scatter(self.bias, [row], np.pad(bias, unused, constant_values=-np.inf)[None])
 
+    def read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the last layer of one task as it is computed, `(channels, classes)` and `(classes,)`."""
+        kernel, bias = (_entries(table, [row])[0] for table in (self.kernel, self.bias))
+        return kernel, bias
+
     def copy_to(self, larger: "BankedHead"):
         """Copies all rows to the first ones of a layer with more."""
         for old, new in ((self.kernel, larger.kernel), (self.bias, larger.bias)):
@@ -351,6 +363,10 @@ def gather(table: keras.Variable, indices):
     if keras.backend.backend() == "tensorflow":
         return table.value.sparse_read(indices)
     return ops.take(table, indices, axis=0)
+
+
+def _entries(table: keras.Variable, indices) -> np.ndarray:
+    return ops.convert_to_numpy(gather(table, indices))
 
 
 def scatter(table: keras.Variable, indices, values: np.ndarray):

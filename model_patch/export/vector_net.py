@@ -75,7 +75,7 @@ def vector_net(bounds: Sequence[BoundTask]) -> VectorNet:
     for bound in bounds:
         wide = _with_slots(bound, union)
         owned = {key.rpartition("/")[0] for key in wide.patch_variables}
-        folded, _ = fold_graph(wide, unfolded=owned)
+        folded = fold_graph(wide, unfolded=owned).model
         if model is None:
             slots = _slots(wide, folded, width)
             model, constants = _slotted(folded, slots, wide.head.name, width)

@@ -1,6 +1,7 @@
 """What is left of batch normalisation in inference: a scale and a bias per channel."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -8,19 +9,24 @@ from keras import ops
 
 from model_patch.errors import ModelPatchError
 
+ValueOf = Callable[[str, str], Any]
+"""Given a layer's path and a variable's name, returns a task's value, an array: its own, else the trunk's; None if neither
+has one."""
 
-def scale_and_bias(path: str, values: Mapping[str, np.ndarray], epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+
+def scale_and_bias(path: str, value_of: ValueOf, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns batch normalisation in inference as `y = scale * x + bias`, float64 `(channels,)` each.
 
     Args:
-        path: of the layer, for the error.
-        values: `moving_mean` and `moving_variance`, and `gamma` and `beta` where it has them.
+        path: of the layer.
+        value_of: a task's `moving_mean` and `moving_variance`, and `gamma` and `beta` where it has them.
         epsilon: the layer's.
 
     Raises:
         ModelPatchError: the values give no finite numbers, as with a negative variance.
     """
-    exact = {name: np.asarray(value, "float64") for name, value in values.items()}
+    given = {name: value_of(path, name) for name in ("gamma", "beta", "moving_mean", "moving_variance")}
+    exact = {name: np.asarray(value, "float64") for name, value in given.items() if value is not None}
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         scale = exact.get("gamma", 1.0) / np.sqrt(exact["moving_variance"] + epsilon)
         bias = exact.get("beta", 0.0) - exact["moving_mean"] * scale

@@ -1,7 +1,5 @@
 """Convolutions with a task's own scale and bias, for nets that have no normalisation layer to patch."""
 
-from collections.abc import Callable
-
 import keras
 from keras import ops
 
@@ -17,8 +15,8 @@ class Scaled(Patched):
         y = activation(gamma * (kernel * x + bias) + beta)
 
     per channel of the output. It is computed as a convolution by `gamma * kernel` with the bias `gamma * bias + beta`, so
-    that it costs next to nothing, and `folded` gives just that as a plain layer. They start at 1 and 0: before training
-    the layer is the trunk's. Without them in `own` it is an ordinary patched convolution.
+    that it costs next to nothing. They start at 1 and 0: before training the layer is the trunk's. Without them in `own` it
+    is an ordinary patched convolution.
 
     Reference: Mudrakarta et al. 2019: a scale and bias where there is no batch normalisation.
     """
@@ -27,7 +25,6 @@ class Scaled(Patched):
     data_format: str
     kernel: keras.Variable
     bias: keras.Variable | None
-    get_build_config: Callable
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -58,14 +55,3 @@ class Scaled(Patched):
         shape = [1] * len(inputs.shape)
         shape[self._channel_axis()] = -1
         return self.activation(self.convolve(inputs, kernel) + ops.reshape(bias, shape))
-
-    def folded(self) -> keras.layers.Layer:
-        """Returns a layer of the trunk's class that computes the same with its kernel and bias alone."""
-        (plain,) = (base for base in CONVOLUTIONS if isinstance(self, base))
-        config = {key: value for key, value in self.get_config().items() if key != "own"} | {"use_bias": True}
-        layer = plain.from_config(config)
-        layer.build_from_config(self.get_build_config())
-        kernel, bias = self._kernel_and_bias() if "gamma" in self.own else (self.kernel, self.bias)
-        layer.kernel.assign(kernel)
-        layer.bias.assign(ops.zeros_like(layer.bias) if bias is None else bias)
-        return layer

@@ -9,7 +9,8 @@ import pytest
 from keras import layers
 
 from model_patch import ModelPatchError, PatchError, Preprocessing, Task, Trunk, bind
-from model_patch.bank.bank import PART, Bank
+from model_patch.bank.bank import Bank
+from model_patch.bank.compiled import PART
 from model_patch.trunks import open_trunk
 from tests.conftest import SIZE, random_norms, same, small_net, snapshot
 
@@ -202,6 +203,9 @@ def test_answers_stay_whole_while_tasks_are_replaced(trunk, images):
                 wrong.append(both[0])
             if abs(both[1, :5] - expected_still).max() > 1e-4:
                 wrong.append(both[1])
+            alone = np.array(bank(images[:1], ["task"]))[0, :3]  # Folded, after some.
+            if min(abs(alone - each).max() for each in expected) > 1e-4:
+                wrong.append(alone)
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:

@@ -135,7 +135,7 @@ def _bank(config: ConfigDict) -> list[dict]:
     images = np.random.default_rng(0).uniform(-1, 1, (BATCH, *trunk.model.input.shape[1:])).astype("float32")
     calls, rows = {}, []
     for number in config.scale_patches:
-        bank = mp.Bank(trunk, "scale_bias", capacity=number, classes=config.classes)
+        bank = mp.Bank(trunk, "scale_bias", capacity=number, classes=config.classes, folded_bytes=0)
         bank.add(patch)  # The first one binds the task, to see what such a patch holds.
         bank.remove(patch.task.name)
         start = time.perf_counter()
