@@ -14,7 +14,10 @@ $(STAMP): setup.py
 	touch $@
 
 # A process per core, four at most: most of the time goes into tracing graphs, which one core does. A file stays in one process.
+# With one thread per operation, no process waits for another's core.
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+test test-all test-kerashub test-jax: export TF_NUM_INTRAOP_THREADS := 1
+test test-all test-kerashub test-jax: export OMP_NUM_THREADS := 1
 
 # All behaviours in their short form.
 test: install

@@ -1,4 +1,4 @@
-"""The demo: three real tasks on the bundled trunk, the first compared in every way.
+"""The demo: three real tasks on the bundled trunk, four ways to train compared on the first.
 
 Command: `make demo`, offline. Run on two CPU cores; the figures for three seeds are those of configs/transfer.py, in README.md.
 """
@@ -13,7 +13,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.transfer = transfer.get_config()  # Options of `scripts/transfer.py`: --config.transfer.epochs=3.
     config.tasks = ("digits", "textures", "faces")  # Names of built-in data; the first is the one compared.
-    config.compare = config.transfer.train  # Ways to train that are compared on the first task.
+    # Ways to train that are compared on the first task.
+    config.compare = ("last", "scale_bias+last", "depthwise+last", "full")
     config.train = "scale_bias+last"  # What is trained for the other tasks, and exported for all; one of compare.
     config.num_images = 64  # Number of test images per task that the SavedModel is checked on.
     config.num_columns = 10  # Number of them in the picture.
