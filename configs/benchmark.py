@@ -22,9 +22,9 @@ def get_config() -> ConfigDict:
     config.tasks = (1, 8, 64, 1024)  # serving: numbers of tasks.
     config.mixes = ("identical", "uniform", "skewed", "distinct")  # serving: how the tasks of a batch are drawn.
     config.batch_sizes = (1, 16, 64)  # serving: images per batch.
-    config.forms = (  # serving: ways to serve; LiteRT and ONNX Runtime where installed.
-        *("separate", "switch", "sub-batches", "litert set"),
-        *("bank", "folded", "litert", "onnx"),
+    config.forms = (  # serving: ways to serve; LiteRT, ONNX Runtime and PyTorch where installed.
+        *("separate", "switch", "sub-batches", "litert set", "litert set, 1 thread"),
+        *("bank", "folded", "litert", "litert, 1 thread", "onnx", "torch"),
     )
     config.memory_of = (  # serving: forms whose memory is measured, each in a process of its own.
         *("separate", "switch", "sub-batches", "bank", "folded"),
@@ -39,7 +39,17 @@ def get_config() -> ConfigDict:
     config.training_sizes = (96, 224)  # training: image sizes in pixels.
     config.training_batches = (8, 32)  # training: images per step.
     config.training_forms = (  # training: ways to train; names that hold a comma in double quotes.
-        *("last", "last, cached", "features", "bias+last", "scale_bias+last", "scale_bias+last, batch"),
+        *(
+            "last",
+            "last, cached",
+            "features",
+            "features, litert",
+            "features, onnx",
+            "features, torch",
+            "bias+last",
+            "scale_bias+last",
+            "scale_bias+last, batch",
+        ),
         *("scale_bias+last, remat", "depthwise+last", "full", "full, remat"),
         *("keras full", "keras scale_bias+last, batch", "keras last"),
         *("torch full", "torch scale_bias+last, batch", "torch scale_bias+last, frozen", "torch last"),

@@ -9,7 +9,7 @@
     python scripts/benchmark.py --suite=lora --workdir=runs/lora
 
 `serving`: batches that mix many tasks, by a bank, by separate models, by switching one model between tasks, by sub-batches;
-against a folded model of one task. `joint`: a training step of several tasks together against one step each.
+against one task's net, folded, in LiteRT, ONNX Runtime and PyTorch, where installed. `joint`: a training step of several tasks together against one step each.
 `training`: a step of each way to train a task, against plain Keras and, if it is installed, PyTorch; and whole epochs.
 `data`: what an image costs on its way from a JPEG file to a batch, beside a training step.
 `scale`: joint training of 1 to 64 tasks, a bank of 1 to 4,096 patches, data sets of 1,000 to a million images, and how the

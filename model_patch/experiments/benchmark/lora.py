@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 import model_patch as mp
 from model_patch.errors import ModelPatchError, require_seeds
 from model_patch.experiments.benchmark import lora_torch
+from model_patch.experiments.benchmark.forms import compiled, make_form
 from model_patch.experiments.benchmark.output import new_results, write_suite
-from model_patch.experiments.benchmark.serving import MAKE, compiled
 from model_patch.experiments.benchmark.timing import interleaved, milliseconds
 from model_patch.experiments.report.table import table
 from model_patch.experiments.workdir import Workdir
@@ -196,12 +196,11 @@ def _times(
         steps |= lora_torch.step_forms(trunk, peft, images[:BATCH], labels, classes)
     stepped = interleaved(steps, config.rounds, 2, config.lora_seconds)
     patched = makers["scale_bias+last"](seed=0)
-    bank = ConfigDict({"kinds": "scale_bias", "classes": classes})
     batches = {
         "last": _mixed_with_heads(makers["last"](seed=0), classes),
-        "scale_bias+last": MAKE["bank"](patched, TASKS, bank),
+        "scale_bias+last": make_form("bank", patched, TASKS),
         "lora": _mixed_with_heads(makers["lora"](seed=0), classes),
-        "folded": MAKE["folded"](patched, 1, bank),
+        "folded": make_form("folded", patched),
     }
     calls: dict[str, Callable] = {
         form: functools.partial(predict, images, np.arange(TASKS)) for form, predict in batches.items()

@@ -15,7 +15,7 @@ import numpy as np
 
 import model_patch as mp
 from model_patch.data import pipeline
-from model_patch.experiments.benchmark.training import import_torch
+from model_patch.experiments.benchmark.torch_nets import import_torch
 from model_patch.experiments.report.machine import num_cores
 from model_patch.training.last_layer import learn_last_layer
 

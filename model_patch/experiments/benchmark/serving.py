@@ -1,20 +1,7 @@
-"""Serving: many tasks, mixed in a batch, by a bank and by other ways.
-
-Form | Model
------|------
-`separate` | a Keras model per task, each with all its weights
-`switch` | one Keras model; for each task of a batch its parameters are assigned, then its images run
-`sub-batches` | one net that takes a task's parameters as an input; for each task of a batch its images run
-`bank` | the bank: all images at once
-`litert set` | the same as `sub-batches`, as a LiteRT file (`litert_set`) on XNNPACK
-`folded` | a folded net of one task, all images at once, as if they were all of that task: the upper bound
-`litert` | the same as a LiteRT file on XNNPACK
-`onnx` | the same as an ONNX file on ONNX Runtime
-"""
+"""Serving: many tasks, mixed in a batch, by a bank and by the other ways of `forms`."""
 
 import dataclasses
 import functools
-import importlib.util
 import itertools
 import logging
 import tempfile
@@ -27,15 +14,13 @@ from ml_collections import ConfigDict
 
 import model_patch as mp
 from model_patch.errors import require_each_once, require_known
+from model_patch.experiments.benchmark.forms import FORMS, Predict, make_form, patch_of, prepared, why_not
 from model_patch.experiments.benchmark.output import new_results, write_suite
 from model_patch.experiments.benchmark.timing import in_own_process, interleaved, milliseconds, resident_bytes
-from model_patch.experiments.report.machine import num_cores
 from model_patch.experiments.report.output import new_axes
 from model_patch.experiments.report.sample import grouped
 from model_patch.experiments.report.table import Table, table
-from model_patch.export import litert_file, litert_set, onnx_file
 from model_patch.export.saved_model import export_saved_model
-from model_patch.export.vector_net import vector_net
 from model_patch.files import as_path, write_json
 
 _logger = logging.getLogger(__name__)
@@ -44,13 +29,8 @@ MIXES = ("identical", "uniform", "skewed", "distinct")
 """Which tasks a batch has: all one; drawn evenly; drawn with 1/n for the n-th most popular (Zipf); all different, or in
 turns where there are fewer tasks than images. The four settings are those of Punica's benchmark (Chen et al. 2023)."""
 
-FORMS = ("separate", "switch", "sub-batches", "litert set", "bank", "folded", "litert", "onnx")
-
-NEEDS = {"litert": ("ai_edge_litert",), "litert set": ("ai_edge_litert",), "onnx": onnx_file.PACKAGES}
-"""By form, the packages without which it is not run."""
-
-Predict = Callable[[np.ndarray, np.ndarray], object]
-"""Given images and the number of each one's task, computes all logits and waits for them."""
+RATIOS = (("bank", "folded"), ("litert set", "litert"), ("litert set, 1 thread", "litert, 1 thread"))
+"""Forms whose rates are compared."""
 
 
 def run(config: ConfigDict, workdir: str | Path):
@@ -149,21 +129,25 @@ def mixed(mix: str, batch: int, num_tasks: int, random: np.random.Generator) -> 
 
 def _forms(trunk: mp.Trunk, config, num_tasks: int, results: dict) -> dict[str, Predict]:
     """Makes the forms for some number of tasks, and notes those that are not."""
-    bound = mp.bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
+    bound = _bound(trunk, config)
     made: dict[str, Predict] = {}
     for form in config.forms:
         if form == "separate" and num_tasks > config.max_separate:
             reason = f"a model is compiled for each task: not run beyond {config.max_separate} tasks (max_separate)"
             results["not_run"].append({"tasks": num_tasks, "form": form, "reason": reason})
             continue
-        missing = [name for name in NEEDS.get(form, ()) if importlib.util.find_spec(name) is None]
-        if missing:
-            reason = f"{' and '.join(missing)} not installed"
+        reason = why_not(form, config.trunk)
+        if reason:
             results["not_run"].append({"tasks": num_tasks, "form": form, "reason": reason})
             continue
-        made[form] = MAKE[form](bound, num_tasks, config)
+        made[form] = make_form(form, bound, num_tasks, config.op_threads)
         _logger.info("%d tasks, %s: made", num_tasks, form)
     return made
+
+
+def _bound(trunk: mp.Trunk, config) -> mp.BoundTask:
+    task = mp.Task("task0", tuple(map(str, range(config.classes))), trunk.preprocessing)
+    return mp.bind(trunk, task, f"{config.kinds}+last")
 
 
 def _memory(fields: dict, form: str, num_tasks: int) -> dict:
@@ -171,9 +155,9 @@ def _memory(fields: dict, form: str, num_tasks: int) -> dict:
     config = ConfigDict(fields)
     _set_op_threads(config.op_threads)
     trunk = mp.open_trunk(config.trunk, config.image_size)
-    bound = mp.bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
+    bound = _bound(trunk, config)
     before, start = resident_bytes(), time.perf_counter()
-    predict = MAKE[form](bound, num_tasks, config)
+    predict = make_form(form, bound, num_tasks, config.op_threads)
     seconds = time.perf_counter() - start
     size, batch = trunk.preprocessing.image_size, max(config.batch_sizes)
     predict(np.zeros((batch, size, size, 3), "float32"), np.arange(batch) % num_tasks)
@@ -181,165 +165,18 @@ def _memory(fields: dict, form: str, num_tasks: int) -> dict:
     return {"tasks": num_tasks, "form": form, "bytes": taken, "seconds_to_make": round(seconds, 2)}
 
 
-def _patch(bound: mp.BoundTask, i: int) -> mp.Patch:
-    """Makes the patch of the i-th task, with values of its own."""
-    random, first = np.random.default_rng(i), bound.patch()
-    values = {k: v * random.uniform(0.9, 1.1, v.shape).astype("float32") for k, v in first.values.items()}
-    return dataclasses.replace(first, values=values, task=dataclasses.replace(first.task, name=f"task{i}"))
-
-
-def _task(trunk: mp.Trunk, config, i: int) -> mp.Task:
-    return mp.Task(f"task{i}", tuple(map(str, range(config.classes))), trunk.preprocessing)
-
-
-def compiled(model):
-    """Returns a model, of images and perhaps more, as a TensorFlow function for batches of any size."""
-    import tensorflow as tf
-
-    specs = [tf.TensorSpec(x.shape, x.dtype) for x in model.inputs]
-    many = len(specs) > 1
-    return tf.function(
-        lambda *inputs: model(list(inputs) if many else inputs[0], training=False), input_signature=specs
-    )
-
-
-def _by_task(predict: Callable[[int, np.ndarray], object]) -> Predict:
-    """Returns the form that runs a mixed batch task by task."""
-
-    def answer_all(images, tasks):
-        return [np.asarray(predict(task, images[tasks == task])) for task in np.unique(tasks)]
-
-    return answer_all
-
-
-def _separate(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
-    import keras
-
-    runs = []
-    for _ in range(num_tasks):
-        model = keras.models.clone_model(bound.model)
-        model.set_weights(bound.model.get_weights())
-        model.trainable = False
-        runs.append(compiled(model))
-        runs[-1](np.zeros((1, *bound.model.input.shape[1:]), "float32"))
-    return _by_task(lambda task, images: runs[task](images))
-
-
-def _switch(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
-    prepared = [_prepared(bound, _patch(bound, i)) for i in range(num_tasks)]
-    run = compiled(bound.model)
-
-    def predict(task, images):
-        for variable, value in prepared[task]:
-            variable.assign(value)
-        return run(images)
-
-    return _by_task(predict)
-
-
-def _prepared(bound: mp.BoundTask, patch: mp.Patch) -> list:
-    """Returns the variables of a bound task with the values of a patch, as tensors."""
-    import tensorflow as tf
-
-    owned = bound.patch_variables | bound.head_variables
-    return [(variable.value, tf.constant(patch.values[key])) for key, variable in owned.items()]
-
-
-def _sub_batches(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
-    import tensorflow as tf
-
-    net = vector_net([bound])
-    run = compiled(net.model)
-    (first,) = net.vectors.values()
-    random = np.random.default_rng(0)
-    vectors = [tf.constant(first * random.uniform(0.9, 1.1, first.shape), "float32") for _ in range(num_tasks)]
-    return _by_task(lambda task, images: run(images, vectors[task]))
-
-
-def _bank(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
-    bank = mp.Bank(bound.trunk, config.kinds, capacity=num_tasks, classes=config.classes)
-    for i in range(num_tasks):
-        bank.add(_patch(bound, i))
-    names = np.array([f"task{i}" for i in range(num_tasks)])
-    return lambda images, tasks: np.asarray(bank(images, list(names[tasks])))
-
-
-def _folded(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
-    run = compiled(mp.fold(bound).model)
-    return lambda images, tasks: np.asarray(run(images))
-
-
-def _litert(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
-    run = _interpreter(_exported(litert_file.export, bound)["task0.tflite"], config)
-    return lambda images, tasks: run(images=images)
-
-
-def _litert_set(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
-    from safetensors.numpy import load
-
-    files = _exported(litert_set.export, bound)
-    run, first = _interpreter(files[litert_set.NET], config), load(files["task0.safetensors"])[litert_set.VECTOR]
-    random = np.random.default_rng(0)
-    vectors = [(first * random.uniform(0.9, 1.1, first.shape)).astype("float32") for _ in range(num_tasks)]
-    return _by_task(lambda task, images: run(images=images, vector=vectors[task])["logits"])
-
-
-def _onnx(bound: mp.BoundTask, num_tasks: int, config: ConfigDict) -> Predict:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _threads(config)
-    file = _exported(onnx_file.export, bound)["task0.onnx"]
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda images, tasks: session.run(["logits"], {"images": images})
-
-
-def _threads(config: ConfigDict) -> int:
-    return config.op_threads or num_cores()
-
-
-def _exported(export: Callable, bound: mp.BoundTask) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        export([bound], Path(folder))
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-
-def _interpreter(file: bytes, config: ConfigDict) -> Callable[..., dict[str, np.ndarray]]:
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_content=file, num_threads=_threads(config))
-    return functools.partial(_run, interpreter, interpreter.get_signature_runner("serving_default"))
-
-
-def _run(interpreter, runner: Callable, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-    return runner(**inputs)  # The interpreter has to live as long as its runner.
-
-
-MAKE = {
-    "separate": _separate,
-    "switch": _switch,
-    "sub-batches": _sub_batches,
-    "litert set": _litert_set,
-    "bank": _bank,
-    "folded": _folded,
-    "litert": _litert,
-    "onnx": _onnx,
-}
-"""By form, what makes it: given a bound task, a number of tasks and a config with `kinds` and `classes`."""
-
-
 def _switching(trunk: mp.Trunk, config) -> dict[str, float]:
     """Returns the time to switch from one task to another, in milliseconds, without running any images."""
     import tensorflow as tf
 
-    bound = mp.bind(trunk, _task(trunk, config, 0), f"{config.kinds}+last")
-    replaced, other = (_patch(bound, i) for i in range(2))
-    prepared = _prepared(bound, other)
+    bound = _bound(trunk, config)
+    replaced, other = (patch_of(bound, i) for i in range(2))
+    values = prepared(bound, other)
     bank = mp.Bank(trunk, config.kinds, capacity=2, classes=config.classes)
     bank.add(replaced)
 
     def assign():
-        for variable, value in prepared:
+        for variable, value in values:
             variable.assign(value)
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -372,7 +209,8 @@ def _report(results: dict, folder: Path):
         named_forms = {
             form: lambda cell, form=form: text.format(**cell[form]) if form in cell else "not run" for form in forms
         }
-        columns = {"tasks": "{tasks}", "mix": "{mix}", "batch": "{batch}", **named_forms, "bank / folded": _ratio}
+        ratios = {f"{a} / {b}": functools.partial(_ratio, a, b) for a, b in RATIOS if {a, b} <= {*forms}}
+        columns = {"tasks": "{tasks}", "mix": "{mix}", "batch": "{batch}", **named_forms, **ratios}
         return table(cells, columns)
 
     memory = {
@@ -395,8 +233,8 @@ def _report(results: dict, folder: Path):
     write_suite(folder, "serving", title, results, parts, _plot(rows, forms, title))
 
 
-def _ratio(cell: dict) -> str:
-    return f"{cell['bank']['images_per_second'] / cell['folded']['images_per_second']:.2f}"
+def _ratio(form: str, other: str, cell: dict) -> str:
+    return f"{cell[form]['images_per_second'] / cell[other]['images_per_second']:.2f}"
 
 
 def _plot(rows: Sequence[dict], forms: Sequence[str], title: str):

@@ -6,6 +6,7 @@ Form | What is trained
 `..., remat` | the same with most feature maps recomputed for their gradients, see `model_patch.graph.remat`
 `last, cached` | the last layer, on features that were computed before
 `features` | nothing: the forward pass that computes the features, once per image
+`features, litert`, `onnx`, `torch` | the same, with a last layer, by the forms of `forms` of these names
 `bias+last`, `scale_bias+last`, `depthwise+last` | patches, with the trunk's statistics
 `scale_bias+last, batch` | scales and biases, with the statistics of the batch
 `full` | a net of its own
@@ -15,11 +16,9 @@ Form | What is trained
 The optimizer is Adam everywhere, in this package's forms as the package trains with it, and nothing is compiled by XLA or TorchInductor.
 """
 
-import importlib
-import importlib.util
+import functools
 import itertools
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from ml_collections import ConfigDict
 
 import model_patch as mp
 from model_patch.errors import require_each_once, require_known
+from model_patch.experiments.benchmark import forms, torch_nets
 from model_patch.experiments.benchmark.epochs import EPOCHS, epochs_of, epochs_table
 from model_patch.experiments.benchmark.output import new_results, write_suite
 from model_patch.experiments.benchmark.timing import (
@@ -39,12 +39,10 @@ from model_patch.experiments.benchmark.timing import (
     peak_bytes,
     resident_bytes,
 )
-from model_patch.experiments.report.machine import num_cores
 from model_patch.experiments.report.output import new_axes
 from model_patch.experiments.report.sample import grouped
 from model_patch.experiments.report.table import Table, table
 from model_patch.files import as_path
-from model_patch.spec import parse
 from model_patch.training.adam import adam
 
 _logger = logging.getLogger(__name__)
@@ -68,17 +66,18 @@ _TRAINED = {
     "full": ("full", "batch", False),
     "full, remat": ("full", "batch", True),
 }
-CHANNELS_FIRST = ", channels first"
 _TORCH = (
     *("torch full", "torch scale_bias+last, batch", "torch scale_bias+last, frozen", "torch last"),
-    *(f"torch full{CHANNELS_FIRST}", f"torch scale_bias+last, batch{CHANNELS_FIRST}"),
+    *(f"torch {each}{torch_nets.CHANNELS_FIRST}" for each in ("full", "scale_bias+last, batch")),
 )
-_TORCH_NETS = {"MobileNetV2": ("mobilenet_v2", {}), "InceptionV3": ("inception_v3", {"aux_logits": False})}
+
+_FEATURES = "features, "
 
 FORMS = (
     *_TRAINED,
     "last, cached",
     "features",
+    *(f"{_FEATURES}{form}" for form in ("litert", "onnx", "torch")),
     BASE,
     "keras scale_bias+last, batch",
     "keras last",
@@ -101,9 +100,6 @@ def run(config: ConfigDict, workdir: str | Path):
     require_known("form", (*config.training_forms, *config.training_memory_of), FORMS)
     require_known("form", config.training_epochs_of, EPOCHS)
     results = new_results(classes=config.classes, not_run=[])
-    if _has_torch():
-        torch, _ = import_torch()
-        results["versions"]["torch"] = torch.__version__
     cells = itertools.product(config.training_trunks, config.training_sizes, config.training_batches)
     for trunk, size, batch in cells:
         rows = _cell(config, trunk, size, batch, results["not_run"])
@@ -122,10 +118,10 @@ def _cell(config: ConfigDict, trunk: str, size: int, batch: int, not_run: list[d
     """Times all forms on one net, image size and batch size."""
     steps: dict[str, Step] = {}
     for form in config.training_forms:
-        if form in _TORCH and not _has_torch():
-            not_run.append({"trunk": trunk, "form": form, "reason": "PyTorch is not installed"})
-        elif form in _TORCH and _net(trunk) not in _TORCH_NETS:
-            not_run.append({"trunk": trunk, "form": form, "reason": "torchvision has no such net"})
+        timed = form.removeprefix(_FEATURES)
+        reason = torch_nets.why_not(trunk) if form in _TORCH else forms.why_not(timed, trunk)
+        if reason:
+            not_run.append({"trunk": trunk, "form": form, "reason": reason})
         else:
             steps[form] = make_step(form, trunk, size, batch, config.classes)
     seconds = interleaved(steps, config.rounds, 2, config.training_seconds)
@@ -155,7 +151,7 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
     images = random.uniform(-1, 1, (batch, size, size, 3)).astype("float32")
     labels = random.integers(0, classes, batch)
     if form in _TORCH:
-        return _torch_step(form.removeprefix("torch "), _net(trunk), images, labels, classes)
+        return torch_nets.train(form.removeprefix("torch "), trunk, images, labels, classes, RATE)
     opened = mp.open_trunk(trunk, size)
     if form.startswith("keras "):
         plain = _plain_keras(form.removeprefix("keras "), opened, classes)
@@ -163,6 +159,8 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
     task = mp.Task("task", tuple(map(str, range(classes))), opened.preprocessing)
     train, statistics, remat = _TRAINED.get(form, ("last", "frozen", False))
     bound = mp.bind(opened, task, mp.TrainSpec.parse(train, statistics), remat=remat)
+    if form.startswith(_FEATURES):
+        return functools.partial(forms.make_form(form.removeprefix(_FEATURES), bound), images, np.zeros(batch, int))
     if form == "features":
         return lambda: bound.features.predict_on_batch(images)
     if form == "last, cached":
@@ -189,34 +187,6 @@ def _plain_keras(trained: str, trunk: mp.Trunk, classes: int) -> keras.Model:
     return keras.Model(net.input, keras.layers.Dense(classes)(net.output))
 
 
-def _torch_step(trained: str, name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> Step:
-    torch, torchvision = import_torch()
-    torch.set_num_threads(num_cores())
-    layout = torch.contiguous_format if trained.endswith(CHANNELS_FIRST) else torch.channels_last
-    trained = trained.removesuffix(CHANNELS_FIRST)
-    make, options = _TORCH_NETS[name]
-    model = getattr(torchvision.models, make)(num_classes=classes, **options).to(memory_format=layout)
-    head = model.classifier if hasattr(model, "classifier") else model.fc
-    for module in model.modules():
-        is_trained = trained == "full" or (trained != "last" and isinstance(module, torch.nn.BatchNorm2d))
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad = is_trained
-    head.requires_grad_(True)
-    model.train(trained != "last" and not trained.endswith("frozen"))
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], RATE)
-    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(memory_format=layout)
-    y = torch.from_numpy(labels)
-
-    def step():
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
-
-
 def _peak_memory(classes: int, trunk: str, size: int, batch: int, form: str) -> int:
     """Returns the maximum number of bytes that steps of one form take, beside the net itself."""
     step = make_step(form, trunk, size, batch, classes)
@@ -225,20 +195,6 @@ def _peak_memory(classes: int, trunk: str, size: int, batch: int, form: str) -> 
     for _ in range(4):
         step()
     return peak_bytes() - before
-
-
-def import_torch():
-    """Returns torch and torchvision, without Triton, which is for GPUs: imported after TensorFlow it ends the process."""
-    sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
-    return importlib.import_module("torch"), importlib.import_module("torchvision")
-
-
-def _has_torch() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
-
-
-def _net(trunk: str) -> str:
-    return parse(trunk).rest
 
 
 def _report(results: dict, folder: Path):

@@ -7,7 +7,7 @@ import pytest
 
 from model_patch import Preprocessing, Recipe, Task, Trunk, bind, open_data
 from model_patch.experiments.benchmark import lora_torch
-from model_patch.experiments.benchmark.training import import_torch
+from model_patch.experiments.benchmark.torch_nets import import_torch
 from model_patch.experiments.converted_nets import dinov2_small
 from tests.conftest import small_net
 from tests.experiments.dinov2_file import write_dinov2
