@@ -1,8 +1,8 @@
 """What `scripts/benchmark.py` times: MobileNetV2 1.0 at 96 px by default.
 
 Commands: `python scripts/benchmark.py --suite=serving --workdir=runs/serving`, and `--suite=joint`, `--suite=training`,
-`--suite=data`, `--suite=scale`. Figures and the machine they were measured on are in docs/serving.md, docs/multitask.md, docs/speed.md
-and docs/data.md.
+`--suite=data`, `--suite=scale`, `--suite=lora`, `--suite=gpu`. Figures and the machine they were measured on are in
+docs/serving.md, docs/multitask.md, docs/speed.md and docs/data.md.
 Weights are random: they do not change the time.
 """
 
@@ -95,4 +95,17 @@ def get_config() -> ConfigDict:
     config.lora_pretrain_images = 2000  # lora: training images of them.
     config.lora_pretrain_epochs = 3  # lora: passes over them.
     config.lora_seconds = 20.0  # lora: for the time of a step, for each trunk; at least three rounds are run.
+    config.gpu_size = 224  # gpu: image size in pixels.
+    config.gpu_batches = (32, 128, 512)  # gpu: images per step and per prediction.
+    config.gpu_forms = (  # gpu: ways to train and to predict; those of PyTorch where installed.
+        *("scale_bias+last", "scale_bias+last, batch", "full", "joint"),
+        *("torch scale_bias+last, frozen", "torch scale_bias+last, frozen, compiled"),
+        *("torch scale_bias+last, batch", "torch scale_bias+last, batch, compiled"),
+        *("torch full", "torch full, compiled"),
+        *("bank", "bank, one task", "folded", "torch", "torch, compiled"),
+    )
+    config.gpu_tasks = 8  # gpu: number of tasks in joint training.
+    config.gpu_seconds = (
+        20.0  # gpu: for the steps and for the predictions of each batch size; at least three rounds are run.
+    )
     return config

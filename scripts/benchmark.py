@@ -7,6 +7,7 @@
     python scripts/benchmark.py --suite=data --workdir=runs/data
     python scripts/benchmark.py --suite=scale --workdir=runs/scale
     python scripts/benchmark.py --suite=lora --workdir=runs/lora
+    KERAS_BACKEND=jax python scripts/benchmark.py --suite=gpu --workdir=runs/gpu
 
 `serving`: batches that mix many tasks, by a bank, by separate models, by switching one model between tasks, by sub-batches;
 against one task's net, folded, in LiteRT, ONNX Runtime and PyTorch, where installed. `joint`: a training step of several tasks together against one step each.
@@ -14,6 +15,7 @@ against one task's net, folded, in LiteRT, ONNX Runtime and PyTorch, where insta
 `data`: what an image costs on its way from a JPEG file to a batch, beside a training step.
 `scale`: joint training of 1 to 64 tasks, a bank of 1 to 4,096 patches, data sets of 1,000 to a million images, and how the
 cost grows. `lora`: patches against low-rank adapters of as many parameters, in accuracy, size and time of a step.
+`gpu`: training steps, joint steps and a bank on one accelerator, against PyTorch, eager and compiled.
 Writes figures as JSON, a table and a plot to the workdir. All forms are timed in turns, so that other load on the machine
 affects them equally; the load is in the output.
 """

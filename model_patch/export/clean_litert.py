@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
 
 def main():
     """Loads each file, calls it and writes its outputs."""
+    from ai_edge_litert.interpreter import Interpreter  # The package imports this module for its path.
+
     for model, images, file, vector in json.loads(Path(sys.argv[1]).read_text()):
         inputs = {"images": np.load(images)}
         if vector:

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from onnxruntime import InferenceSession
 
 
 def main():
     """Loads each file, calls it and writes its outputs."""
+    from onnxruntime import InferenceSession  # The package imports this module for its path.
+
     for model, images, file, _ in json.loads(Path(sys.argv[1]).read_text()):
         session = InferenceSession(model, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 
 def main():
     """Loads each model, calls it and writes its outputs."""
+    import tensorflow as tf  # The package imports this module for its path.
+
     for saved_model, images, file, names in json.loads(Path(sys.argv[1]).read_text()):
         signatures = tf.saved_model.load(saved_model).signatures
         pixels = tf.constant(np.load(images))
@@ -30,6 +31,8 @@ def main():
 def _outputs(signatures, name: str, pixels):
     default = signatures.get("serving_default")
     if default and "tasks" in default.structured_input_signature[1]:  # A bank; its tasks may have any name.
+        import tensorflow as tf
+
         return default(images=pixels, tasks=tf.fill(tf.shape(pixels)[:1], name))
     return signatures[name](images=pixels)
 

@@ -9,6 +9,7 @@ SUITES = {
     "data": "model_patch.experiments.benchmark.data",
     "scale": "model_patch.experiments.benchmark.scale",
     "lora": "model_patch.experiments.benchmark.lora",
+    "gpu": "model_patch.experiments.benchmark.gpu",
 }
 """Modules by the name of their suite. Each has a function `run(config, workdir)`."""
 

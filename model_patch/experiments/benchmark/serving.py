@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import model_patch as mp
+from model_patch.bank.folded import TIMES
 from model_patch.errors import require_each_once, require_known
 from model_patch.experiments.benchmark.forms import FORMS, Predict, make_form, patch_of, prepared, why_not
 from model_patch.experiments.benchmark.output import new_results, write_suite
@@ -94,14 +95,16 @@ def _cell(forms: dict[str, Predict], mix: str, batch: int, num_tasks: int, trunk
     size = trunk.preprocessing.image_size
     random = np.random.default_rng(0)
     images = random.uniform(-1, 1, (batch, size, size, 3)).astype("float32")
-    batches = [mixed(mix, batch, num_tasks, random) for _ in range(8)]
+    # A bank folds tasks that batches are often for: here the one that all are for, and none of other mixes.
+    count, warmup = (1, TIMES + 1) if mix == "identical" else (max(8, 64 // batch), 2)
+    batches = [mixed(mix, batch, num_tasks, random) for _ in range(count)]
 
     def in_turn(predict: Predict) -> Callable[[], object]:
         chosen = itertools.cycle(batches)  # Each form its own: all get the same tasks in the same round.
         return lambda: predict(images, next(chosen))
 
     calls = {name: in_turn(predict) for name, predict in forms.items()}
-    seconds = interleaved(calls, config.rounds, 2, config.seconds)
+    seconds = interleaved(calls, config.rounds, warmup, config.seconds)
     return [
         {
             "tasks": num_tasks,

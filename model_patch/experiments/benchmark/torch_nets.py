@@ -34,21 +34,27 @@ def import_torch():
     return importlib.import_module("torch"), importlib.import_module("torchvision")
 
 
-def predict(trunk: str, classes: int, threads: int = 0) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the forward pass of a net with random weights: images `(batch, height, width, 3)` to logits.
+def predict(
+    trunk: str, classes: int, threads: int = 0, *, compiled: bool = False
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the forward pass of a net with random weights, on the GPU if there is one: images `(batch, height, width, 3)` to
+    logits.
 
     Args:
         trunk: spec of the trunk whose net it is.
         classes: of the last layer.
         threads: of an operation; 0 for the number of cores.
+        compiled: by `torch.compile`.
     """
     torch, _ = import_torch()
     torch.set_num_threads(threads or num_cores())
-    model = _model(trunk, classes).to(memory_format=torch.channels_last).eval()
+    device = _device()
+    model = _model(trunk, classes).to(device=device, memory_format=torch.channels_last).eval()
+    net = torch.compile(model) if compiled else model
 
     @torch.inference_mode()
     def run(images):
-        return model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        return net(torch.from_numpy(images).to(device).permute(0, 3, 1, 2)).cpu().numpy()
 
     return run
 
@@ -69,7 +75,7 @@ def train(
     """
     torch, _ = import_torch()
     torch.set_num_threads(num_cores())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     layout = torch.contiguous_format if CHANNELS_FIRST in form else torch.channels_last
     trained = form.partition(",")[0]
     model = _model(trunk, classes).to(device=device, memory_format=layout)
@@ -93,6 +99,11 @@ def train(
         return loss.item()
 
     return step
+
+
+def _device() -> str:
+    torch, _ = import_torch()
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _model(trunk: str, classes: int):

@@ -13,7 +13,8 @@ Form | What is trained
 `keras ...` | Keras' own layers with their `trainable` flags: all; batch norms and last layer, as `scale_bias+last, batch`; the last layer
 `torch ...` | the same net of torchvision, `requires_grad` likewise, `frozen` with norms in inference mode; channels last, which is faster on CPUs, or `channels first`, PyTorch's default
 
-The optimizer is Adam everywhere, in this package's forms as the package trains with it, and nothing is compiled by XLA or TorchInductor.
+The optimizer is Adam everywhere, in this package's forms as the package trains with it. TensorFlow and PyTorch compile nothing by
+XLA or TorchInductor.
 """
 
 import functools
@@ -155,7 +156,7 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
     opened = mp.open_trunk(trunk, size)
     if form.startswith("keras "):
         plain = _plain_keras(form.removeprefix("keras "), opened, classes)
-        return _fitted(plain, images, labels, keras.optimizers.Adam(RATE))
+        return fitted(plain, images, labels, keras.optimizers.Adam(RATE))
     task = mp.Task("task", tuple(map(str, range(classes))), opened.preprocessing)
     train, statistics, remat = _TRAINED.get(form, ("last", "frozen", False))
     bound = mp.bind(opened, task, mp.TrainSpec.parse(train, statistics), remat=remat)
@@ -166,13 +167,17 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
     if form == "last, cached":
         features = bound.features.predict_on_batch(images)
         inputs = keras.Input(features.shape[1:])
-        return _fitted(keras.Model(inputs, bound.head(inputs)), features, labels, adam(RATE))
-    return _fitted(bound.model, images, labels, adam(RATE))
+        return fitted(keras.Model(inputs, bound.head(inputs)), features, labels, adam(RATE))
+    return fitted(bound.model, images, labels, adam(RATE))
 
 
-def _fitted(model: keras.Model, images, labels, optimizer: keras.optimizers.Optimizer) -> Step:
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, jit_compile=False)
+def fitted(model: keras.Model, images, labels, optimizer: keras.optimizers.Optimizer, loss=None) -> Step:
+    """Returns a step of `fit` on one batch; without `loss` labels are classes."""
+    loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    on_jax = keras.backend.backend() == "jax"
+    if on_jax:
+        images, labels = keras.tree.map_structure(keras.ops.convert_to_tensor, (images, labels))
+    model.compile(optimizer, loss, jit_compile=on_jax)
     return lambda: model.train_on_batch(images, labels)
 
 
