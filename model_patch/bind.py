@@ -8,7 +8,7 @@ import numpy as np
 
 from model_patch.errors import ModelPatchError, PatchError, require_number, require_seed
 from model_patch.graph.calls import agree, calls, is_custom, takes_training, written
-from model_patch.graph.frozen_norm import FrozenNormModel
+from model_patch.graph.fused_norm import FusedNormModel
 from model_patch.graph.rewrite import Names, rewrite, walk
 from model_patch.graph.settings import dtype_policy
 from model_patch.kinds import TrainSpec, owned
@@ -198,7 +198,9 @@ def bind(
     head = head_of.head if head_of else task.head(seed)
     if not head_of:
         head.name = Names(features).new(HEAD)
-    make = FrozenNormModel if remat or train_spec.norm_statistics == "frozen" else keras.Model
+    is_frozen = train_spec.norm_statistics == "frozen"
+    has_frozen_kernels = bool(train_spec.kinds) and "full" not in train_spec.kinds
+    make = FusedNormModel if remat or is_frozen or has_frozen_kernels else keras.Model
     model = make(features.input, head(features.output), name=features.name)
     if remat:
         model.remat = True

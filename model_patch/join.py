@@ -9,7 +9,7 @@ import keras
 
 from model_patch.bind import BoundTask, bind, check_bind
 from model_patch.errors import ModelPatchError, mismatches, unknown
-from model_patch.graph.frozen_norm import FrozenNormModel
+from model_patch.graph.fused_norm import FusedNormModel
 from model_patch.graph.rewrite import Names, functional, rewrite, walk
 from model_patch.kinds import SHARE, TrainSpec
 from model_patch.layers.joined import Merge, MergeParts, Part, SeparateLayers, Split, join_layers
@@ -36,8 +36,8 @@ class JoinedModel(keras.Model):
     save = _save
 
 
-@keras.saving.register_keras_serializable(package="model_patch")
-class FrozenNormJoinedModel(FrozenNormModel):
+@keras.saving.register_keras_serializable(package="model_patch", name="FrozenNormJoinedModel")  # As in files of 0.1.
+class FusedNormJoinedModel(FusedNormModel):
     """A functional model of joined tasks with frozen statistics."""
 
     save = _save
@@ -150,7 +150,7 @@ def join(
     by_size: dict[int, list[BoundTask]] = {}
     for bound in bounds:
         by_size.setdefault(bound.task.preprocessing.image_size, []).append(bound)
-    make = FrozenNormJoinedModel if train_spec.norm_statistics == "frozen" else JoinedModel
+    make = FusedNormJoinedModel if train_spec.norm_statistics == "frozen" else JoinedModel
     names = [task.name for task in tasks]
     groups = tuple(_group(make, trunks[size], group, train_trunk, names) for size, group in by_size.items())
     by_name = {bound.task.name: bound for bound in bounds}

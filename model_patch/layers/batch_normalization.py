@@ -74,9 +74,13 @@ class PatchedBatchNormalization(Patched, keras.layers.BatchNormalization):
         y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=self.epsilon)
         # Keras keeps the variance of the batch itself, the operation gives the estimate of the variance behind it.
         count = tf.cast(tf.size(x) // channels, "float32")
-        for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance * (count - 1) / count)):
-            moving.assign(moving * self.momentum + new * (1.0 - self.momentum))
+        self.move(mean, variance * (count - 1) / count)
         return ops.cast(y, self.compute_dtype)
+
+    def move(self, mean, variance):
+        """Moves the layer's own statistics towards those of a batch."""
+        for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + new * (1.0 - self.momentum))
 
     def get_config(self):
         return {**super().get_config(), "statistics": self.statistics}

@@ -9,7 +9,7 @@ from configs import transfer as config_file
 from model_patch import ModelPatchError, Patch
 from model_patch.experiments.many import data_specs, is_many, transfer_many
 from model_patch.experiments.transfer import transfer
-from model_patch.graph.frozen_norm import FrozenNormModel
+from model_patch.graph.fused_norm import FusedNormModel
 from tests.conftest import small_net
 
 CLASSES = {"ann": 2, "bob": 2, "eve": 3}
@@ -46,8 +46,8 @@ def values_of(path) -> dict[str, bytes]:
 
 def test_patches_are_those_of_separate_runs_to_the_last_bit(work, tmp_path, monkeypatch):
     steps = []
-    traced = FrozenNormModel.train_step
-    monkeypatch.setattr(FrozenNormModel, "train_step", lambda self, data: steps.append(self) or traced(self, data))
+    traced = FusedNormModel.train_step
+    monkeypatch.setattr(FusedNormModel, "train_step", lambda self, data: steps.append(self) or traced(self, data))
     results = transfer_many(config_of(work, f"folder:{work}/customers/*"), tmp_path / "many")
     assert [row["task"] for row in results["rows"]] == list(CLASSES)
     assert len(steps) == len({id(model) for model in steps}) == 1, "one trace, whatever the number of classes"

@@ -4,7 +4,7 @@ from configs import transfer as transfer_config
 from model_patch import ModelPatchError, Patch
 from model_patch.experiments.sweep import sweep
 from model_patch.experiments.transfer import transfer
-from model_patch.graph.frozen_norm import FrozenNormModel
+from model_patch.graph.fused_norm import FusedNormModel
 from tests.conftest import small_net
 
 
@@ -29,8 +29,8 @@ def test_each_rate_is_a_run_of_its_own_and_all_are_compared(config, tmp_path):
 
 
 def test_rates_share_one_traced_step_and_give_the_patches_of_separate_runs(config, tmp_path, monkeypatch):
-    steps, traced = [], FrozenNormModel.train_step
-    monkeypatch.setattr(FrozenNormModel, "train_step", lambda self, data: steps.append(self) or traced(self, data))
+    steps, traced = [], FusedNormModel.train_step
+    monkeypatch.setattr(FusedNormModel, "train_step", lambda self, data: steps.append(self) or traced(self, data))
     config.update(train=("scale_bias+last",), max_train_images=32, max_test_images=16)
     sweep(config, tmp_path / "sweep")
     assert len(steps) == 1

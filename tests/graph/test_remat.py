@@ -61,7 +61,7 @@ def test_training_takes_the_same_steps(images, train, statistics, dropout):
         losses = [bound.model.train_on_batch(images, labels) for _ in range(3)]
         values.append(losses + [np.array(v) for v in bound.model.variables])
         assert bool(getattr(bound.model, "remat", False)) == remat
-    assert isinstance(bound.model._folded_graph, Segments) and len(bound.model._folded_graph.parts) > 3
+    assert isinstance(bound.model._fused_graph, Segments) and len(bound.model._fused_graph.parts) > 3
     for plain, again in zip(*values, strict=True):
         np.testing.assert_allclose(again, plain, rtol=2e-4, atol=2e-5)
 

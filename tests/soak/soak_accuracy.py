@@ -16,7 +16,7 @@ from model_patch import Task, bind
 from model_patch.data import open_data
 from model_patch.data.pipeline import batches
 from model_patch.experiments.report.table import markdown
-from model_patch.graph.frozen_norm import FrozenNormModel
+from model_patch.graph.fused_norm import FusedNormModel
 from model_patch.kinds import TrainSpec
 from model_patch.layers import PatchedBatchNormalization
 from model_patch.training.fit import evaluate, fit
@@ -41,7 +41,7 @@ def without(name: str):
     """Runs what is inside without tune mode, or without fused batch norm."""
     patches = {
         "tune mode": mock.patch.object(
-            FrozenNormModel, "call", lambda self, *args, **kwargs: super(FrozenNormModel, self).call(*args, **kwargs)
+            FusedNormModel, "call", lambda self, *args, **kwargs: super(FusedNormModel, self).call(*args, **kwargs)
         ),
         "fused batch norm": mock.patch.object(PatchedBatchNormalization, "_can_be_fused", lambda self, inputs: False),
     }

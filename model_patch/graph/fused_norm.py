@@ -1,7 +1,7 @@
-"""Frozen norms (tune mode): a bound model whose training steps compute with frozen statistics folded into the convolutions.
+"""Fused norms (tune mode): a bound model whose training steps compute frozen convolutions and their batch norms as one.
 
-Batch norm with frozen statistics is an affine map of each channel, and the kernels before it are frozen. So a training step
-can do what `fold` does for good: a third of the time and half of the memory go (docs/speed.md).
+With frozen statistics a training step can do what `fold` does for good, and with those of the batch much of it: a good part
+of time and memory goes (docs/speed.md).
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from model_patch.layers.joined import SeparateLayers
 
 
 @keras.saving.register_keras_serializable(package="model_patch", name="TunedModel")  # The name in files of 0.1.
-class FrozenNormModel(keras.Model):
+class FusedNormModel(keras.Model):
     """A functional model that in training runs a graph of its own over the same layers, on TensorFlow.
 
-    Convolutions with a batch norm behind them, and an activation behind that, become one `ConvNorm` each. It computes the
-    same function with the same gradients, but for rounding. In inference, and to whoever looks at its layers, it is the
+    Frozen convolutions become one `ConvNorm` each with the batch norm after them, the activation after that, and the zeros
+    padded before. It computes the same function with the same gradients, but for rounding. In inference, and to whoever looks at its layers, it is the
     model that it was made as.
 
     Attributes:
@@ -43,19 +43,19 @@ class FrozenNormModel(keras.Model):
         return super().save(filepath, *args, **kwargs)
 
     def _training_graph(self) -> Callable:
-        graph = getattr(self, "_folded_graph", None)
+        graph = getattr(self, "_fused_graph", None)
         if graph is None:
             import tensorflow as tf
 
             with tf.init_scope(), outside_calls():  # The first call may be within a function that is being traced.
-                folded = fold_frozen_norms(self)
-                graph = Segments(folded) if self.remat else folded
+                fused = fuse_norms(self)
+                graph = Segments(fused) if self.remat else fused
             # Past Keras' attribute tracking: its layers are this model's already.
-            object.__setattr__(self, "_folded_graph", graph)
+            object.__setattr__(self, "_fused_graph", graph)
         return graph
 
 
-def fold_frozen_norms(model: keras.Model) -> keras.Model:
+def fuse_norms(model: keras.Model) -> keras.Model:
     """Returns a functional model that computes as `model` does in training, over the same variables.
 
     Args:
@@ -91,12 +91,13 @@ def _plan(model: keras.Model, prefix: str, fused: dict[str, keras.Layer], gone: 
             continue
         norm: Any = graph.follower(layer) if _is_frozen_convolution(layer) else None
         norms = norm.layers if isinstance(norm, SeparateLayers) else [norm]
-        if not all(map(_is_affine, norms)):
+        if not all(map(_can_be_fused, norms)):
             continue
         activation: Any = graph.follower(norm)
-        kind = activation_of(activation)
-        gone |= {prefix + each.name for each in ((layer, activation) if kind else (layer,))}
-        parts = [ConvNorm(layer, each, kind) for each in norms]
+        activation = activation if activation_of(activation) else None
+        padding = _padding_before(layer, graph)
+        gone |= {prefix + each.name for each in (layer, activation, padding) if each}
+        parts = [ConvNorm(layer, each, activation, padding) for each in norms]
         fused[prefix + norm.name] = (
             SeparateLayers(parts, name=norm.name) if isinstance(norm, SeparateLayers) else parts[0]
         )
@@ -115,15 +116,28 @@ def _is_frozen_convolution(layer: keras.Layer) -> bool:
     )
 
 
-def _is_affine(layer: Any) -> bool:
-    """Whether it is a batch norm that in training computes with its moving statistics."""
-    if isinstance(layer, PatchedBatchNormalization):
-        return not layer.normalises_by_batch(training=True) and _is_of_images(layer)
-    return type(layer) is keras.layers.BatchNormalization and not layer.trainable and _is_of_images(layer)
+def _padding_before(convolution: keras.Layer, graph: Graph) -> keras.layers.ZeroPadding2D | None:
+    """Returns the layer that pads for a convolution alone, where it pads what `padding="same"` would."""
+    padding = graph.maker[id(graph.nodes[id(convolution)][0].input_tensors[0])]
+    if type(padding) is not keras.layers.ZeroPadding2D or graph.follower(padding) is not convolution:
+        return None
+    sides = graph.nodes[id(padding)][0].input_tensors[0].shape[1:3]
+    if convolution.padding != "valid" or None in sides:
+        return None
+    missing = [
+        max(0, (-(-side // stride) - 1) * stride + size - side)
+        for side, stride, size in zip(sides, convolution.strides, convolution.kernel_size, strict=True)
+    ]
+    same = tuple((each // 2, each - each // 2) for each in missing)
+    return padding if tuple(map(tuple, padding.padding)) == same else None
 
 
-def _is_of_images(norm: keras.layers.BatchNormalization) -> bool:
-    return norm.axis in (-1, 3) and _is_float32(norm)
+def _can_be_fused(layer: Any) -> bool:
+    """Whether it is a batch norm over the channels of images that is computed in float32 on one device."""
+    is_plain = type(layer) is keras.layers.BatchNormalization and not layer.trainable
+    if not (isinstance(layer, PatchedBatchNormalization) or is_plain):
+        return False
+    return layer.axis in (-1, 3) and _is_float32(layer) and not layer.renorm
 
 
 def _is_float32(layer: keras.Layer) -> bool:
