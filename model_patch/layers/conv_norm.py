@@ -113,7 +113,9 @@ class ConvNorm(keras.layers.Layer):
         convolution = self.convolution
         multiplier = getattr(convolution, "depth_multiplier", None)
         padding = "SAME" if self.padding else convolution.padding.upper()
-        unit = _Unit(multiplier, (1, *convolution.strides, 1), padding, self.norm.epsilon, activation_of(self.activation))
+        unit = _Unit(
+            multiplier, (1, *convolution.strides, 1), padding, self.norm.epsilon, activation_of(self.activation)
+        )
         if not self.by_batch:
             return _frozen(unit)
         _, *sides, channels = self.compute_output_shape(input_shape)

@@ -48,7 +48,9 @@ def compare(bound, images, tolerance=1e-4):
     outputs, fused = gradients(bound.model, variables, images)
     expected_outputs, expected = gradients(as_layers(bound), variables, images)
     np.testing.assert_allclose(outputs, expected_outputs, rtol=1e-4, atol=1e-5)
-    least = 1e-4 * max(np.abs(each).max() for each in expected)  # The next norm cancels what a bias adds: nothing is left.
+    least = 1e-4 * max(
+        np.abs(each).max() for each in expected
+    )  # The next norm cancels what a bias adds: nothing is left.
     for variable, new, old in zip(variables, fused, expected, strict=True):
         atol = tolerance * max(least, np.abs(old).max())
         np.testing.assert_allclose(new, old, rtol=tolerance, atol=atol, err_msg=variable.path)
@@ -126,6 +128,10 @@ def test_wide_maps_and_padded_zeros_are_fused_and_compute_the_same(statistics):
     for key, variable in moving.items():
         np.testing.assert_allclose(variable, expected[key], rtol=1e-4, atol=1e-6, err_msg=key)
         assert np.array_equal(variable, before[key]) == (statistics == "frozen")
+    compare(bound, images, 1e-3)
+    for layer in bound.model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True  # As several devices do.
     compare(bound, images, 1e-3)
 
 

@@ -39,13 +39,15 @@ PAIRS = {
 @contextlib.contextmanager
 def without(name: str):
     """Runs what is inside without tune mode, or without fused batch norm."""
-    patches = {
-        "tune mode": mock.patch.object(
-            FusedNormModel, "call", lambda self, *args, **kwargs: super(FusedNormModel, self).call(*args, **kwargs)
-        ),
-        "fused batch norm": mock.patch.object(PatchedBatchNormalization, "_can_be_fused", lambda self, inputs: False),
-    }
-    with patches.get(name, contextlib.nullcontext()):
+
+    def as_layers(self, *args, **kwargs):
+        return super(FusedNormModel, self).call(*args, **kwargs)
+
+    with contextlib.ExitStack() as patches:
+        if name in ("tune mode", "fused batch norm"):
+            patches.enter_context(mock.patch.object(FusedNormModel, "call", as_layers))
+        if name == "fused batch norm":
+            patches.enter_context(mock.patch.object(PatchedBatchNormalization, "_can_be_fused", lambda *_: False))
         yield
 
 
