@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import keras
 import numpy as np
@@ -210,15 +210,18 @@ def fold_graph(bound: BoundTask, unfolded: Collection[str] = ()) -> FoldedGraph:
     return graph
 
 
-def _value_of(layers: Iterable[tuple[str, keras.Layer]]) -> ValueOf:
-    """Returns the present values of layers, given with their paths."""
-    known = {key: variable for path, layer in layers for key, variable in variables(path, layer).items()}
+def value_in(known: Mapping[str, keras.Variable]) -> ValueOf:
+    """Returns the present values of variables, given by key."""
 
     def value_of(path: str, name: str):
         variable = known.get(f"{path}/{name}")
         return None if variable is None else keras.ops.convert_to_numpy(variable)
 
     return value_of
+
+
+def _value_of(layers: Iterable[tuple[str, keras.Layer]]) -> ValueOf:
+    return value_in({key: variable for path, layer in layers for key, variable in variables(path, layer).items()})
 
 
 def _plan(model: keras.Model, prefix: str, unfolded: Collection[str], plan: Plan):

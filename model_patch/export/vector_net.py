@@ -2,19 +2,19 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 
 from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError
-from model_patch.fold import fold_graph
+from model_patch.fold import fold_graph, value_in
 from model_patch.graph.rewrite import rewrite, walk
 from model_patch.kinds import KINDS, TrainSpec
 from model_patch.layers import variables
 from model_patch.layers.slotted import Slotted, VectorSlot
-from model_patch.tasks import require_one_output_per_label
+from model_patch.tasks import HEAD, require_one_output_per_label
 
 NO_CLASS = -np.inf
 """Bias of the outputs that a task has no class for: they get the probability 0."""
@@ -68,18 +68,21 @@ def vector_net(bounds: Sequence[BoundTask]) -> VectorNet:
     kinds = tuple(kind for kind in KINDS if any(kind in bound.train_spec.kinds for bound in bounds))
     union = TrainSpec(kinds, True, "batch")
     width = max(len(bound.task.labels) for bound in bounds)
-    model = None
-    slots: tuple[VectorSlot, ...] = ()
-    constants: tuple[keras.Variable, ...] = ()
+    # One graph for all, the first task's; of the others it takes their values.
+    wide = bind(bounds[0].trunk, bounds[0].task, union)
+    head = wide.head.name
+    graph = fold_graph(wide, unfolded={key.rpartition("/")[0] for key in wide.patch_variables})
+    slots = _slots(wide, graph.model, width)
+    keys = {id(v): key for path, layer in walk(graph.model) for key, v in variables(path, layer).items()}
     vectors = {}
     for bound in bounds:
-        wide = _with_slots(bound, union)
-        owned = {key.rpartition("/")[0] for key in wide.patch_variables}
-        folded = fold_graph(wide, unfolded=owned).model
-        if model is None:
-            slots = _slots(wide, folded, width)
-            model, constants = _slotted(folded, slots, wide.head.name, width)
-        vectors[bound.task.name] = _vector(folded, slots, f"{wide.head.name}/bias")
+        own = bound.patch_variables | {
+            f"{head}/{key.removeprefix(f'{HEAD}.')}": variable for key, variable in bound.head_variables.items()
+        }
+        values = graph.values(value_in(wide.trunk.variables() | wide.patch_variables | own))
+        known = {keys[id(v)]: value for v, value in zip(graph.variables, values, strict=True)}
+        vectors[bound.task.name] = _vector(known, slots, f"{head}/bias")
+    model, constants = _slotted(graph.model, slots, head, width)
     return VectorNet(model, constants, slots, vectors)
 
 
@@ -106,15 +109,6 @@ def _check(bounds: Sequence[BoundTask]):
                 f"the tasks {first.task.name!r} and {name!r} pool tokens by {first.task.pooling} and {task.pooling}: export them "
                 "apart"
             )
-
-
-def _with_slots(bound: BoundTask, train_spec: TrainSpec) -> BoundTask:
-    """Returns the task with the slots of `train_spec`, its own values in those that it owns and the trunk's in the others."""
-    wide = bind(bound.trunk, bound.task, train_spec)
-    owners = wide.patch_variables | wide.head_variables
-    for key, variable in (bound.patch_variables | bound.head_variables).items():
-        owners[key].assign(variable)
-    return wide
 
 
 def _slots(wide: BoundTask, folded: keras.Model, width: int) -> tuple[VectorSlot, ...]:
@@ -169,12 +163,8 @@ def _slotted(folded: keras.Model, slots: Sequence[VectorSlot], head: str, width:
     return model, tuple(v for v in model.variables if id(v) not in in_slots)
 
 
-def _vector(folded: keras.Model, slots: Sequence[VectorSlot], head_bias: str) -> np.ndarray:
-    known = {key: variable for path, layer in walk(folded) for key, variable in variables(path, layer).items()}
-    parts = [
-        _widened(slot, keras.ops.convert_to_numpy(known[slot.key]), NO_CLASS if slot.key == head_bias else 0.0)
-        for slot in slots
-    ]
+def _vector(known: Mapping[str, np.ndarray], slots: Sequence[VectorSlot], head_bias: str) -> np.ndarray:
+    parts = [_widened(slot, known[slot.key], NO_CLASS if slot.key == head_bias else 0.0) for slot in slots]
     return np.concatenate([part.reshape(-1) for part in parts]).astype("float32")
 
 

@@ -251,6 +251,8 @@ def test_what_does_not_belong_is_refused(trunk, images, task):
     assert bank.capacity == 2
     with pytest.raises(ModelPatchError, match="2 images with 1 task names"):
         bank(images[:2], ["good"])
+    with pytest.raises(ModelPatchError, match="images are .2, 32, 16, 3.: expected .None, 32, 32, 3"):
+        bank(images[:2, :, ::2], ["good"] * 2)
     assert list(bank.tasks) == ["good"]
 
 
