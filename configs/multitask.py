@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.optimizer = "adam"  # Optimizer.
     config.learning_rate = 0.0  # Highest learning rate; 0: the default for the optimizer and for what is trained.
     config.schedule = "cosine"  # Learning-rate schedule.
-    config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: what suits each task's data
+    config.augmentation = "auto"  # none | shift, flip, crop, colour joined by + | auto: the data's, from 30 epochs on
     config.validation_fraction = 0.1  # Share of training images that choose the best epoch, if no split does.
     config.patience = 0  # Stop after this many epochs without a better one on the validation images; 0: never.
     config.max_train_images = 0  # Train on the first N images of each task; 0: all.

@@ -15,7 +15,7 @@ from model_patch.errors import require_each_once, require_known, require_seeds
 from model_patch.experiments.choices import HEADS
 from model_patch.experiments.report.joint import write_joint_report
 from model_patch.experiments.report.sample import Sample
-from model_patch.experiments.transfer import PATCHES, image_preprocessing, make_recipe
+from model_patch.experiments.transfer import PATCHES, image_preprocessing, make_recipe, recommended_augmentation
 from model_patch.experiments.workdir import Workdir, versions
 from model_patch.files import as_path
 from model_patch.join import check_join
@@ -82,7 +82,10 @@ class Run:
     def augmentation(self) -> dict[str, str]:
         """Returns the augmentation of each task, by name."""
         given = self.config.augmentation
-        return {name: data.augmentation if given == "auto" else given for name, data in self.data.items()}
+        return {
+            name: recommended_augmentation(self.config, data) if given == "auto" else given
+            for name, data in self.data.items()
+        }
 
 
 def multitask(config: ConfigDict, workdir: str | Path) -> dict:

@@ -229,7 +229,7 @@ def open_run(config: ConfigDict, trunk: mp.Trunk | None = None) -> Run:
     require_each_once("train", train_specs)
     trunk = trunk or mp.open_trunk(config.trunk, config.image_size or None)
     data = mp.open_data(config.data, skip_bad_images=config.skip_bad_images, verify_images=config.verify_images)
-    recipe = make_recipe(config, data.augmentation if config.epochs >= LONG else "none")
+    recipe = make_recipe(config, recommended_augmentation(config, data))
     folds = data.folds(config.folds, config.max_train_images or None) if config.folds else []
     data, *folds = (
         each.with_validation(config.validation_fraction, config.max_train_images or None) for each in (data, *folds)
@@ -250,12 +250,17 @@ LONG = 30
 """Epochs from which augmentation pays for what it costs in accuracy before, see docs/choices.md."""
 
 
-def make_recipe(config: ConfigDict, recommended_augmentation: str) -> mp.Recipe:
-    """Returns the recipe of a configuration; the augmentation `auto` is the one that the data recommend.
+def recommended_augmentation(config: ConfigDict, data: mp.ImageData) -> str:
+    """Returns the augmentation of a classifier's training images: the data's, if training is long."""
+    return data.augmentation if config.epochs >= LONG else "none"
+
+
+def make_recipe(config: ConfigDict, recommended: str) -> mp.Recipe:
+    """Returns the recipe of a configuration; the augmentation `auto` is the one that is recommended.
 
     What a configuration does not have, such as patience for detectors, is left at its default.
     """
     fields = {name: config[name] for name in mp.Recipe.__dataclass_fields__ if name in config}
     if fields["augmentation"] == "auto":
-        fields["augmentation"] = recommended_augmentation
+        fields["augmentation"] = recommended
     return mp.Recipe(**fields)

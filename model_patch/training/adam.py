@@ -1,5 +1,6 @@
 """Adam for patches: rates relative to each variable's size, and one operation for each of many small variables."""
 
+import collections
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -19,15 +20,31 @@ LEAST_CHANNEL = 0.01
 """Of a channel of a depthwise kernel, relative to the whole kernel."""
 
 
+def keys(variables: Sequence[keras.Variable]) -> list[str]:
+    """Returns a key for each variable: its path, with a number where others have it, too, as the tasks of a joined model do."""
+    times: collections.Counter[str] = collections.Counter()
+
+    def key(path: str) -> str:
+        times[path] += 1
+        return path if times[path] == 1 else f"{path}#{times[path]}"
+
+    return [key(v.path) for v in variables]
+
+
 def sizes(variables: Sequence[keras.Variable]) -> list[float]:
     """Returns the root mean square of each variable's values; of an offset that of its sibling, if that is among them."""
-    by_path = {v.path: float(np.sqrt(np.mean(np.square(ops.convert_to_numpy(v))))) for v in variables}
+    by_key = {
+        key: float(np.sqrt(np.mean(np.square(ops.convert_to_numpy(v)))))
+        for key, v in zip(keys(variables), variables, strict=True)
+    }
 
-    def size(path: str) -> float:
-        layer, _, name = path.rpartition("/")
-        return max(LEAST_SIZE, by_path.get(f"{layer}/{SIBLINGS.get(name, name)}", by_path[path]))
+    def size(key: str) -> float:
+        layer, _, name = key.rpartition("/")
+        name, *number = name.split("#")
+        sibling = "#".join([f"{layer}/{SIBLINGS.get(name, name)}", *number])
+        return max(LEAST_SIZE, by_key.get(sibling, by_key[key]))
 
-    return [size(v.path) for v in variables]
+    return [size(key) for key in by_key]
 
 
 def channel_sizes(variable: keras.Variable) -> np.ndarray | None:
@@ -104,14 +121,14 @@ class RelativeAdam(keras.optimizers.Adam):
     Args:
         learning_rate: a number or a schedule.
         relative: whether it is relative.
-        decays: by the path of a variable its weight decay, an array that broadcasts to its shape. It is the gradient of a
-            penalty on the loss (L2), and not decoupled as in AdamW.
+        decays: by the key of a variable, see `keys`, its weight decay, an array that broadcasts to its shape. It is the gradient
+            of a penalty on the loss (L2), and not decoupled as in AdamW.
         **kwargs: of `keras.optimizers.Adam`.
     """
 
     def __init__(self, learning_rate=0.001, relative: bool = False, decays: Mapping | None = None, **kwargs):
         super().__init__(learning_rate, **kwargs)
-        self.relative, self.decays = relative, {path: np.asarray(each) for path, each in (decays or {}).items()}
+        self.relative, self.decays = relative, {key: np.asarray(each) for key, each in (decays or {}).items()}
 
     def build(self, variables):
         if self.built:
@@ -123,10 +140,8 @@ class RelativeAdam(keras.optimizers.Adam):
                     free_last_axis(each)
         # Variables, so that a training step that is traced can be used with others.
         self._decay_of = [
-            self.add_variable(self.decays[v.path].shape, dtype="float32", name="decay")
-            if v.path in self.decays
-            else None
-            for v in variables
+            self.add_variable(self.decays[key].shape, dtype="float32", name="decay") if key in self.decays else None
+            for key in keys(variables)
         ]
         self._channels_of = [None] * len(variables)
         if self.relative:
@@ -138,9 +153,9 @@ class RelativeAdam(keras.optimizers.Adam):
         self._set_by_start(variables)
 
     def _set_by_start(self, variables):
-        for variable, decay in zip(variables, self._decay_of, strict=True):
+        for key, decay in zip(keys(variables), self._decay_of, strict=True):
             if decay is not None:
-                decay.assign(self.decays[variable.path])
+                decay.assign(self.decays[key])
         if self.relative:
             self.sizes.assign(sizes(variables))
         for variable, channels in zip(variables, self._channels_of, strict=True):
@@ -171,7 +186,7 @@ class RelativeAdam(keras.optimizers.Adam):
         return gradient if decay is None else gradient + ops.cast(ops.multiply(variable, decay), gradient.dtype)
 
     def get_config(self):
-        decays = {path: each.tolist() for path, each in self.decays.items()}
+        decays = {key: each.tolist() for key, each in self.decays.items()}
         return {**super().get_config(), "relative": self.relative, "decays": decays}
 
 

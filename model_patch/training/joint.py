@@ -1,7 +1,9 @@
 """Training joined tasks."""
 
+import collections
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +18,12 @@ from model_patch.data.sampling import Sampler, joint_batches
 from model_patch.errors import ModelPatchError
 from model_patch.join import JoinedTasks
 from model_patch.kinds import TrainSpec
+from model_patch.training.adam import keys
 from model_patch.training.callbacks import InputWait, KeepBest, Logs, Progress, StopAtNaN
+from model_patch.training.last_layer import LEAST_SPREAD, learn_last_layer
 from model_patch.training.loop import Fitted, build_metrics, fit_epochs, tester
 from model_patch.training.recipe import Recipe
-from model_patch.training.replicated import own_share, read_together
+from model_patch.training.replicated import outputs_and_labels, own_share, predictor, read_together
 from model_patch.training.resume import Checkpoint
 from model_patch.training.statistics import estimate_statistics, moves_statistics
 
@@ -76,9 +80,20 @@ def fit_joined(
     augmentation = augmentation or dict.fromkeys(train, recipe.augmentation)
     preprocessing = {name: bound.task.preprocessing for name, bound in joined.tasks.items()}
     best = _keep_best(joined, data, recipe)
+
+    def estimate():
+        if moves_statistics(joined.model):
+            plain = functools.partial(joint_batches, train, preprocessing, sizes[-50:], seed=seed, cache=False)
+            estimate_statistics(joined, read_together(plain))
+
+    spec = _trained(joined)
+    solves = recipe.learns_last_layer_first(spec) and all(bound.train_spec.last for bound in joined.tasks.values())
+    if solves and spec.kinds:
+        estimate()  # Features are those of the statistics that training begins with.
+    decays = _learn_last_layers(joined, train, recipe, LEAST_SPREAD if spec.kinds else 0.0) if solves else {}
     kept = Checkpoint(joined.model, checkpoint, best)
-    if joined.model.trainable_variables:
-        _compile(joined, recipe, len(sizes), weights)
+    if joined.model.trainable_variables and (spec.kinds or not solves):
+        _compile(joined, spec, recipe, len(sizes), weights, decays)
         finished, steps = kept.restore(), len(sizes) // recipe.epochs
         if finished < recipe.epochs and not (best and best.is_over(finished)):
             images = joint_batches(
@@ -97,9 +112,7 @@ def fit_joined(
                 fit_epochs(joined.model, images, epochs, steps, callbacks, metrics=metrics, weights=weights, wait=wait)
         if best:
             best.go_back(joined.model)
-    if moves_statistics(joined.model):
-        plain = functools.partial(joint_batches, train, preprocessing, sizes[-50:], seed=seed, cache=False)
-        estimate_statistics(joined, read_together(plain))
+    estimate()
     seconds = time.perf_counter() - start
     wait_share, best_epoch = min(1.0, wait.seconds / seconds), best.best_epoch if best else None
     return Fitted(kept.earlier_seconds + seconds, kept.history, wait_share, best_epoch)
@@ -162,13 +175,53 @@ def _callbacks(joined: JoinedTasks, sizes, steps_per_epoch: int, finished: int, 
     return [*callbacks, kept]
 
 
-def _compile(joined: JoinedTasks, recipe: Recipe, num_steps: int, weights: Mapping[str, float] | None):
-    train_spec = next(iter(joined.tasks.values())).train_spec
-    # Where the trunk is trained, its rate is the one that goes: a patch would bear a higher one, the kernels would not.
-    rate_of = TrainSpec.parse("full", train_spec.norm_statistics) if joined.train_trunk else train_spec
+def _trained(joined: JoinedTasks) -> TrainSpec:
+    """Returns what is trained: all weights where the trunk is, as its kernels need a rate of theirs."""
+    spec = next(iter(joined.tasks.values())).train_spec
+    return TrainSpec.parse("full", spec.norm_statistics) if joined.train_trunk else spec
+
+
+def _learn_last_layers(
+    joined: JoinedTasks, train: Mapping[str, Split], recipe: Recipe, least_spread: float
+) -> dict[str, np.ndarray]:
+    """Solves the tasks' last layers, see `training.last_layer`; one that tasks share on the features of all of them.
+
+    Returns:
+        The weight decays that were chosen, by the key of a variable, see `training.adam.keys`.
+    """
+    sharing: dict[int, list[BoundTask]] = collections.defaultdict(list)
+    for bound in joined.tasks.values():
+        sharing[id(bound.head)].append(bound)
+    of_kernel: dict[int, np.ndarray] = {}
+    for bounds in sharing.values():
+        found = [_features(bound, train[bound.task.name], recipe) for bound in bounds]
+        features, labels = (np.concatenate(each) for each in zip(*found, strict=True))
+        decay = learn_last_layer(bounds[0], features, labels, least_spread=least_spread)
+        if decay is not None:
+            of_kernel[id(bounds[0].head.kernel)] = decay
+    variables = joined.model.trainable_variables
+    return {key: of_kernel[id(v)] for key, v in zip(keys(variables), variables, strict=True) if id(v) in of_kernel}
+
+
+def _features(bound: BoundTask, split: Split, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the features of a task's training images, float32 `(images, channels)`, and the labels."""
+    make = functools.partial(batches, split, bound.task.preprocessing, recipe.batch_size, cache=False)
+    number = math.ceil(split.num_images / recipe.batch_size)
+    return outputs_and_labels(predictor(bound.features), read_together(make), f"features of {bound.task.name}", number)
+
+
+def _compile(
+    joined: JoinedTasks,
+    spec: TrainSpec,
+    recipe: Recipe,
+    num_steps: int,
+    weights: Mapping[str, float] | None,
+    decays: Mapping[str, np.ndarray],
+):
+    steps_per_epoch, width = num_steps // recipe.epochs, joined.trunk.width()
     # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
     joined.model.compile(
-        recipe.make_optimizer(rate_of, num_steps // recipe.epochs),
+        recipe.make_optimizer(spec, steps_per_epoch, recipe.is_relative(spec), decays, width),
         loss=joined.losses(),
         loss_weights=dict(weights) if weights else None,
         metrics=joined.metrics(),

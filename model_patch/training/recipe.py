@@ -81,8 +81,8 @@ ADAM_LEARNING_RATES = {
     "depthwise": (0.003, 0.003),
     "patch": (0.03, 0.01),
 }
-"""Adam's absolute rates by what is trained, for detectors, joined tasks and a last layer alone: where depthwise kernels are
-trained, theirs; `patch`: any other. See docs/choices.md."""
+"""Adam's absolute rates by what is trained, for detectors and a last layer alone: where depthwise kernels are trained, theirs;
+`patch`: any other. See docs/choices.md."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Recipe:
             train_spec: what is trained.
             steps_per_epoch: at least 1.
             relative: whether Adam's rate is relative to each variable's size; a cosine then has a warm-up.
-            decays: Adam's weight decays by the path of a variable, see `training.adam.RelativeAdam`.
+            decays: Adam's weight decays by the key of a variable, see `training.adam.RelativeAdam`.
             width: of the trunk, in channels; the default of a relative rate depends on it.
         """
         steps, options = self.epochs * steps_per_epoch, {"decays": decays} if decays else {}

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model_patch.training.adam import FusedAdam, RelativeAdam, adam
+from model_patch.training.adam import FusedAdam, RelativeAdam, adam, keys, sizes
 
 SHAPES = [(3,), (2, 5), (), (1, 1, 4, 2), (7,)] * 8
 
@@ -67,6 +67,17 @@ def test_a_relative_rate_is_in_each_variables_own_size():
         moved = {name: np.abs(np.array(v) - start[name]).mean() for name, v in learnt.items()}
         assert moved == pytest.approx({"kernel": 0.04, "bias": 0.04, "gamma": 0.03, "beta": 0.03}, rel=1e-3)
     assert type(optimizer).from_config(optimizer.get_config()).relative
+
+
+def test_variables_of_joined_tasks_with_one_name_are_told_apart():
+    with keras.name_scope("norm"):
+        values = {"gamma": (1.0, 3.0), "beta": (0.0, 0.0)}
+        variables = [keras.Variable(np.full(3, values[name][i]), name=name) for i in (0, 1) for name in values]
+    assert keys(variables) == ["norm/gamma", "norm/beta", "norm/gamma#2", "norm/beta#2"]
+    assert sizes(variables) == [1.0, 1.0, 3.0, 3.0]
+    optimizer = adam(0.0, relative=True, decays={"norm/gamma#2": np.full(1, 0.5)})
+    optimizer.build(variables)
+    assert [decay is not None for decay in optimizer._decay_of] == [False, False, True, False]
 
 
 @pytest.mark.parametrize("kind", [FusedAdam, RelativeAdam])

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from tensorflow import make_ndarray
 
-from model_patch import Task
+from model_patch import Task, bind, open_trunk
 from model_patch.data import open_data
 from model_patch.data.sampling import Sampler, joint_batches
 from model_patch.errors import TrainingError
 from model_patch.join import join
 from model_patch.kinds import TrainSpec
 from model_patch.training.callbacks import VALIDATION
-from model_patch.training.fit import evaluate
+from model_patch.training.fit import evaluate, fit_task
 from model_patch.training.joint import fit_joined
 from model_patch.training.statistics import estimate_statistics
 from tests.conftest import same, snapshot
@@ -53,6 +53,41 @@ def test_training_changes_what_it_says_and_nothing_else(trunk, tasks, sources, r
         assert unmoved == set(joined.tasks["digits"].patch_variables) & set(trunk.variables())
     else:  # The statistics of S/B on a frozen trunk stay those of the trunk.
         assert unmoved == set(trunk.variables()) | {key for key in before if "moving" in key}
+
+
+def test_last_layers_are_solved_as_for_each_task_alone(trunk, tasks, sources, recipe):
+    joined = join(trunk, tasks, "last")
+    fit_joined(joined, sources, recipe)
+    for name, bound in joined.tasks.items():
+        alone = bind(trunk, bound.task, "last")
+        fit_task(alone, sources[name], recipe)
+        for one, other in zip(bound.head.get_weights(), alone.head.get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_shared_last_layer_is_solved_for_all_tasks_that_share_it(trunk, sources, recipe):
+    digits = sources["digits"]
+    tasks = [Task(name, digits.labels, trunk.preprocessing) for name in ("first", "second")]
+    halves = dict(zip(("first", "second"), (digits, digits.folds(2)[0]), strict=True))
+    joined = join(trunk, tasks, "last", share_head=True)
+    fit_joined(joined, halves, recipe)
+    bound = joined.tasks["second"]
+    assert bound.head is joined.tasks["first"].head and evaluate(bound, digits, recipe)["accuracy"] > 0.4
+
+
+def test_patches_of_tasks_begin_at_their_last_layers_and_keep_the_weight_decay_of_each(tasks, sources, recipe):
+    trunk = open_trunk("bundled")
+    joined = join(trunk, [Task(each.name, each.labels, trunk.preprocessing) for each in tasks])
+    fit_joined(joined, sources, dataclasses.replace(recipe, epochs=1, learning_rate=1e-9))
+    optimizer = joined.model.optimizer
+    kernels = [bound.head.kernel for bound in joined.tasks.values()]
+    for bound, kernel in zip(joined.tasks.values(), kernels, strict=True):
+        alone = bind(trunk, bound.task, "last")
+        fit_task(alone, sources[bound.task.name], recipe)
+        np.testing.assert_allclose(kernel, alone.head.kernel, rtol=1e-3, atol=1e-3)
+    assert optimizer.relative and len(optimizer.decays) == 2
+    decays = {id(v): decay for v, decay in zip(joined.model.trainable_variables, optimizer._decay_of, strict=True)}
+    assert not np.allclose(*(decays[id(kernel)] for kernel in kernels))
 
 
 def test_more_steps_test_better_on_every_task(trunk, tasks, sources, recipe):
