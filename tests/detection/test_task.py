@@ -105,6 +105,7 @@ np.save(sys.argv[1] + "/answers.npy", bound.model(np.load(sys.argv[1] + "/images
     assert "head.extra_0.squeeze.kernel" in keys and not [key for key in keys if "head" in key and "/" in key]
 
 
+@pytest.mark.slow
 def test_a_detector_and_a_classifier_are_two_patches_on_one_frozen_trunk_and_both_are_exported(
     trunk, task, images, boxes, tmp_path
 ):

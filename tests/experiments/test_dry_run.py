@@ -149,6 +149,7 @@ def test_specs_without_weights_and_data():
         random_data("folder:nowhere")
 
 
+@pytest.mark.slow
 def test_the_script_writes_nothing(tmp_path):
     flags = ("--trunk=keras:MobileNetV2?alpha=0.35", "--image_size=32", "--train=last", "--data=tfds:cars196")
     ran = run_script("transfer", "--dry_run", *flags)

@@ -44,6 +44,7 @@ def values_of(path) -> dict[str, bytes]:
     return {key: value.tobytes() for key, value in Patch.load(path).values.items()}
 
 
+@pytest.mark.slow
 def test_patches_are_those_of_separate_runs_to_the_last_bit(work, tmp_path, monkeypatch):
     steps = []
     traced = FusedNormModel.train_step

@@ -17,6 +17,7 @@ def config(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_each_rate_is_a_run_of_its_own_and_all_are_compared(config, tmp_path):
     results = sweep(config, tmp_path / "run")
     assert [row["learning_rate"] for row in results["rows"]] == [0.1, 0.003]

@@ -133,7 +133,10 @@ def test_two_runs_with_one_seed_give_one_report_but_for_times(config, tmp_path):
     ("data", "figure", "parts"),
     [
         ("tags&type=multi_label", "mAP", ("macro_F1", "average precision", "Calibration", "Largest errors")),
-        ("width&type=regression", "R2", ("MAE", "root mean squared error", "values.png", "Largest errors")),
+        pytest.param(
+            *("width&type=regression", "R2", ("MAE", "root mean squared error", "values.png", "Largest errors")),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_other_types_of_task_have_their_figures_and_their_report(config, specs, tmp_path, data, figure, parts):

@@ -43,6 +43,7 @@ def test_list_and_info_say_what_the_files_say(work):
         assert expected in said
 
 
+@pytest.mark.slow
 def test_verify_prints_the_hashes_which_stay_while_another_task_is_learnt(work, tmp_path):
     patches, spec = [work / "patches" / f"{name}.safetensors" for name in "ac"], f"file:{work}/trunk.keras"
     said = run("verify", *patches, f"--trunk={spec}")
