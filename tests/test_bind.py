@@ -21,7 +21,7 @@ def test_before_training_the_features_are_the_trunks_to_the_last_bit(trunk, task
 def test_training_changes_what_the_task_owns_and_nothing_else(trunk, task, images, labels, train, norm):
     bound = bind(trunk, task, TrainSpec.parse(train, norm))
     shared, before = snapshot(trunk.variables()), snapshot(bound.patch_variables | bound.head_variables)
-    answers = np.array(bound.model(images, training=False))
+    predictions = np.array(bound.model(images, training=False))
     train_steps(bound, images, labels)
     after = snapshot(bound.patch_variables | bound.head_variables)
     assert same(shared, snapshot(trunk.variables()))
@@ -30,20 +30,20 @@ def test_training_changes_what_the_task_owns_and_nothing_else(trunk, task, image
         statistic = "moving" in key
         expected = id(variable) in learnt or (statistic and norm == "batch")
         assert (not np.array_equal(before[key], after[key])) == expected, key
-    assert not np.array_equal(answers, bound.model(images, training=False))
+    assert not np.array_equal(predictions, bound.model(images, training=False))
 
 
-def test_after_training_another_task_the_first_answers_as_before_to_the_last_bit(trunk, task, images, labels):
+def test_after_training_another_task_the_first_predicts_as_before_to_the_last_bit(trunk, task, images, labels):
     first = bind(trunk, task, "scale_bias+last")
     train_steps(first, images, labels)
-    patch, answers = snapshot(first.patch_variables), np.array(first.model(images, training=False))
+    patch, predictions = snapshot(first.patch_variables), np.array(first.model(images, training=False))
     shared = snapshot(trunk.variables())
     for train in ("last", "scale_bias+depthwise+last", "bias+last", "full"):
         other = bind(trunk, Task("other", ("a", "b", "c", "d"), task.preprocessing), train)
         train_steps(other, images, labels)
     assert same(patch, snapshot(first.patch_variables))
     assert same(shared, snapshot(trunk.variables()))
-    assert np.array_equal(answers, first.model(images, training=False))
+    assert np.array_equal(predictions, first.model(images, training=False))
 
 
 def test_the_last_layer_stays_at_its_random_values_where_it_is_not_learnt(trunk, task, images, labels):

@@ -41,7 +41,7 @@ def folded_net(layers, shape=(9, 11, 5)):
         pytest.param("DenseNet121", 32, 62, marks=pytest.mark.slow),
     ],
 )
-def test_nets_with_uneven_statistics_answer_the_same_to_a_ten_thousandth(name, size, affine):
+def test_nets_with_uneven_statistics_predict_the_same_to_a_ten_thousandth(name, size, affine):
     trunk = open_trunk(f"keras:{name}?weights=none", size)
     random_norms(trunk.model)
     bound = bind(trunk, Task("shapes", TASK.labels, trunk.preprocessing))
@@ -208,7 +208,7 @@ def test_norms_of_nested_models_are_folded(images):
 
 
 @pytest.mark.parametrize("file", ["folded.keras", "folded.h5"])
-def test_a_net_saved_by_keras_answers_the_same(trunk, task, images, tmp_path, file):
+def test_a_net_saved_by_keras_predicts_the_same(trunk, task, images, tmp_path, file):
     folded = fold(bind(trunk, task))
     folded.model.save(tmp_path / file)
     np.testing.assert_allclose(keras.models.load_model(tmp_path / file)(images), folded.model(images))

@@ -31,17 +31,17 @@ def kept():
 
 @pytest.fixture
 def undisturbed(kept, images):
-    """Checks at the end that trunk, patches, files and answers are what they were at the beginning, to the last bit."""
+    """Checks at the end that trunk, patches, files and predictions are what they were at the beginning, to the last bit."""
     trunk = kept[0].trunk
     before = [snapshot(bound.patch_variables | bound.head_variables) for bound in kept]
     files = [bound.patch().to_bytes() for bound in kept]
-    trunk_before, answers = snapshot(trunk.variables()), [bound.model.predict_on_batch(images) for bound in kept]
+    trunk_before, predictions = snapshot(trunk.variables()), [bound.model.predict_on_batch(images) for bound in kept]
     yield trunk
     assert same(trunk_before, snapshot(trunk.variables()))
-    for bound, values, file, answer in zip(kept, before, files, answers, strict=True):
+    for bound, values, file, prediction in zip(kept, before, files, predictions, strict=True):
         assert same(values, snapshot(bound.patch_variables | bound.head_variables))
         assert bound.patch().to_bytes() == file
-        assert bound.model.predict_on_batch(images).tobytes() == answer.tobytes()
+        assert bound.model.predict_on_batch(images).tobytes() == prediction.tobytes()
 
 
 REGIMES = ["last", "scale_bias+last", "depthwise+last", "statistics+last", "bias", "full"]
@@ -76,8 +76,8 @@ def test_so_does_one_that_a_bank_takes_in_and_gives_away(undisturbed, kept, task
     )
     for bound in kept[:2]:
         bank.add(bound)
-    answers = np.array(bank(images, names))
+    predictions = np.array(bank(images, names))
     added = bind(undisturbed, task, "scale_bias+depthwise+last", seed=7)
     for change in (lambda: bank.add(added), lambda: bank.add(added, replace=True), lambda: bank.remove(task.name)):
         change()
-        assert np.array(bank(images, names)).tobytes() == answers.tobytes()
+        assert np.array(bank(images, names)).tobytes() == predictions.tobytes()

@@ -372,7 +372,7 @@ def test_another_net_is_not_the_same_at_another_size(trunk, task):
         share_variables(trunk, other)
 
 
-def test_a_net_that_pads_otherwise_at_another_size_answers_as_when_it_is_opened_at_that_size(tmp_path):
+def test_a_net_that_pads_otherwise_at_another_size_predicts_as_when_it_is_opened_at_that_size(tmp_path):
     """MobileNetV2 comes to maps of odd size at 40 px, and not at 48: patches trained at 40 belong to the net as built there."""
     trunks = [open_trunk("bundled", size) for size in (48, 40)]
     both = [Task(f"{size}px", ("a", "b"), Preprocessing(size, "tf")) for size in (48, 40)]

@@ -1,4 +1,4 @@
-"""Many threads ask a bank, its export, and a SavedModel of several tasks, while tasks come and go: every answer is right."""
+"""Many threads call a bank, its export, and a SavedModel of several tasks, while tasks come and go: every prediction is right."""
 
 import threading
 import time
@@ -84,7 +84,7 @@ class Load:
             self.bank.remove(patch.task.name)
 
     def ask_bank(self, random) -> str | None:
-        """Asks for a task per image; returns what is wrong with an answer."""
+        """Predicts with a task per image; returns what is wrong with a prediction."""
         names = random.choice(self.names, len(self.images))
         return self._wrong(names, np.array(self.bank(self.images, list(names))))
 

@@ -28,7 +28,7 @@ def file(bound, tmp_path):
     return path
 
 
-def test_a_saved_patch_makes_another_process_answer_the_same(bound, file, images, tmp_path):
+def test_a_saved_patch_makes_another_process_predict_the_same(bound, file, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     code = """
 import sys, numpy as np
@@ -36,13 +36,13 @@ from model_patch import Patch, Preprocessing, Trunk, bind_patch
 from tests.conftest import small_net
 trunk = Trunk(small_net(), "again", Preprocessing(32, "tf"))
 x = np.load(sys.argv[1] + "/images.npy")
-answers = np.array(bind_patch(trunk, Patch.load(sys.argv[1] + "/shapes.safetensors")).model(x, training=False))
-np.savez(sys.argv[1] + "/answers.npz", answers=answers, trunk=np.array(trunk.model(x, training=False)))
+predictions = np.array(bind_patch(trunk, Patch.load(sys.argv[1] + "/shapes.safetensors")).model(x, training=False))
+np.savez(sys.argv[1] + "/predictions.npz", predictions=predictions, trunk=np.array(trunk.model(x, training=False)))
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    answers = np.load(tmp_path / "answers.npz")
-    assert np.array_equal(answers["answers"], bound.model(images, training=False))
-    assert not np.allclose(answers["trunk"], bound.features(images, training=False)), "the patch has an effect"
+    predictions = np.load(tmp_path / "predictions.npz")
+    assert np.array_equal(predictions["predictions"], bound.model(images, training=False))
+    assert not np.allclose(predictions["trunk"], bound.features(images, training=False)), "the patch has an effect"
 
 
 def test_everything_in_the_file_comes_back(bound, file):
@@ -92,13 +92,13 @@ def test_a_float16_scale_bias_patch_of_mobilenet_v2_is_under_150_kb():
     assert len(bound.patch().to_bytes("float16")) - head_bytes < 150_000
 
 
-def test_switching_to_a_patch_and_back_restores_the_answers_to_the_last_bit(trunk, task, bound, images):
+def test_switching_to_a_patch_and_back_restores_the_predictions_to_the_last_bit(trunk, task, bound, images):
     one, two = bound.patch(), bind(trunk, task, "scale_bias+last", seed=9).patch()
-    answers = np.array(bound.model(images, training=False))
+    predictions = np.array(bound.model(images, training=False))
     bound.load(two)
-    assert not np.allclose(answers, bound.model(images, training=False))
+    assert not np.allclose(predictions, bound.model(images, training=False))
     bound.load(one)
-    assert np.array_equal(answers, bound.model(images, training=False))
+    assert np.array_equal(predictions, bound.model(images, training=False))
 
 
 def _unchanged(bound, patch, message):

@@ -24,15 +24,15 @@ def tasks_of(files, *names):
     return open_tasks(f"file:{files}/trunk.keras", [str(files / f"{name}.safetensors") for name in names])
 
 
-def test_every_task_answers_for_every_image_most_probable_label_first(files):
-    answers = list(predict(tasks_of(files, "shapes", "colours"), [f"{files}/*.png"], top=2))
-    assert [(answer.file[-5:], answer.task) for answer in answers] == [
+def test_every_task_predicts_for_every_image_most_probable_label_first(files):
+    predictions = list(predict(tasks_of(files, "shapes", "colours"), [f"{files}/*.png"], top=2))
+    assert [(prediction.file[-5:], prediction.task) for prediction in predictions] == [
         (file, task) for file in ("0.png", "1.png") for task in ("shapes", "colours")
     ]
-    for answer in answers:
-        (_, first), (_, second) = answer.top
+    for prediction in predictions:
+        (_, first), (_, second) = prediction.top
         assert 1 >= first >= second >= 0
-    assert {label for label, _ in answers[1].top} == {"red", "blue"}
+    assert {label for label, _ in predictions[1].top} == {"red", "blue"}
 
 
 def test_a_mistyped_task_is_refused_and_the_known_ones_named(files):
@@ -64,12 +64,12 @@ def test_many_images_are_predicted_in_batches_as_each_by_itself(files, trunk):
     several = list(predict(tasks, [f"{files}/many*.png"]))
     assert len(several) == 2 * (BATCH + 3)
     for i in (0, 5, BATCH, BATCH + 2):
-        for bound, answer in zip(tasks, several[2 * i : 2 * i + 2], strict=True):
-            image = bound.task.preprocessing(np.asarray(Image.open(answer.file)))
+        for bound, prediction in zip(tasks, several[2 * i : 2 * i + 2], strict=True):
+            image = bound.task.preprocessing(np.asarray(Image.open(prediction.file)))
             expected = keras.ops.softmax(bound.model(np.asarray(image)[None], training=False))[0]
-            assert answer.task == bound.task.name and answer.file == f"{files}/many{i:03}.png"
+            assert prediction.task == bound.task.name and prediction.file == f"{files}/many{i:03}.png"
             np.testing.assert_allclose(
-                [answer.probabilities[label] for label in bound.task.labels], expected, atol=1e-5
+                [prediction.probabilities[label] for label in bound.task.labels], expected, atol=1e-5
             )
 
 
@@ -78,10 +78,10 @@ def test_tasks_with_a_last_layer_only_share_the_features_of_the_trunk(files, tru
         task = Task(name, ("a", "b", "c"), trunk.preprocessing)
         bind(trunk, task, "last", seed=seed).patch().save(files / f"{name}.safetensors")
     tasks = tasks_of(files, "one", "shapes", "two")
-    for answer, bound in zip(predict(tasks, f"{files}/0.png"), tasks, strict=True):
+    for prediction, bound in zip(predict(tasks, f"{files}/0.png"), tasks, strict=True):
         image = bound.task.preprocessing(np.asarray(Image.open(f"{files}/0.png")))
         expected = keras.ops.softmax(bound.model(np.asarray(image)[None], training=False))[0]
-        np.testing.assert_allclose(list(answer.probabilities.values()), expected, atol=1e-5)
+        np.testing.assert_allclose(list(prediction.probabilities.values()), expected, atol=1e-5)
 
 
 def test_bad_images_are_named_at_the_end_and_the_others_predicted(files):
@@ -90,7 +90,7 @@ def test_bad_images_are_named_at_the_end_and_the_others_predicted(files):
     paths = [f"{files}/{name}.png" for name in ("bad", "0", "nowhere", "1", "cut")]
     seen = []
     with pytest.raises(BadImagesError, match=r"3 of 5 images cannot be read: .*bad\.png, .*nowhere\.png, .*cut\.png"):
-        seen.extend(answer.file[-5:] for answer in predict(tasks_of(files, "shapes"), iter(paths)))
+        seen.extend(prediction.file[-5:] for prediction in predict(tasks_of(files, "shapes"), iter(paths)))
     assert seen == ["0.png", "1.png"]
 
 
@@ -98,7 +98,7 @@ def test_a_folder_is_all_images_below_it(files):
     (files / "photos" / "inner").mkdir(parents=True)
     for name in ("photos/b.png", "photos/inner/a.JPG", "photos/.hidden.png", "photos/notes.txt"):
         Image.new("RGB", (9, 9)).save(files / name, format="PNG")
-    found = [answer.file for answer in predict(tasks_of(files, "shapes"), str(files / "photos"))]
+    found = [prediction.file for prediction in predict(tasks_of(files, "shapes"), str(files / "photos"))]
     assert found == [f"{files}/photos/b.png", f"{files}/photos/inner/a.JPG"]
 
 
@@ -112,15 +112,19 @@ def test_a_patch_is_loaded_and_not_passed_over(files, trunk):
     assert before.top != after.top
 
 
-def test_each_image_is_answered_at_the_resolution_nearest_to_its_own(trunk, files):
+def test_each_image_is_predicted_at_the_resolution_nearest_to_its_own(trunk, files):
     for size in (23, 41):
         other = Trunk(small_net(size=size), "test", Preprocessing(size, "tf"))
         task = Task(f"shapes-{size}px", ("circle", "square"), other.preprocessing)
         bind(other, task).patch().save(files / f"shapes-{size}px.safetensors")
     Image.new("RGB", (300, 400)).save(files / "2.png")
     tasks = tasks_of(files, "shapes-23px", "shapes-41px")
-    answers = list(predict(tasks, [f"{files}/*.png"], pick_resolution=True))
-    assert [(a.file[-5:], a.task[-4:]) for a in answers] == [("0.png", "23px"), ("1.png", "23px"), ("2.png", "41px")]
+    predictions = list(predict(tasks, [f"{files}/*.png"], pick_resolution=True))
+    assert [(a.file[-5:], a.task[-4:]) for a in predictions] == [
+        ("0.png", "23px"),
+        ("1.png", "23px"),
+        ("2.png", "41px"),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +166,8 @@ def test_nothing_to_pick_from_and_images_without_pixels_are_refused(sizes):
 def test_a_name_with_brackets_is_that_file_and_no_patch_an_error(files):
     Image.new("RGB", (20, 30)).save(files / "[01].png")
     tasks = tasks_of(files, "shapes")
-    assert [answer.file for answer in predict(tasks, [f"{files}/[01].png"])] == [f"{files}/[01].png"]
-    assert [answer.file[-5:] for answer in predict(tasks, f"{files}/[01].pn?")] == ["0.png", "1.png"]
+    assert [prediction.file for prediction in predict(tasks, [f"{files}/[01].png"])] == [f"{files}/[01].png"]
+    assert [prediction.file[-5:] for prediction in predict(tasks, f"{files}/[01].pn?")] == ["0.png", "1.png"]
     with pytest.raises(ModelPatchError, match="no patch is given: expected --patches=FILE"):
         tasks_of(files)
     with pytest.raises(ModelPatchError, match="no file is given"):

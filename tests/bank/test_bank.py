@@ -1,4 +1,4 @@
-"""A bank answers each image as the bound task would."""
+"""A bank predicts each image as the bound task would."""
 
 import dataclasses
 import threading
@@ -31,7 +31,7 @@ def tasks_of(trunk, train: str = "scale_bias+last"):
     return [bound_task(trunk, f"task{k}", classes, train, k) for k, classes in enumerate(CLASSES)]
 
 
-def assert_answers(bank, tasks, images, random):
+def assert_predictions(bank, tasks, images, random):
     """Each image of a mixed batch gets the logits of its own task, and -infinity behind them."""
     chosen = random.integers(0, len(tasks), len(images))
     logits = np.array(bank(images, [tasks[k].task.name for k in chosen]))
@@ -59,13 +59,13 @@ def random():
         ("depthwise+bias", "depthwise+bias+last"),
     ],
 )
-def test_every_image_is_answered_by_its_task(trunk, images, random, kinds, trained):
+def test_every_image_is_predicted_by_its_task(trunk, images, random, kinds, trained):
     before = snapshot(trunk.variables())
     tasks = tasks_of(trunk, trained)
     bank = Bank(trunk, kinds, capacity=5, classes=7)
     for task in tasks:
         bank.add(task)
-    assert_answers(bank, tasks, images, random)
+    assert_predictions(bank, tasks, images, random)
     assert same(before, snapshot(trunk.variables()))
 
 
@@ -114,7 +114,7 @@ def test_other_nets(net, images, random):
     bank = Bank(trunk, capacity=4, classes=7)
     for task in tasks:
         bank.add(task)
-    assert_answers(bank, tasks, images, random)
+    assert_predictions(bank, tasks, images, random)
 
 
 @pytest.mark.parametrize("kinds", ["bias", "scale_bias", "scale_bias+depthwise"])
@@ -139,7 +139,7 @@ def test_large_batches_and_patches_out_of_files(trunk, random, tmp_path, monkeyp
         task.patch().save(tmp_path / "p.safetensors")
         bank.add(Patch.load(tmp_path / "p.safetensors"))
     images = random.uniform(-1, 1, (4 * PART + 1, SIZE, SIZE, 3)).astype("float32")
-    assert_answers(bank, tasks, images, random)
+    assert_predictions(bank, tasks, images, random)
 
 
 def test_tasks_come_and_go_without_a_trace(trunk, images, random, monkeypatch):
@@ -151,15 +151,15 @@ def test_tasks_come_and_go_without_a_trace(trunk, images, random, monkeypatch):
     monkeypatch.setattr(
         type(bank.model), "call", lambda self, *args, **kw: traces.append(self.name) or call(self, *args, **kw)
     )
-    assert_answers(bank, tasks[:1], images, random)
+    assert_predictions(bank, tasks[:1], images, random)
     first = traces.count("bank")
     assert first > 0
     for task in tasks[1:3]:
         bank.add(task)
-    assert_answers(bank, tasks[:3], images[:5], random)
+    assert_predictions(bank, tasks[:3], images[:5], random)
     bank.remove("task1")
     bank.add(tasks[3])
-    assert_answers(bank, [tasks[0], tasks[2], tasks[3]], images, random)
+    assert_predictions(bank, [tasks[0], tasks[2], tasks[3]], images, random)
     assert traces.count("bank") == first
     with pytest.raises(ModelPatchError, match="unknown task 'task1': expected one of task0, task2, task3"):
         bank(images[:1], ["task1"])
@@ -171,7 +171,7 @@ def test_it_grows_when_it_is_full(trunk, images, random):
     for task in tasks:
         bank.add(task)
     assert bank.capacity == 4
-    assert_answers(bank, tasks, images, random)
+    assert_predictions(bank, tasks, images, random)
 
 
 def test_a_task_can_be_replaced(trunk, images, random):
@@ -181,11 +181,11 @@ def test_a_task_can_be_replaced(trunk, images, random):
     with pytest.raises(ModelPatchError, match="holds a task named 'task' already"):
         bank.add(new)
     bank.add(new, replace=True)
-    assert_answers(bank, [new], images, random)
+    assert_predictions(bank, [new], images, random)
 
 
-def test_answers_stay_whole_while_tasks_are_replaced(trunk, images):
-    """Whoever asks while patches change is answered by one of them, never by a mixture, and never by another task."""
+def test_predictions_stay_whole_while_tasks_are_replaced(trunk, images):
+    """A call while patches change gets the predictions of one of them, never by a mixture, and never by another task."""
     versions = [bound_task(trunk, "task", 3, "scale_bias+last", seed) for seed in range(3)]
     still = bound_task(trunk, "still", 5, "scale_bias+last", 9)
     expected = [np.array(bound.model(images[:1], training=False))[0] for bound in versions]
@@ -219,7 +219,7 @@ def test_answers_stay_whole_while_tasks_are_replaced(trunk, images):
     assert bank.capacity <= 12  # Rows that are still read delay their reuse, and no more.
 
 
-def test_a_row_that_no_task_has_is_never_the_trunks_answer(trunk, images):
+def test_a_row_that_no_task_has_is_never_the_trunks_prediction(trunk, images):
     bank = Bank(trunk, capacity=3)
     bank.add(bound_task(trunk, "task", 3, "scale_bias+last", 0))
     row = np.array([bank.row("task")], "int32")

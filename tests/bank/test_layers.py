@@ -133,7 +133,7 @@ def test_the_head_is_each_tasks_own_whatever_its_width(rows, random):
         assert np.isneginf(got[len(bias) :]).all()
 
 
-def test_a_row_without_a_task_answers_nan(random):
+def test_a_row_without_a_task_predicts_nan(random):
     head = BankedHead(TASKS, CHANNELS, FILTERS)
     assert np.isnan(head(np.ones((1, CHANNELS), "float32"), np.array([2], "int32"))).all()
 

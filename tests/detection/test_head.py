@@ -59,7 +59,7 @@ def test_the_number_of_values_is_that_worked_out_by_hand():
     assert layer.count_params() == extras + predictors
 
 
-def test_equal_seeds_make_equal_heads_and_a_saved_model_answers_the_same(tmp_path):
+def test_equal_seeds_make_equal_heads_and_a_saved_model_predicts_the_same(tmp_path):
     inputs = [keras.Input(x.shape[1:]) for x in maps()]
     models = [keras.Model(inputs, head(seed)(inputs)) for seed in (3, 3, 4)]
     one, same, other = (np.array(model(maps())) for model in models)

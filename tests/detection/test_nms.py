@@ -17,8 +17,8 @@ BOXES = np.array(
 def found(scores, boxes=BOXES):
     """Detections in one image, whose default boxes are the boxes themselves."""
     codes = np.array(encode(boxes, boxes))[None]
-    answers = detections(codes, np.array(scores, "float32")[None], boxes)
-    *parts, count = (np.array(answer)[0] for answer in answers)
+    predictions = detections(codes, np.array(scores, "float32")[None], boxes)
+    *parts, count = (np.array(prediction)[0] for prediction in predictions)
     assert all(len(part) == MAX_DETECTIONS and not part[count:].any() for part in parts)
     return [part[:count] for part in parts]
 

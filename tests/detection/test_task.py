@@ -86,7 +86,7 @@ def test_under_the_focal_loss_every_class_begins_unlikely(trunk, images):
 
 
 @pytest.mark.slow
-def test_a_saved_detector_answers_the_same_in_another_process(trunk, task, images, boxes, tmp_path):
+def test_a_saved_detector_predicts_the_same_in_another_process(trunk, task, images, boxes, tmp_path):
     bound = bind(trunk, task, "scale_bias+last")
     train_steps(bound, images, boxes)
     bound.patch({"mAP": 0.5}).save(tmp_path / "detector.safetensors")
@@ -97,10 +97,10 @@ from model_patch import Patch, Preprocessing, Trunk, bind_patch
 from tests.conftest import small_net
 trunk = Trunk(small_net(size=64), "again", Preprocessing(64, "tf"))
 bound = bind_patch(trunk, Patch.load(sys.argv[1] + "/detector.safetensors"))
-np.save(sys.argv[1] + "/answers.npy", bound.model(np.load(sys.argv[1] + "/images.npy"), training=False))
+np.save(sys.argv[1] + "/predictions.npy", bound.model(np.load(sys.argv[1] + "/images.npy"), training=False))
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert np.array_equal(np.load(tmp_path / "answers.npy"), bound.model(images, training=False))
+    assert np.array_equal(np.load(tmp_path / "predictions.npy"), bound.model(images, training=False))
     keys = Patch.load(tmp_path / "detector.safetensors").values
     assert "head.extra_0.squeeze.kernel" in keys and not [key for key in keys if "head" in key and "/" in key]
 
@@ -124,8 +124,8 @@ def test_a_detector_and_a_classifier_are_two_patches_on_one_frozen_trunk_and_bot
         export("saved_model", [loaded], folder)
         # In a process without this package, against the task that was trained.
         assert check("saved_model", [bound], folder)[bound.task.name] <= 1e-4
-    answers = detector.task.predictions(detector.model(images, training=False))
-    assert answers["boxes"].shape == (6, 100, 4) and answers["labels"].dtype == tf.string
+    predictions = detector.task.predictions(detector.model(images, training=False))
+    assert predictions["boxes"].shape == (6, 100, 4) and predictions["labels"].dtype == tf.string
 
 
 def test_a_bound_detector_is_a_plain_keras_model(trunk, task, images, boxes, tmp_path):

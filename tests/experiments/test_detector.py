@@ -90,7 +90,7 @@ def test_a_detector_can_be_a_patch_on_the_trunk_that_is_given(trunk_file, tmp_pa
     assert results["rows"][0]["trained_fraction"] < 1
 
 
-def test_image_files_are_answered_with_labels_boxes_and_pictures(run, tmp_path):
+def test_image_files_are_predicted_with_labels_boxes_and_pictures(run, tmp_path):
     for name in ("a.png", "b.jpg", "[ab].png"):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), "uint8")).save(tmp_path / name)
     bound = open_detector(detector_path(run[0], 0))

@@ -1,4 +1,4 @@
-"""Every format: what is written answers as the models in memory, in a process that has nothing of this package."""
+"""Every format: what is written predicts as the models in memory, in a process that has nothing of this package."""
 
 import base64
 import contextlib
@@ -85,7 +85,7 @@ def test_versions_are_numbered_and_whole(tasks, tmp_path):
     assert sorted(path.name for path in base.iterdir()) == ["1", "2", "7"]
 
 
-def test_the_request_of_the_docs_is_one_that_an_exported_bank_answers(tmp_path):
+def test_the_request_of_the_docs_is_one_that_an_exported_bank_takes(tmp_path):
     """As TensorFlow Serving reads it: the values of each input by name, base64 decoded, stacked to a tensor."""
     trunk = Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
     bounds = [bind(trunk, Task(name, ("a", "b"), trunk.preprocessing)) for name in ("digits", "pets")]
@@ -94,8 +94,8 @@ def test_the_request_of_the_docs_is_one_that_an_exported_bank_answers(tmp_path):
     columns = {name: [instance[name] for instance in request["instances"]] for name in request["instances"][0]}
     columns["contents"] = [base64.b64decode(each["b64"]) for each in columns["contents"]]
     signature = tf.saved_model.load(folder).signatures[request["signature_name"]]
-    answers = signature(**{name: tf.constant(values) for name, values in columns.items()})
-    assert answers["probabilities"].shape == (2, 2) and set(answers) == {"logits", "probabilities", "label"}
+    predictions = signature(**{name: tf.constant(values) for name, values in columns.items()})
+    assert predictions["probabilities"].shape == (2, 2) and set(predictions) == {"logits", "probabilities", "label"}
 
 
 def test_the_files_for_tensorflow_serving_agree():
@@ -112,12 +112,12 @@ def test_the_files_for_tensorflow_serving_agree():
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_written_answers_as_the_models_in_memory(tasks, written, format):
+def test_what_is_written_predicts_as_the_models_in_memory(tasks, written, format):
     differences = check(format, tasks, written(format))
     assert differences.keys() == {bound.task.name for bound in tasks} and max(differences.values()) <= 1e-5
 
 
-def test_an_answer_that_differs_is_an_error(trunk, task, tmp_path):
+def test_a_prediction_that_differs_is_an_error(trunk, task, tmp_path):
     bound = bind(trunk, task)
     export("litert", [bound], tmp_path / "out")
     bound.head_variables["head.bias"].assign([1.0, 2.0, 3.0])
@@ -260,10 +260,10 @@ def test_signatures_take_images_and_files_and_give_labels(tasks, pixels, written
     assert set(signatures) == {*LABELS, *(f"{name}.{part}" for name in LABELS for part in ("encoded", "resized"))}
     files = [tf.io.encode_png(image.astype("uint8")).numpy() for image in pixels]
     for bound in tasks:
-        answers = signatures[bound.task.name](images=pixels.astype("uint8").astype("float32"))
+        predictions = signatures[bound.task.name](images=pixels.astype("uint8").astype("float32"))
         expected = in_memory(bound, pixels.astype("uint8").astype("float32"))
-        np.testing.assert_allclose(answers["logits"], expected, atol=1e-5)
-        assert [x.decode() for x in answers["label"].numpy()] == [bound.task.labels[i] for i in expected.argmax(-1)]
+        np.testing.assert_allclose(predictions["logits"], expected, atol=1e-5)
+        assert [x.decode() for x in predictions["label"].numpy()] == [bound.task.labels[i] for i in expected.argmax(-1)]
         encoded = signatures[f"{bound.task.name}.encoded"](contents=tf.constant(files))
         np.testing.assert_allclose(encoded["logits"], expected, atol=1e-5)
         resized = signatures[f"{bound.task.name}.resized"](images=pixels.astype("uint8").astype("float32"))
@@ -280,13 +280,16 @@ def test_an_exported_bank_takes_mixed_batches_and_refuses_names_it_does_not_know
     by_images = signatures["serving_default"](images=whole, tasks=tf.constant(names))
     files = tf.constant([tf.io.encode_png(image.astype("uint8")).numpy() for image in pixels])
     by_files = signatures["encoded"](contents=files, tasks=tf.constant(names))
-    for answers in (by_images, by_files):
+    for predictions in (by_images, by_files):
         for k, bound in enumerate(tasks):
             own = len(bound.task.labels)
             expected = in_memory(bound, whole)[k]
-            np.testing.assert_allclose(answers["logits"][k, :own], expected, atol=1e-5)
-            assert np.isneginf(answers["logits"][k, own:]).all() and not answers["probabilities"][k, own:].numpy().any()
-            assert answers["label"][k].numpy().decode() == bound.task.labels[expected.argmax()]
+            np.testing.assert_allclose(predictions["logits"][k, :own], expected, atol=1e-5)
+            assert (
+                np.isneginf(predictions["logits"][k, own:]).all()
+                and not predictions["probabilities"][k, own:].numpy().any()
+            )
+            assert predictions["label"][k].numpy().decode() == bound.task.labels[expected.argmax()]
     with pytest.raises(tf.errors.InvalidArgumentError, match="the bank has no task of the name.*digitz"):
         signatures["serving_default"](images=whole, tasks=tf.constant([*names[:2], "digitz"]))
 
@@ -303,15 +306,15 @@ def test_scaling_and_labels_are_in_a_litert_file(images, mode, tmp_path, pixels)
         np.testing.assert_allclose(runner(images=batch)["logits"], in_memory(bound, batch), atol=1e-4)
 
 
-def test_one_litert_file_answers_for_every_task_in_turn(tasks, pixels, written):
+def test_one_litert_file_predicts_for_every_task_in_turn(tasks, pixels, written):
     runner = Interpreter(str(written("litert_set") / "net.tflite")).get_signature_runner("serving_default")
     for bound in [*tasks, *tasks[::-1]]:
-        answers = runner(images=pixels, **load_file(written("litert_set") / f"{bound.task.name}.safetensors"))
+        predictions = runner(images=pixels, **load_file(written("litert_set") / f"{bound.task.name}.safetensors"))
         expected, classes = in_memory(bound, pixels), len(bound.task.labels)
-        np.testing.assert_allclose(answers["logits"][:, :classes], expected, atol=1e-5)
-        np.testing.assert_allclose(answers["probabilities"][:, :classes], tf.nn.softmax(expected), atol=1e-5)
-        assert (answers["probabilities"][:, classes:] == 0).all()
-    with pytest.raises(ValueError, match="expected 2 vs provided 1"):  # Without a task's vector there is no answer.
+        np.testing.assert_allclose(predictions["logits"][:, :classes], expected, atol=1e-5)
+        np.testing.assert_allclose(predictions["probabilities"][:, :classes], tf.nn.softmax(expected), atol=1e-5)
+        assert (predictions["probabilities"][:, classes:] == 0).all()
+    with pytest.raises(ValueError, match="expected 2 vs provided 1"):  # Without a task's vector there is no prediction.
         runner(images=pixels)
 
 

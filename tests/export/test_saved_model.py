@@ -35,13 +35,13 @@ def pixels():
     return np.random.default_rng(4).integers(0, 256, (5, 40, 24, 3)).astype("float32")
 
 
-def test_a_process_without_this_package_gets_the_same_answers(bound, pixels, tmp_path):
+def test_a_process_without_this_package_gets_the_same_predictions(bound, pixels, tmp_path):
     export_saved_model(bound, tmp_path / "task")
-    (answers,) = run_in_clean_process(clean_saved_model.__file__, [(tmp_path / "task", pixels, ())])
+    (predictions,) = run_in_clean_process(clean_saved_model.__file__, [(tmp_path / "task", pixels, ())])
     expected = in_memory(bound, pixels)
-    np.testing.assert_allclose(answers["probabilities"], expected, atol=1e-5)
-    np.testing.assert_allclose(tf.nn.softmax(answers["logits"]), expected, atol=1e-5)
-    assert [x.decode() for x in answers["label"]] == [bound.task.labels[i] for i in expected.argmax(-1)]
+    np.testing.assert_allclose(predictions["probabilities"], expected, atol=1e-5)
+    np.testing.assert_allclose(tf.nn.softmax(predictions["logits"]), expected, atol=1e-5)
+    assert [x.decode() for x in predictions["label"]] == [bound.task.labels[i] for i in expected.argmax(-1)]
 
 
 @pytest.mark.parametrize("mode", ["caffe", "torch"])  # The other modes do less.
@@ -54,14 +54,14 @@ def test_every_preprocessing_is_part_of_it(images, pixels, mode, tmp_path):
         np.testing.assert_allclose(serve(images=batch)["probabilities"], in_memory(bound, batch), atol=1e-5)
 
 
-def test_encoded_files_of_different_sizes_are_answered_as_their_pixels(bound, tmp_path):
+def test_encoded_files_of_different_sizes_are_predicted_as_their_pixels(bound, tmp_path):
     rng, contents = np.random.default_rng(0), []
     for name, size in (("a.png", (20, 30)), ("b.jpg", (64, 48)), ("c.bmp", (32, 32)), ("d.gif", (9, 50))):
         Image.fromarray(rng.integers(0, 256, (*size, 3), "uint8")).save(tmp_path / name)
         contents.append((tmp_path / name).read_bytes())
     export_saved_model(bound, tmp_path / "task")
-    answers = tf.saved_model.load(tmp_path / "task").signatures["encoded"](contents=tf.constant(contents))
-    for content, probabilities in zip(contents, answers["probabilities"], strict=True):
+    predictions = tf.saved_model.load(tmp_path / "task").signatures["encoded"](contents=tf.constant(contents))
+    for content, probabilities in zip(contents, predictions["probabilities"], strict=True):
         np.testing.assert_allclose(probabilities, in_memory(bound, decode(content)[None])[0], atol=1e-5)
 
 
@@ -106,8 +106,8 @@ def test_training_prediction_and_exports_bring_files_to_the_net_alike(trunk, res
     ((trained, labels),) = batches(data.train, prepared, 2)
     expected = np.zeros((2, 2), "float32")
     expected[labels.numpy()] = tf.nn.softmax(bound.model(trained, training=False))
-    for answer, row in zip(predict(bound, paths), expected, strict=True):
-        np.testing.assert_allclose(list(answer.probabilities.values()), row, atol=1e-5)
+    for prediction, row in zip(predict(bound, paths), expected, strict=True):
+        np.testing.assert_allclose(list(prediction.probabilities.values()), row, atol=1e-5)
     for format, name in (("saved_model", "encoded"), ("signatures", "two.encoded"), ("bank", "encoded")):
         export(format, [bound], tmp_path / format)
         (folder,) = {path.parent for path in (tmp_path / format).rglob("saved_model.pb")}

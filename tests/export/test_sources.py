@@ -1,4 +1,4 @@
-"""Trunks of every source join, answer in a bank, fold and run in LiteRT."""
+"""Trunks of every source join, predict in a bank, fold and run in LiteRT."""
 
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def subclassed(folder):
         ),
     ],
 )
-def test_tasks_learn_together_answer_in_a_bank_fold_and_run_in_litert(make, kept, tmp_path):
+def test_tasks_learn_together_predict_in_a_bank_fold_and_run_in_litert(make, kept, tmp_path):
     trunk = make(tmp_path)
     tasks = [Task(name, ("a", "b"), trunk.preprocessing) for name in ("one", "two")]
     joined = join(trunk, tasks, train_trunk=False)

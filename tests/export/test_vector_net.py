@@ -31,7 +31,7 @@ def check(bounds, images):
 
 
 @pytest.mark.parametrize("kinds", [KINDS, *((kind,) for kind in KINDS)], ids="+".join)
-def test_a_vector_net_answers_as_each_task_with_that_tasks_vector(trunk, images, kinds):
+def test_a_vector_net_predicts_as_each_task_with_that_tasks_vector(trunk, images, kinds):
     bounds = tasks(trunk, images, kinds)
     net = check(bounds, images)
     assert {len(vector) for vector in net.vectors.values()} == {net.num_values}

@@ -140,11 +140,11 @@ class Journey:
             output = folder / f"{self.name}_{self.seed}_{kind}_{format}"
             written = self.attempt(f"{format} {kind}", lambda f=format, o=output: export(f, bounds, o) or True)
             if written:
-                for bound, given in zip(bounds, answers(format, output, bounds, images(2)), strict=True):
+                for bound, given in zip(bounds, predictions(format, output, bounds, images(2)), strict=True):
                     self.check(f"{format} {kind}", given, self.logits(bound, images(2)))
 
 
-def answers(format, folder, bounds, x):
+def predictions(format, folder, bounds, x):
     """What exported files give, in this process: the tests of tests/export ask in others."""
     import onnxruntime
     import tensorflow as tf

@@ -72,9 +72,9 @@ def test_such_a_patch_is_saved_with_the_model_and_by_itself(tmp_path):
     train_steps(bound, images, np.arange(4) % 2)
     other.load(bound.patch())
     bound.model.save(tmp_path / "bound.keras")
-    answers = np.array(bound.model(images))
-    assert np.array_equal(other.model(images), answers)
-    assert np.array_equal(keras.models.load_model(tmp_path / "bound.keras")(images), answers)
+    predictions = np.array(bound.model(images))
+    assert np.array_equal(other.model(images), predictions)
+    assert np.array_equal(keras.models.load_model(tmp_path / "bound.keras")(images), predictions)
 
 
 def test_such_tasks_are_joined():
@@ -83,10 +83,10 @@ def test_such_tasks_are_joined():
     images = np.random.default_rng(0).uniform(-1, 1, (5, SIZE, SIZE, 3)).astype("float32")
     joined.model.compile("sgd", joined.losses(), run_eagerly=True)
     joined.model.fit({"one": images, "two": images}, {"one": np.arange(5) % 2, "two": np.ones(5)}, verbose=0)
-    answers = joined.model({"one": images, "two": images[:3]})
-    assert not np.allclose(answers["one"][:3], answers["two"])
+    predictions = joined.model({"one": images, "two": images[:3]})
+    assert not np.allclose(predictions["one"][:3], predictions["two"])
     for name, batch in (("one", images), ("two", images[:3])):
-        np.testing.assert_allclose(joined.tasks[name].model(batch), answers[name], atol=1e-5)
+        np.testing.assert_allclose(joined.tasks[name].model(batch), predictions[name], atol=1e-5)
 
 
 def test_convolutions_of_a_net_with_norms_are_left_alone(trunk, task):

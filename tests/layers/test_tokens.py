@@ -23,7 +23,7 @@ from model_patch import (
 from model_patch.export import export
 from model_patch.trunks.saving import save_trunk
 from tests.conftest import same, snapshot, train_steps
-from tests.graph.test_every_layer import answers
+from tests.graph.test_every_layer import predictions
 from tests.token_nets import SIZE, small_vit, windowed_vit
 
 PREPROCESSING = Preprocessing(SIZE, "tf")
@@ -143,7 +143,7 @@ def test_tasks_compute_the_same_loaded_joined_banked_and_folded(trunk, bounds, i
     np.testing.assert_allclose(fold(bounds[0]).model(images), logits[0], atol=1e-5)
 
 
-def test_a_bank_of_64_tasks_answers_as_64_bound_models(images):
+def test_a_bank_of_64_tasks_predicts_as_64_bound_models(images):
     trunk = Trunk(small_vit(depth=1), "vit", PREPROCESSING)
     bank, rng = Bank(trunk, "scale_bias+bias", capacity=64, classes=2), np.random.default_rng(0)
     bound, expected = bind(trunk, task("any"), "scale_bias+bias+last"), []
@@ -158,11 +158,11 @@ def test_a_bank_of_64_tasks_answers_as_64_bound_models(images):
 
 
 @pytest.mark.slow
-def test_exports_answer_as_the_models_do(bounds, images, tmp_path):
+def test_exports_predict_as_the_models_do(bounds, images, tmp_path):
     pixels = (images + 1) * 127.5
     for format in ("saved_model", "signatures", "bank", "litert", "litert_set"):
         export(format, bounds, tmp_path / format)
-        for bound, given in zip(bounds, answers(format, tmp_path / format, bounds, pixels), strict=True):
+        for bound, given in zip(bounds, predictions(format, tmp_path / format, bounds, pixels), strict=True):
             np.testing.assert_allclose(given, bound.model(images), atol=1e-4)
 
 

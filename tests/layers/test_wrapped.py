@@ -136,11 +136,11 @@ def test_a_state_that_freezing_does_not_stop_stays_the_trunks(state, images, lab
     before = snapshot(trunk.variables())
     for train in ("last", "scale_bias+last", "full"):
         first, second = bind(trunk, TASK, train), bind(trunk, TASK, train)
-        answers = np.array(first.model(images, training=False))
+        predictions = np.array(first.model(images, training=False))
         second.model.compile(keras.optimizers.SGD(0.05), second.task.loss(), run_eagerly=True)  # Tracing takes longer.
         second.model.train_on_batch(images, labels)
         assert same(before, snapshot(trunk.variables())), train
-        assert np.array_equal(answers, first.model(images, training=False)), train
+        assert np.array_equal(predictions, first.model(images, training=False)), train
         again = bind_patch(trunk_of(STATES[state]), second.patch())
         np.testing.assert_allclose(again.model(images), second.model(images, training=False), atol=1e-5)
     joined = join(trunk, [TASK, Task("b", ("x", "y"), PREPROCESSING)], "scale_bias+last")
@@ -159,11 +159,11 @@ def test_features_of_last_are_the_trunks_in_training_too(noise, images, tmp_path
     learnt = bind(trunk, TASK, "scale_bias+last").features
     assert np.array_equal(learnt(images, training=False), expected)
     assert not np.array_equal(learnt(images, training=True), expected)  # There it is still noise.
-    answers = bound.model(images, training=False)
+    predictions = bound.model(images, training=False)
     bank = Bank(trunk, capacity=2, classes=3)
     bank.add(bound)
-    np.testing.assert_allclose(bank(images, ["a"] * len(images)), answers, atol=1e-5)
-    np.testing.assert_allclose(fold(bound).model(images, training=False), answers, atol=1e-5)
+    np.testing.assert_allclose(bank(images, ["a"] * len(images)), predictions, atol=1e-5)
+    np.testing.assert_allclose(fold(bound).model(images, training=False), predictions, atol=1e-5)
     full = bind(trunk, TASK, "full")
     np.testing.assert_allclose(full.features(images, training=False), expected, atol=1e-6)
     if noise != "block":  # Keras cannot load one with layers that `build` alone makes known.

@@ -65,9 +65,9 @@ def test_its_export_runs_in_plain_tensorflow(work, tmp_path):
     ran = run_script("detect", "export", detector(work), f"--output={tmp_path}/saved")
     assert ran.returncode == 0 and "10 labels, 64 px" in ran.stdout, ran.stderr[-2000:]
     calls = [(tmp_path / "saved", np.zeros((2, 20, 30, 3), "float32"), ())]
-    (answers,) = run_in_clean_process(clean_saved_model.__file__, calls)
-    assert answers["boxes"].shape == (2, 100, 4)
-    assert answers["scores"].shape == answers["classes"].shape == answers["labels"].shape == (2, 100)
+    (predictions,) = run_in_clean_process(clean_saved_model.__file__, calls)
+    assert predictions["boxes"].shape == (2, 100, 4)
+    assert predictions["scores"].shape == predictions["classes"].shape == predictions["labels"].shape == (2, 100)
 
 
 def test_its_trunk_becomes_a_classifier(work, tmp_path):

@@ -39,5 +39,5 @@ def test_a_litert_set_is_checked_on_random_and_on_real_images(flags, tmp_path):
         "two.safetensors",
     }
     ask = Interpreter(str(tmp_path / "set" / "net.tflite")).get_signature_runner("serving_default")
-    answer = ask(images=np.zeros((1, SIZE, SIZE, 3), "float32"), **load_file(tmp_path / "set" / "two.safetensors"))
-    assert answer["probabilities"].shape == (1, 10) and answer["probabilities"][0, :2].sum() == pytest.approx(1)
+    prediction = ask(images=np.zeros((1, SIZE, SIZE, 3), "float32"), **load_file(tmp_path / "set" / "two.safetensors"))
+    assert prediction["probabilities"].shape == (1, 10) and prediction["probabilities"][0, :2].sum() == pytest.approx(1)

@@ -48,8 +48,8 @@ def test_an_exported_task_runs_in_plain_tensorflow(work):
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert "10 labels" in ran.stdout and float(ran.stdout.rpartition("largest difference ")[2]) < 1e-4
     calls = [(output, np.zeros((2, 20, 30, 3), "float32"), ())]
-    (answers,) = run_in_clean_process(clean_saved_model.__file__, calls)
-    assert answers["probabilities"].shape == (2, 10)
+    (predictions,) = run_in_clean_process(clean_saved_model.__file__, calls)
+    assert predictions["probabilities"].shape == (2, 10)
 
 
 def test_predict_asks_every_task_about_every_image(work):

@@ -99,7 +99,7 @@ HEADER = [
     "accuracy",
     "without",
     "largest difference of a seed",
-    "test images answered otherwise",
+    "test images predicted otherwise",
     "of a logit",
 ]
 

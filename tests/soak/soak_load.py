@@ -12,7 +12,7 @@ GROWTH = 0.02
 
 
 @pytest.mark.parametrize("what", ["bank", "exported bank", "SavedModel", "all"])
-def test_answers_are_right_and_memory_stays_flat(trunk, images, tmp_path, what):
+def test_predictions_are_right_and_memory_stays_flat(trunk, images, tmp_path, what):
     load = Load(trunk, images[:5])
     ways = {"bank": load.ask_bank}
     if what in ("exported bank", "all"):

@@ -96,7 +96,7 @@ SIZES = {"InceptionResNetV2": 75, "InceptionV3": 75, "Xception": 71}
 """Image sizes in pixels of nets that do not take 32."""
 
 SCALES = {"EfficientNetV2L": 0.5, "EfficientNetV2M": 0.5, "EfficientNetV2S": 0.5}
-"""Means of the norms' scales where it is not 1: so deep, random nets make of a change in the seventh digit another answer."""
+"""Means of the norms' scales where it is not 1: so deep, random nets make of a change in the seventh digit another prediction."""
 
 FOLDED = {
     "ConvNeXtBase": (0, 0, 41),
@@ -211,27 +211,27 @@ def test_a_task_is_learnt_saved_loaded_exported_banked_and_joined(name, tmp_path
 
     bound.patch().save(tmp_path / "task.safetensors")
     loaded = bind_patch(trunk, Patch.load(tmp_path / "task.safetensors"))
-    answers = np.array(bound.model(images, training=False))
-    assert np.array_equal(loaded.model(images, training=False), answers)
+    predictions = np.array(bound.model(images, training=False))
+    assert np.array_equal(loaded.model(images, training=False), predictions)
     export_saved_model(bound, tmp_path / "exported")
     serve = tf.saved_model.load(tmp_path / "exported").signatures["serving_default"]
-    np.testing.assert_allclose(serve(images=pixels)["logits"], answers, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(serve(images=pixels)["logits"], predictions, atol=1e-4, rtol=1e-4)
 
     norms = [path for path, layer in walk(bound.model) if isinstance(layer, NORMS)]
     folded = fold(bound, images)
     affine = sum(reason.startswith("an affine layer") for reason in folded.left.values())
     assert (len(norms) - len(folded.left), affine, len(folded.left) - affine) == FOLDED[name]
-    assert folded.left.keys() <= set(norms)  # How far the answers may differ is checked by fold itself.
+    assert folded.left.keys() <= set(norms)  # How far the predictions may differ is checked by fold itself.
 
     bank = Bank(trunk, kinds, capacity=2, classes=3)
     for each in (bound, other):
         bank.add(each)
     others = other.model(images[:1])
-    for row, expected in zip(bank(images, ["three", "two"]), (others[0], answers[1]), strict=True):
+    for row, expected in zip(bank(images, ["three", "two"]), (others[0], predictions[1]), strict=True):
         assert_near(row[: len(expected)], expected)
 
     logits = joined.model({"two": images, "three": images[:1]})
-    assert_near(logits["two"], answers)
+    assert_near(logits["two"], predictions)
     assert_near(logits["three"], others)
 
 
@@ -241,7 +241,7 @@ def assert_near(logits, expected):
 
 
 @pytest.mark.parametrize("name", marked(IN_LITERT, (), {"MobileNetV3Small"}))
-def test_litert_answers_as_the_net(name, tmp_path):
+def test_litert_predicts_as_the_net(name, tmp_path):
     trunk = open_trunk(f"keras:{name}?weights=none", SIZES.get(name, 32))
     random_norms(trunk.model)
     tasks = [bind(trunk, Task(label, (label, "other"), trunk.preprocessing), seed=len(label)) for label in ("a", "bc")]

@@ -55,7 +55,7 @@ def test_a_layer_cuts_the_graph_at_its_output_inside_nested_models_too(folder, i
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_files_of_keras_2_answer_as_keras_2_did(suffix):
+def test_files_of_keras_2_predict_as_keras_2_did(suffix):
     expected = np.load(FIXTURES / "keras2_expected.npz")
     backbone = open_trunk(f"file:{FIXTURES}/keras2_classifier.{suffix}#backbone")
     classifier = open_trunk(f"file:{FIXTURES}/keras2_classifier.{suffix}")
@@ -81,7 +81,7 @@ def test_another_image_size_rebuilds_the_graph_with_the_same_weights(text):
     assert large.preprocessing.image_size == 48
     assert same(snapshot(own.variables()), snapshot(large.variables()))
     images = np.random.default_rng(0).uniform(-1, 1, (2, 48, 48, 3)).astype("float32")
-    assert np.ptp(large.model(images), axis=0).max() > 0, "the answer depends on the image"
+    assert np.ptp(large.model(images), axis=0).max() > 0, "the prediction depends on the image"
 
 
 def test_the_resized_trunk_computes_what_a_net_of_that_size_does(folder):

@@ -171,12 +171,14 @@ def test_a_module_of_an_unknown_net_runs_as_it_is_and_tasks_are_learnt_on_it_in_
     assert (first.counts().patch, second.counts().patch) == (2 * 2 * 8, 3 * 3 * 8)
     frozen = snapshot(trunk.variables())
     train_steps(first, unit_images, labels[:4])
-    patch, answers = snapshot(first.patch_variables), np.array(first.model(unit_images))
+    patch, predictions = snapshot(first.patch_variables), np.array(first.model(unit_images))
     train_steps(second, unit_images, labels[:4])
     assert all(not np.array_equal(value, frozen[key]) for key, value in patch.items())
     assert all(not np.array_equal(value, frozen[key]) for key, value in snapshot(second.patch_variables).items())
     assert same(patch, snapshot(first.patch_variables)) and same(frozen, snapshot(trunk.variables()))
-    assert np.array_equal(answers, first.model(unit_images)) and not np.allclose(answers, second.model(unit_images))
+    assert np.array_equal(predictions, first.model(unit_images)) and not np.allclose(
+        predictions, second.model(unit_images)
+    )
     np.testing.assert_allclose(trunk.model(unit_images), expected, atol=1e-5)
 
 
@@ -226,7 +228,7 @@ def test_a_task_on_a_module_that_runs_as_it_is_is_exported(unknown_module, task,
     bound = bind(trunk, Task("shapes", task.labels, trunk.preprocessing), "scale_bias+last")
     train_steps(bound, unit_images, labels[:4])
     export_saved_model(bound, tmp_path / "task")
-    answers = np.array(bound.model(unit_images))
+    predictions = np.array(bound.model(unit_images))
     bind(trunk, task, "depthwise+last").model(unit_images)  # The module now holds values of another task.
     code = (
         "import sys, numpy as np, tensorflow as tf\n"
@@ -234,8 +236,8 @@ def test_a_task_on_a_module_that_runs_as_it_is_is_exported(unknown_module, task,
         "print(np.abs(serve(images=np.load(sys.argv[2]))['logits'] - np.load(sys.argv[3])).max())"
     )
     np.save(tmp_path / "images.npy", unit_images * 255)
-    np.save(tmp_path / "answers.npy", answers)
-    files = [str(tmp_path / name) for name in ("task", "images.npy", "answers.npy")]
+    np.save(tmp_path / "predictions.npy", predictions)
+    files = [str(tmp_path / name) for name in ("task", "images.npy", "predictions.npy")]
     ran = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=True)
     assert float(ran.stdout) < 1e-5
 

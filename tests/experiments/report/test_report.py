@@ -74,7 +74,7 @@ def test_cells_are_formatted_fields_and_empty_where_a_row_lacks_one():
     assert table(rows, columns) == (["a", "share", "twice"], [["1,234", "3.4 %", "2469.0"], ["2", "", "4.0"]])
 
 
-def test_a_wrong_answer_is_red_in_the_grid(tmp_path):
+def test_a_wrong_prediction_is_red_in_the_grid(tmp_path):
     images = [np.full((8, 8, 3), value, "uint8") for value in (0, 128, 255)]
     figure = prediction_grid([("greys", images, ("black", "grey", "grey"), ("black", "grey", "white"))])
     assert [axes.title.get_color() for axes in figure.axes] == ["black", "black", "red"]
