@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import model_patch as mp
+from configs import transfer as defaults
 from model_patch.bind import Counts
 from model_patch.data.noise import random_labels
 from model_patch.experiments import multitask, transfer
@@ -92,9 +93,8 @@ def dry_run_transfer(config: ConfigDict, *, step: bool = True) -> list[Row]:
 
 def dry_run_pretrain(config: ConfigDict, *, step: bool = True) -> list[Row]:
     """Counts what `pretrain` would train. Arguments, result and errors as `dry_run_transfer`."""
-    fixed = {"train": ("full",), "norm_statistics": "auto", "task_name": "", "remat": False, "seeds": (config.seed,)}
-    fixed |= {"skip_bad_images": False, "verify_images": False, "patch_dtype": "float32", "folds": 0}
-    return dry_run_transfer(ConfigDict(config.to_dict() | fixed), step=step)
+    as_transfer = defaults.get_config().to_dict() | config.to_dict() | {"train": ("full",), "seeds": (config.seed,)}
+    return dry_run_transfer(ConfigDict(as_transfer), step=step)
 
 
 def dry_run_multitask(config: ConfigDict, *, step: bool = True) -> list[Row]:
