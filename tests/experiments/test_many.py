@@ -79,9 +79,9 @@ def test_rows_that_are_there_are_not_trained_again(work, tmp_path):
 @pytest.mark.slow
 def test_seeds_and_best_epochs_are_those_of_separate_runs(work, tmp_path):
     data = f"folder:{work}/customers/ann"
-    both = transfer(config_of(work, data, seeds=(0, 1)), tmp_path / "both")
+    both = transfer(config_of(work, data, seeds=(0, 1), validation_fraction=0.25), tmp_path / "both")
     for seed in (0, 1):
-        alone = transfer(config_of(work, data, seeds=(seed,)), tmp_path / f"alone{seed}")
+        alone = transfer(config_of(work, data, seeds=(seed,), validation_fraction=0.25), tmp_path / f"alone{seed}")
         name = f"patches/scale_bias+last-seed{seed}.safetensors"
         assert values_of(tmp_path / "both" / name) == values_of(tmp_path / f"alone{seed}" / name)
         assert alone["rows"][0]["best_epoch"] == both["rows"][seed]["best_epoch"]
