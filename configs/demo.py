@@ -13,8 +13,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.transfer = transfer.get_config()  # Options of `scripts/transfer.py`: --config.transfer.epochs=3.
     config.tasks = ("digits", "textures", "faces")  # Names of built-in data; the first is the one compared.
-    # Ways to train that are compared on the first task.
-    config.compare = ("last", "scale_bias+last", "depthwise+last", "full")
+    config.compare = (  # Ways to train that are compared on the first task.
+        *("last", "scale_bias+last", "depthwise+last", "full"),
+    )
     config.train = "scale_bias+last"  # What is trained for the other tasks, and exported for all; one of compare.
     config.num_images = 64  # Number of test images per task that the SavedModel is checked on.
     config.num_columns = 10  # Number of them in the picture.

@@ -89,7 +89,7 @@ def export(detector, *, output, trunk=None):
     bound = open_detector(detector, trunk)
     export_saved_model(bound, output)
     print(
-        f"{output}: task {bound.task.name}, {len(bound.task.labels)} classes, {bound.task.preprocessing.image_size} px"
+        f"{output}: task {bound.task.name}, {len(bound.task.labels)} labels, {bound.task.preprocessing.image_size} px"
     )
 
 

@@ -68,9 +68,11 @@ def test_what_is_fitted_on_validation_images_is_in_the_patch_file(trained, small
 
 def test_joined_tasks_of_three_types_learn(data, tasks, small_trunk):
     joined = mp.join(small_trunk, list(tasks.values()))
-    history = mp.fit(joined, data, mp.Recipe(epochs=2, batch_size=16, learning_rate=0.05)).history
-    assert all(history[f"{name}_loss"][1] < history[f"{name}_loss"][0] for name in tasks)
+    history = mp.fit(joined, data, mp.Recipe(epochs=2, batch_size=16, learning_rate=0.003)).history
     assert {"val_regression_R2", "val_multi_label_mAP", "val_classification_accuracy"} < history.keys()
+    found = mp.evaluate(joined, data)
+    assert found["classification"]["accuracy"] > 0.9 and found["multi_label"]["mAP"] > 0.9
+    assert found["regression"]["R2"] > 0.5
 
 
 def largest(bound, images) -> float:
