@@ -119,7 +119,10 @@ def _is_frozen_convolution(layer: keras.Layer) -> bool:
 def _padding_before(convolution: keras.Layer, graph: Graph) -> keras.layers.ZeroPadding2D | None:
     """Returns the layer that pads for a convolution alone, where it pads what `padding="same"` would."""
     padding = graph.maker[id(graph.nodes[id(convolution)][0].input_tensors[0])]
-    if type(padding) is not keras.layers.ZeroPadding2D or graph.follower(padding) is not convolution:
+    if type(padding) is not keras.layers.ZeroPadding2D:
+        return None
+    is_alone = graph.follower(padding) is convolution
+    if not is_alone:
         return None
     sides = graph.nodes[id(padding)][0].input_tensors[0].shape[1:3]
     if convolution.padding != "valid" or None in sides:
