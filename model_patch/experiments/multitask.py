@@ -14,7 +14,7 @@ from model_patch.data.sampling import Sampler
 from model_patch.errors import require_each_once, require_known, require_seeds
 from model_patch.experiments.choices import HEADS
 from model_patch.experiments.report.joint import write_joint_report
-from model_patch.experiments.report.sample import Sample
+from model_patch.experiments.report.sample import Sample, figure_of_all
 from model_patch.experiments.transfer import PATCHES, image_preprocessing, make_recipe, recommended_augmentation
 from model_patch.experiments.workdir import Workdir, versions
 from model_patch.files import as_path
@@ -152,7 +152,7 @@ def _train_row(run: Run, share: str, seed: int, folder: Workdir) -> list[dict]:
         )
         rows += [_test(run, share, seed, bound, trunk, workdir) for bound in joined.tasks.values()]
     mean = Sample.of(rows).mean
-    _logger.info("share=%s, seed %d: mean test figure %.4f in %.1f s", share, seed, mean, seconds)
+    _logger.info("share=%s, seed %d: mean test %s %.4f in %.1f s", share, seed, figure_of_all(rows), mean, seconds)
     return [row | {"total_parameters": total, "trained_parameters": trained, "train_seconds": seconds} for row in rows]
 
 

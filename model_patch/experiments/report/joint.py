@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from model_patch.experiments.report.output import accuracy_limits, named, new_axes, write_report
-from model_patch.experiments.report.sample import Sample, figure_of, grouped
+from model_patch.experiments.report.sample import Sample, figure_of, figure_of_all, grouped
 from model_patch.experiments.report.table import Table, table
 
 INDEPENDENT = "nothing"
@@ -25,9 +25,9 @@ def summarise(rows: list[dict]) -> list[dict]:
 
     Returns:
         One object per value of `share`, in order of first appearance: by the name of each task its test figure (a `Sample`) as
-        `tasks`, its heading as `names` and its image size as `image_sizes`; `figures`, the names of all test figures; `mean`,
-        the `Sample` of their means over the tasks; `seeds`, their number; `total_parameters`, `trained_parameters` and
-        `train_seconds` (mean).
+        `tasks`, its heading as `names` and its image size as `image_sizes`; `figures`, the names of all test figures, and
+        `figure`, see `figure_of_all`; `mean`, the `Sample` of their means over the tasks; `seeds`, their number;
+        `total_parameters`, `trained_parameters` and `train_seconds` (mean).
     """
     summary = []
     for share, group in grouped(rows, "share").items():
@@ -37,6 +37,7 @@ def summarise(rows: list[dict]) -> list[dict]:
                 "share": share,
                 "tasks": {task: Sample.of(each) for task, each in by_task.items()},
                 "figures": sorted({figure_of(row) for row in group}),
+                "figure": figure_of_all(group),
                 "names": {task: _named(task, figure_of(each[0])) for task, each in by_task.items()},
                 "image_sizes": {task: each[0]["image_size"] for task, each in by_task.items()},
                 "mean": mean_over_tasks(group),
@@ -100,8 +101,7 @@ def plot(summary: list[dict], title: str, resolutions: bool):
     else:
         lowest = min(min(sample.values) for row in summary for sample in row["tasks"].values())
         axes.set(xticks=range(len(names)), xticklabels=names, ylim=accuracy_limits(lowest))
-    figures = {name for row in summary for name in row["figures"]}
-    axes.set(ylabel=f"test {figures.pop() if len(figures) == 1 else 'figure'}", title=title)
+    axes.set(ylabel=f"test {summary[0]['figure']}", title=title)
     axes.legend(title="shared by the tasks", fontsize=8, loc="lower right")
     return figure
 

@@ -21,6 +21,12 @@ def figure_of(row: dict) -> str:
     return row.get("figure", "accuracy")
 
 
+def figure_of_all(rows: Iterable[dict]) -> str:
+    """Returns the name of what all rows are compared by; `figure` where it differs."""
+    figures = {figure_of(row) for row in rows}
+    return figures.pop() if len(figures) == 1 else "figure"
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """The figures of one row of a table, one per seed: accuracies or the like, or errors; at least one."""
