@@ -1,6 +1,7 @@
 """Tasks as ONNX files, one each, through Keras' own exporter: for ONNX Runtime and the converters that read ONNX."""
 
 import contextlib
+import functools
 import importlib.util
 import json
 import tempfile
@@ -71,6 +72,7 @@ def _converted(bound: BoundTask) -> bytes:
         file = Path(scratch) / "task.onnx"
         try:
             signature = [keras.InputSpec(shape=(None, size, size, 3), dtype="float32", name="images")]
+            _teach_erfc()
             with _arrays_for_tensors(model):
                 model.export(str(file), format="onnx", verbose=False, input_signature=signature)
             net = onnx.load(str(file))
@@ -92,6 +94,23 @@ def _converted(bound: BoundTask) -> bytes:
     metadata = {"labels": list(task.labels), "image_size": size, MANIFEST: description}
     onnx.helper.set_model_props(net, {key: json.dumps(value) for key, value in metadata.items()})
     return net.SerializeToString()
+
+
+@functools.cache
+def _teach_erfc():
+    """Registers TensorFlow's Erfc, of which exact GELUs are made and which the converter lacks: erfc(x) = 1 - erf(x)."""
+    from tf2onnx.handler import tf_op
+
+    @tf_op("Erfc")
+    class Erfc:
+        @classmethod
+        def version_9(cls, ctx, node, **kwargs):
+            (x,), output = node.input, node.output[0]
+            shape, dtype = ctx.get_shape(output), ctx.get_dtype(output)
+            one = ctx.make_const(f"{node.name}/one", np.ones((), "float32")).output[0]
+            ctx.remove_node(node.name)
+            erf = ctx.make_node("Erf", [x], shapes=[shape], dtypes=[dtype]).output[0]
+            ctx.make_node("Sub", [one, erf], name=node.name, outputs=[output], shapes=[shape], dtypes=[dtype])
 
 
 @contextlib.contextmanager

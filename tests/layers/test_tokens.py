@@ -160,7 +160,7 @@ def test_a_bank_of_64_tasks_predicts_as_64_bound_models(images):
 @pytest.mark.slow
 def test_exports_predict_as_the_models_do(bounds, images, tmp_path):
     pixels = (images + 1) * 127.5
-    for format in ("saved_model", "signatures", "bank", "litert", "litert_set"):
+    for format in ("saved_model", "signatures", "bank", "litert", "litert_set", "onnx"):
         export(format, bounds, tmp_path / format)
         for bound, given in zip(bounds, predictions(format, tmp_path / format, bounds, pixels), strict=True):
             np.testing.assert_allclose(given, bound.model(images), atol=1e-4)
