@@ -108,7 +108,7 @@ def fit_task(
         if spec.kinds:
             estimate()  # Features are those of the statistics that training begins with.
         images = unaugmented(shuffle=False)
-        features = _features(bound, images, num_images, recipe.batch_size)
+        features = replicated.features_and_labels(bound, images, num_images, recipe.batch_size)
         decay = learn_last_layer(bound, *features, weights, least_spread=LEAST_SPREAD if spec.kinds else 0.0)
         decays = {} if decay is None else {bound.head.kernel.path: decay}
         if not spec.kinds:
@@ -121,7 +121,7 @@ def fit_task(
         drawn = weights if recipe.balance == "sampling" else None
         train, head = features_and_head(bound, images, recipe.batch_size, num_images, seed, drawn)
         if validation:
-            features = _features(bound, tested, validation.num_images, recipe.batch_size)
+            features = replicated.features_and_labels(bound, tested, validation.num_images, recipe.batch_size)
             tested = tf.data.Dataset.from_tensor_slices(features).batch(recipe.batch_size)
         options: dict[str, Any] = {"one_call_per_epoch": True, "validation": tested, "class_weights": weights}
         kept = run_epochs(bound, head, train, num_images, recipe, log_dir, checkpoint, wait, **options)
@@ -230,12 +230,6 @@ def _batches(
     )
 
 
-def _features(bound: BoundTask, images, num_images: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the features of batches of images, float32 `(images, channels)`, and the labels."""
-    forward = replicated.predictor(bound.features)
-    return replicated.outputs_and_labels(forward, images, "features", math.ceil(num_images / batch_size))
-
-
 def _class_weights(bound: BoundTask, data: ImageData | DetectionData, recipe: Recipe) -> np.ndarray | None:
     """Returns the weights of the classes where they are balanced."""
     if recipe.balance == "none":
@@ -263,7 +257,7 @@ def features_and_head(
     """
     import tensorflow as tf
 
-    features, labels = _features(bound, images, num_images, batch_size)
+    features, labels = replicated.features_and_labels(bound, images, num_images, batch_size)
     cached = tf.data.Dataset.from_tensor_slices((features, labels))
 
     def train(epochs: range):

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import functools
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from model_patch.training.callbacks import InputWait, KeepBest, Logs, Progress, 
 from model_patch.training.last_layer import LEAST_SPREAD, learn_last_layer
 from model_patch.training.loop import Fitted, build_metrics, fit_epochs, tester
 from model_patch.training.recipe import Recipe
-from model_patch.training.replicated import outputs_and_labels, own_share, predictor, read_together
+from model_patch.training.replicated import features_and_labels, own_share, read_together
 from model_patch.training.resume import Checkpoint
 from model_patch.training.statistics import estimate_statistics, moves_statistics
 
@@ -189,25 +188,25 @@ def _learn_last_layers(
     Returns:
         The weight decays that were chosen, by the key of a variable, see `training.adam.keys`.
     """
+
+    def found(bound: BoundTask, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        images = read_together(
+            functools.partial(batches, split, bound.task.preprocessing, recipe.batch_size, cache=False)
+        )
+        return features_and_labels(bound, images, split.num_images, recipe.batch_size)
+
     sharing: dict[int, list[BoundTask]] = collections.defaultdict(list)
     for bound in joined.tasks.values():
         sharing[id(bound.head)].append(bound)
     of_kernel: dict[int, np.ndarray] = {}
     for bounds in sharing.values():
-        found = [_features(bound, train[bound.task.name], recipe) for bound in bounds]
-        features, labels = (np.concatenate(each) for each in zip(*found, strict=True))
+        each = [found(bound, train[bound.task.name]) for bound in bounds]
+        features, labels = (np.concatenate(parts) for parts in zip(*each, strict=True))
         decay = learn_last_layer(bounds[0], features, labels, least_spread=least_spread)
         if decay is not None:
             of_kernel[id(bounds[0].head.kernel)] = decay
     variables = joined.model.trainable_variables
     return {key: of_kernel[id(v)] for key, v in zip(keys(variables), variables, strict=True) if id(v) in of_kernel}
-
-
-def _features(bound: BoundTask, split: Split, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the features of a task's training images, float32 `(images, channels)`, and the labels."""
-    make = functools.partial(batches, split, bound.task.preprocessing, recipe.batch_size, cache=False)
-    number = math.ceil(split.num_images / recipe.batch_size)
-    return outputs_and_labels(predictor(bound.features), read_together(make), f"features of {bound.task.name}", number)
 
 
 def _compile(

@@ -6,11 +6,13 @@ replica computes, the step is written out here, for one output and for several. 
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
 
+from model_patch.bind import BoundTask
 from model_patch.data.autograph import without_autograph
 from model_patch.data.share import Share
 from model_patch.graph.keras_private import layers_within, takes_training
@@ -127,6 +129,12 @@ def outputs_and_labels(
     ]
     outputs, labels = (np.concatenate(part) for part in zip(*found, strict=True))
     return outputs.astype("float32"), labels
+
+
+def features_and_labels(bound: BoundTask, batches, num_images: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the features of batches of images, float32 `(images, channels)`, and their labels, see `outputs_and_labels`."""
+    number = math.ceil(num_images / batch_size)
+    return outputs_and_labels(predictor(bound.features), batches, f"features of {bound.task.name}", number)
 
 
 def predictor(layer: keras.Layer) -> Callable:
