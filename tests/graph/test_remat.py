@@ -87,7 +87,7 @@ def test_less_memory_is_taken():
         # In a process of its own: memory that was freed, by this test or one before it, would be taken again unseen.
         with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             taken.append(process.submit(peak, remat).result())
-    assert taken[0] < 0.8 * taken[1]
+    assert taken[0] < 0.6 * taken[1]
 
 
 def test_another_backend_is_refused(trunk, task, monkeypatch):
