@@ -120,7 +120,7 @@ class DetectionTask(Task):
         """Returns no metrics: a detector is measured over all images at once, by `model_patch.detection.evaluation`."""
         return []
 
-    def predictions(self, outputs) -> dict:
+    def predictions(self, outputs, labels=None, constants=None) -> dict:
         """Returns the detections: `boxes` `(batch, 100, 4)`, `scores`, `classes` and `labels` `(batch, 100)`, `count` `(batch,)`.
 
         The first `count` rows of an image are its detections, best first. Boxes are `(ymin, xmin, ymax, xmax)` in 0..1.
@@ -132,7 +132,7 @@ class DetectionTask(Task):
         logits = outputs[..., 4:]
         scores = tf.nn.softmax(logits)[..., 1:] if self.confidence == "softmax" else tf.sigmoid(logits)
         boxes, scores, classes, count = detections(outputs[..., :4], scores, self.default_boxes.corners())
-        labels = tf.gather(tf.constant(self.labels), classes)
+        labels = tf.gather(self.labels if labels is None else labels, classes)
         return {"boxes": boxes, "scores": scores, "classes": classes, "labels": labels, "count": count}
 
     @classmethod

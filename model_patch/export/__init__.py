@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_patch.errors import ModelPatchError, unknown
-from model_patch.export.verify import agreement, differences
+from model_patch.export.verify import Run, agreement, clean_process, differences
 from model_patch.files import as_path, listing, local_copy, new_folder, require_no_pattern
 
 if TYPE_CHECKING:  # Flags take their choices from here, and `--help` imports no Keras.
@@ -29,15 +30,18 @@ class Format:
     Attributes:
         summary: what it writes, for people.
         module: imported when it is used, as these need TensorFlow. It has two functions: `export(tasks, folder)`, with
-            `quantize` where the format has it, writes the tasks into an empty folder, and `predictions(folder, tasks, images)`
-            runs the written files in processes without this package: from one batch of images per task, float32 `(batch,
-            image_size, image_size, 3)` in 0..255, to one dict per task of what `Task.predictions` returns.
+            `quantize` where the format has it, writes the tasks into an empty folder, and
+            `predictions(run, folder, tasks, images)` runs the written files in a process without this package, by
+            `verify.Run`: from one batch of images per task, float32 `(batch, image_size, image_size, 3)` in 0..255, to one
+            dict per task of what `Task.predictions` returns.
+        runtime: what runs its files, the last part of the name of a script `clean_*.py`.
         quantizes: whether kernels can be stored as int8.
         versioned: whether the folder is one SavedModel, however many tasks there are, so that it can be a numbered version.
     """
 
     summary: str
     module: str
+    runtime: str
     quantizes: bool = False
     versioned: bool = False
 
@@ -45,19 +49,29 @@ class Format:
         """Imports the module."""
         return importlib.import_module(self.module)
 
+    def clean_process(self) -> contextlib.AbstractContextManager[Run]:
+        """Starts a process that has what runs the files and nothing of this package."""
+        return clean_process(str(Path(__file__).with_name(f"clean_{self.runtime}.py")))
+
 
 FORMATS = {
-    "saved_model": Format("a SavedModel per task", "model_patch.export.saved_model"),
+    "saved_model": Format("a SavedModel per task", "model_patch.export.saved_model", "saved_model"),
     "signatures": Format(
-        "one SavedModel, the trunk once, a signature per task", "model_patch.export.signatures", versioned=True
+        "one SavedModel, the trunk once, a signature per task",
+        "model_patch.export.signatures",
+        "saved_model",
+        versioned=True,
     ),
     "bank": Format(
-        "one SavedModel of images and task names, tasks mixed in a batch", "model_patch.export.bank", versioned=True
+        "one SavedModel of images and task names, tasks mixed in a batch",
+        "model_patch.export.bank",
+        "saved_model",
+        versioned=True,
     ),
-    "litert": Format("a .tflite file per task, batch norm folded", "model_patch.export.litert_file", True),
-    "onnx": Format("an .onnx file per task, batch norm folded", "model_patch.export.onnx_file"),
+    "litert": Format("a .tflite file per task, batch norm folded", "model_patch.export.litert_file", "litert", True),
+    "onnx": Format("an .onnx file per task, batch norm folded", "model_patch.export.onnx_file", "onnx"),
     "litert_set": Format(
-        "one .tflite file, the trunk once, and a vector per task", "model_patch.export.litert_set", True
+        "one .tflite file, the trunk once, and a vector per task", "model_patch.export.litert_set", "litert", True
     ),
 }
 
@@ -122,12 +136,13 @@ def export(
     tasks = [bound.in_float32() for bound in tasks]
     options = {"quantize": quantize} if FORMATS[format].quantizes else {}
     output = next_version(output) if versioned else as_path(output)
-    with new_folder(output) as folder:
+    started = FORMATS[format].clean_process() if verify or data else contextlib.nullcontext()
+    with new_folder(output) as folder, started as run:
         FORMATS[format].load().export(tasks, folder, **options)
         # Under its own name the folder appears only when all is done: an interrupt leaves nothing in the way.
         return Verified(
-            check(format, tasks, folder, quantize) if verify else {},
-            check_on(data, format, tasks, folder) if data else {},
+            check(format, tasks, folder, quantize, run) if verify else {},
+            check_on(data, format, tasks, folder, run) if data else {},
             output,
         )
 
@@ -139,26 +154,32 @@ def next_version(base: str | Path) -> Path:
     return base / str(max((int(name) for name in names if name.isdecimal()), default=0) + 1)
 
 
-def check(format: str, tasks: Sequence[BoundTask], output: str | Path, quantize: str = "none") -> dict[str, float]:
-    """Runs what `export` wrote in processes without this package, and compares with the models in memory, in float32.
+def check(
+    format: str, tasks: Sequence[BoundTask], output: str | Path, quantize: str = "none", run: Run | None = None
+) -> dict[str, float]:
+    """Runs what `export` wrote in a process without this package, and compares with the models in memory, in float32.
 
-    Arguments as `export`. Returns the largest difference of any number in the predictions, by task name.
+    Arguments as `export`; `run` is what `Format.clean_process` yielded, by default that of a new process. Returns the
+    largest difference of any number in the predictions, by task name.
 
     Raises:
         ModelPatchError: `ai-edge-litert`, which runs LiteRT files, is not installed.
         RuntimeError: the files do not run, or their predictions differ.
     """
     tasks = [bound.in_float32() for bound in tasks]
-    with local_copy(output) as local:
-        return differences(FORMATS[format].load().predictions, local, tasks, exact=quantize == "none")
+    started = contextlib.nullcontext(run) if run else FORMATS[format].clean_process()
+    with started as run, local_copy(output) as local:
+        return differences(FORMATS[format].load().predictions, run, local, tasks, exact=quantize == "none")
 
 
-def check_on(data: str, format: str, tasks: Sequence[BoundTask], output: str | Path) -> dict[str, float]:
+def check_on(
+    data: str, format: str, tasks: Sequence[BoundTask], output: str | Path, run: Run | None = None
+) -> dict[str, float]:
     """Runs what `export` wrote on real images; returns the fraction with the same prediction as by the model, see `Task.agrees`.
 
     Args:
         data: spec of the images, see `open_data`; the first `MAX_IMAGES` of its test part are taken.
-        format, tasks, output: as for `export`.
+        format, tasks, output, run: as for `check`.
 
     Returns:
         The part of the images by task name, in 0..1.
@@ -177,5 +198,6 @@ def check_on(data: str, format: str, tasks: Sequence[BoundTask], output: str | P
         resized = dataclasses.replace(bound.task.preprocessing, mode="none")
         ((batch, _),) = batches(test, resized, MAX_IMAGES, max_images=MAX_IMAGES).as_numpy_iterator()
         images.append(batch)
-    with local_copy(output) as local:
-        return agreement(FORMATS[format].load().predictions, local, tasks, images)
+    started = contextlib.nullcontext(run) if run else FORMATS[format].clean_process()
+    with started as run, local_copy(output) as local:
+        return agreement(FORMATS[format].load().predictions, run, local, tasks, images)

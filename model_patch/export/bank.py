@@ -11,6 +11,7 @@ from model_patch.errors import ModelPatchError
 from model_patch.export.mixed import Mixed
 from model_patch.export.saved_model import reader, require_tensorflow
 from model_patch.export.signatures import ask_by_name
+from model_patch.export.verify import Run
 from model_patch.files import new_folder, require_no_pattern
 from model_patch.kinds import KINDS
 from model_patch.tasks import require_one_output_per_label
@@ -61,11 +62,13 @@ def export(tasks: Sequence[BoundTask], folder: Path):
     _save(bank, folder)
 
 
-def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+def predictions(
+    run: Run, folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]
+) -> list[dict[str, np.ndarray]]:
     """Returns the bank's predictions for each task, its own classes only, see `model_patch.export.Format`."""
     own = (
         {key: each[:, : len(bound.task.labels)] if each.ndim == 2 else each for key, each in given.items()}
-        for bound, given in zip(tasks, ask_by_name(folder, tasks, images[0]), strict=True)
+        for bound, given in zip(tasks, ask_by_name(run, folder, tasks, images[0]), strict=True)
     )
     return list(own)
 

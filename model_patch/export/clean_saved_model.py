@@ -1,6 +1,6 @@
 """Calls SavedModels in a process that has TensorFlow and nothing of this package: proof that exports stand alone.
 
-Run as a file, `python clean_saved_model.py CALLS.json`; it imports no other module of the package. CALLS holds a list of
+Run as a file, see `model_patch.export.verify`; it imports no other module of the package. A call is
 `[SAVED_MODEL, IMAGES.npy, OUTPUTS.npz, [SIGNATURE, ...]]`. IMAGES is a float32 array `(batch, height, width, 3)` in 0..255;
 OUTPUTS will hold what `serving_default` returns for it, or the signatures, or tasks of a bank, that are named, each with its
 name before the slash.
@@ -8,16 +8,15 @@ name before the slash.
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 
 
 def main():
-    """Loads each model, calls it and writes its outputs."""
-    import tensorflow as tf  # The package imports this module for its path.
+    """For each call, loads the model, calls it, writes its outputs, and says so."""
+    import tensorflow as tf  # Others import this module for its path.
 
-    for saved_model, images, file, names in json.loads(Path(sys.argv[1]).read_text()):
+    for saved_model, images, file, names in map(json.loads, sys.stdin):
         signatures = tf.saved_model.load(saved_model).signatures
         pixels = tf.constant(np.load(images))
         outputs = {
@@ -25,7 +24,8 @@ def main():
         }
         outputs = outputs or signatures["serving_default"](images=pixels)
         np.savez(file, **{name: _storable(value.numpy()) for name, value in outputs.items()})
-    assert not any(name.partition(".")[0] == "model_patch" for name in sys.modules), "the package was imported"
+        assert not any(name.partition(".")[0] == "model_patch" for name in sys.modules), "the package was imported"
+        print(file, flush=True)
 
 
 def _outputs(signatures, name: str, pixels):

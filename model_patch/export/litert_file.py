@@ -13,9 +13,8 @@ import numpy as np
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError, reason
-from model_patch.export import clean_litert
 from model_patch.export.saved_model import require_tensorflow
-from model_patch.export.verify import run_in_clean_process
+from model_patch.export.verify import Run
 from model_patch.files import write_bytes
 from model_patch.fold import fold
 from model_patch.tasks import Task, require_one_output_per_label
@@ -68,10 +67,12 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
         write_bytes(folder / f"{bound.task.name}.tflite", with_manifest(contents, manifest))
 
 
-def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+def predictions(
+    run: Run, folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]
+) -> list[dict[str, np.ndarray]]:
     """Returns the predictions of each task's file, see `model_patch.export.Format`."""
     calls = [(folder / f"{bound.task.name}.tflite", batch, ()) for bound, batch in zip(tasks, images, strict=True)]
-    return run_in_clean_process(clean_litert.__file__, calls)
+    return run(calls)
 
 
 def _converted(model: keras.Model, task: Task, quantize: str) -> bytes:
@@ -101,7 +102,7 @@ def convert(predict: Callable, inputs: dict[str, tuple], variables: Sequence[ker
     Args:
         predict: takes the inputs in their order, gives a dict of tensors.
         inputs: shapes by name; all are float32.
-        variables: that it reads.
+        variables: that it reads; they become constants.
         quantize: one of `model_patch.export.QUANTIZE`.
 
     Raises:
@@ -109,12 +110,16 @@ def convert(predict: Callable, inputs: dict[str, tuple], variables: Sequence[ker
     """
     import tensorflow as tf
 
-    module = tf.Module()
-    module.variables_of_net = [variable.value for variable in variables]
+    values = [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+    def of_constants(*given):
+        with keras.StatelessScope(values):
+            return predict(*given)
+
     specs = [tf.TensorSpec(shape, tf.float32, name=name) for name, shape in inputs.items()]
-    module.predict = tf.function(predict, input_signature=specs, autograph=False)
+    function = tf.function(of_constants, specs, autograph=False).get_concrete_function()
     with tempfile.TemporaryDirectory() as scratch:
-        tf.saved_model.save(module, scratch, {"serving_default": module.predict.get_concrete_function()})
+        tf.saved_model.save(tf.Module(), scratch, {"serving_default": function})
         _spell_out(Path(scratch) / tf.saved_model.SAVED_MODEL_FILENAME_PB)
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch, signature_keys=["serving_default"])
         if quantize == "dynamic":

@@ -10,12 +10,11 @@ import safetensors.numpy
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
-from model_patch.export import clean_litert
 from model_patch.export.litert_file import convert, input_of, with_manifest
 from model_patch.export.mixed import Mixed
 from model_patch.export.saved_model import require_tensorflow
 from model_patch.export.vector_net import vector_net
-from model_patch.export.verify import run_in_clean_process
+from model_patch.export.verify import Run
 from model_patch.files import write_bytes
 
 NET = "net.tflite"
@@ -75,11 +74,13 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
         write_bytes(folder / f"{bound.task.name}.safetensors", safetensors.numpy.save(tensors, metadata))
 
 
-def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+def predictions(
+    run: Run, folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]
+) -> list[dict[str, np.ndarray]]:
     """Returns the net's outputs with the vector of each task, see `model_patch.export.Format`."""
     vectors = [folder / f"{bound.task.name}.safetensors" for bound in tasks]
     calls = [(folder / NET, batch, (vector,)) for batch, vector in zip(images, vectors, strict=True)]
-    given = run_in_clean_process(clean_litert.__file__, calls)
+    given = run(calls)
     return [
         {name: each[:, : len(bound.task.labels)] for name, each in outputs.items()}
         for bound, outputs in zip(tasks, given, strict=True)

@@ -13,10 +13,9 @@ import numpy as np
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError, reason
-from model_patch.export import clean_onnx
 from model_patch.export.litert_file import input_of
 from model_patch.export.saved_model import require_tensorflow
-from model_patch.export.verify import run_in_clean_process
+from model_patch.export.verify import Run
 from model_patch.files import write_bytes
 from model_patch.fold import fold
 from model_patch.graph.rewrite import walk
@@ -53,10 +52,12 @@ def export(tasks: Sequence[BoundTask], folder: Path):
         write_bytes(folder / f"{bound.task.name}.onnx", _converted(bound))
 
 
-def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+def predictions(
+    run: Run, folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]
+) -> list[dict[str, np.ndarray]]:
     """Returns the predictions of each task's file, see `model_patch.export.Format`."""
     calls = [(folder / f"{bound.task.name}.onnx", batch, ()) for bound, batch in zip(tasks, images, strict=True)]
-    return run_in_clean_process(clean_onnx.__file__, calls)
+    return run(calls)
 
 
 def _converted(bound: BoundTask) -> bytes:

@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import json
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import keras
@@ -13,8 +14,7 @@ import numpy as np
 from model_patch.bind import BoundTask
 from model_patch.data.decoding import decode
 from model_patch.errors import ModelPatchError
-from model_patch.export import clean_saved_model
-from model_patch.export.verify import run_in_clean_process
+from model_patch.export.verify import Run
 from model_patch.files import new_folder, require_no_pattern
 from model_patch.graph.rewrite import walk
 from model_patch.preprocessing import Preprocessing
@@ -54,19 +54,25 @@ def export_saved_model(bound: BoundTask, path: str | Path):
     """
     require_no_pattern(path)
     with new_folder(path) as folder:
-        _save(bound.in_float32(), folder)
+        export([bound.in_float32()], folder)
 
 
 def export(tasks: Sequence[BoundTask], folder: Path):
     """Writes the SavedModel of one task as `folder`, those of several as `folder/NAME`. Raises as `export_saved_model`."""
+    require_tensorflow("a SavedModel")
+    written: dict[Hashable, Path] = {}
     for bound in tasks:
-        _save(bound, _of(folder, bound, tasks))
+        own, graph = _of(folder, bound, tasks), _graph_of(bound)
+        _save(bound, own, written.get(graph))
+        written.setdefault(graph, own)
 
 
-def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+def predictions(
+    run: Run, folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]
+) -> list[dict[str, np.ndarray]]:
     """Returns the predictions of each task's SavedModel, see `model_patch.export.Format`."""
     calls = [(_of(folder, bound, tasks), batch, ()) for bound, batch in zip(tasks, images, strict=True)]
-    return run_in_clean_process(clean_saved_model.__file__, calls)
+    return run(calls)
 
 
 def _of(folder: Path, bound: BoundTask, tasks: Sequence[BoundTask]) -> Path:
@@ -86,8 +92,17 @@ def require_tensorflow(what: str):
         )
 
 
-def _save(bound: BoundTask, folder: Path):
-    require_tensorflow("a SavedModel")
+def _graph_of(bound: BoundTask) -> Hashable:
+    """Returns what is the same for tasks whose SavedModels differ in values only: those of variables, labels and constants."""
+    task = bound.task
+    if task.link is None:
+        return id(bound)  # It may keep more in its graph.
+    variables = tuple((variable.path, *variable.shape) for variable in bound.model.variables)
+    return type(task), task.preprocessing, task.pooling, bound.train_spec, id(bound.trunk), len(task.labels), variables
+
+
+def _save(bound: BoundTask, folder: Path, like: Path | None = None):
+    """Writes a task as a SavedModel. Where there is one with the same graph, `like`, nothing is traced, and values are written."""
     import tensorflow as tf
 
     task, model = bound.task, bound.model
@@ -96,11 +111,22 @@ def _save(bound: BoundTask, folder: Path):
     module.weights = [variable.value for variable in model.variables]
     # What a layer computes with besides: the variables of a SavedModel that runs as a single layer.
     module.resources = [v for _, layer in walk(model) for v in getattr(layer, "_mp_resources", ())]
-    signatures = serving(
-        task.preprocessing, lambda resized: task.predictions(model(task.preprocessing.scale(resized), training=False))
-    )
-    with asset(LABELS, labels_text(task)) as module.labels_file, asset(TASK, json.dumps(task.to_json())) as module.task:
-        tf.saved_model.save(module, str(folder), signatures)
+    module.labels = tf.Variable(task.labels, trainable=False)
+    module.constants = {name: tf.Variable(value, trainable=False) for name, value in task.constants().items()}
+    assets = {LABELS: labels_text(task), TASK: json.dumps(task.to_json())}
+    if like:
+        shutil.copytree(like, folder, ignore=shutil.ignore_patterns("variables.*", "fingerprint.pb"))
+        for name, text in assets.items():
+            (folder / "assets" / name).write_text(text, "utf-8")
+        tf.train.Checkpoint(module).write(str(folder / "variables" / "variables"))
+        return
+
+    def predict(resized):
+        outputs = model(task.preprocessing.scale(resized), training=False)
+        return task.predictions(outputs, module.labels, module.constants)
+
+    with asset(LABELS, assets[LABELS]) as module.labels_file, asset(TASK, assets[TASK]) as module.task:
+        tf.saved_model.save(module, str(folder), serving(task.preprocessing, predict))
 
 
 def read_task(folder: Path) -> Task:

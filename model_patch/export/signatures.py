@@ -8,10 +8,9 @@ import numpy as np
 
 from model_patch.bind import BoundTask
 from model_patch.errors import ModelPatchError
-from model_patch.export import clean_saved_model
 from model_patch.export.saved_model import DEFAULT, LABELS, asset, labels_text, require_tensorflow, serving
 from model_patch.export.vector_net import vector_net
-from model_patch.export.verify import run_in_clean_process
+from model_patch.export.verify import Run
 
 ENDINGS = (".encoded", ".resized")
 """What the names of a task's further signatures end in."""
@@ -71,15 +70,17 @@ def export(tasks: Sequence[BoundTask], folder: Path):
         tf.saved_model.save(module, str(folder), signatures)
 
 
-def predictions(folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+def predictions(
+    run: Run, folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]
+) -> list[dict[str, np.ndarray]]:
     """Returns the predictions of each task's signature, see `model_patch.export.Format`."""
-    return ask_by_name(folder, tasks, images[0])
+    return ask_by_name(run, folder, tasks, images[0])
 
 
-def ask_by_name(folder: Path, tasks: Sequence[BoundTask], images: np.ndarray) -> list[dict[str, np.ndarray]]:
+def ask_by_name(run: Run, folder: Path, tasks: Sequence[BoundTask], images: np.ndarray) -> list[dict[str, np.ndarray]]:
     """Runs one SavedModel on the same images for each task, in one process; returns the predictions in the tasks' order."""
     names = [bound.task.name for bound in tasks]
-    (given,) = run_in_clean_process(clean_saved_model.__file__, [(folder, images, names)])
+    (given,) = run([(folder, images, names)])
     return [
         {key.removeprefix(f"{name}/"): each for key, each in given.items() if key.startswith(f"{name}/")}
         for name in names

@@ -1,14 +1,15 @@
-"""Calls exported files in a process of their own, which has nothing of this package: proof that they stand alone."""
+"""Calls exported files in a process of its own, which has nothing of this package: proof that they stand alone."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,52 +30,64 @@ RUNTIMES = {
 """What runs exported files and need not be installed, by module."""
 
 
-def run_in_clean_process(
-    script: str, calls: Sequence[tuple[str | Path, np.ndarray, Sequence[str | Path]]]
-) -> list[dict[str, np.ndarray]]:
-    """Runs one of the scripts of this folder, `python SCRIPT CALLS.json`, once for all calls.
+Run = Callable[[Sequence[tuple[str | Path, np.ndarray, Sequence[str | Path]]]], list[dict[str, np.ndarray]]]
+"""Calls exported files: each call is a file or folder, images, float32 `(batch, height, width, 3)` in 0..255, and further
+arguments. Returns the outputs of each by name."""
+
+
+@contextlib.contextmanager
+def clean_process(script: str) -> Iterator[Run]:
+    """Starts one of the scripts of this folder, `python SCRIPT`, which imports its libraries while other work goes on here.
+
+    It reads calls from its standard input, a JSON list a line: `[MODEL, IMAGES.npy, OUTPUTS.npz, [ARGUMENT, ...]]`, and writes
+    a line with the name of OUTPUTS when they are there.
 
     Args:
         script: path of the script.
-        calls: what it calls; the images, float32 `(batch, height, width, 3)` in 0..255; further arguments of the script.
 
-    Returns:
-        The outputs of each call, by name.
-
-    Raises:
-        ModelPatchError: a library that it needs is not installed.
-        RuntimeError: it fails otherwise.
+    Yields:
+        What calls files in it. It raises `ModelPatchError` where a library is not installed that they need, and
+        `RuntimeError` where they fail otherwise.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        written = []
-        for i, (model, images, arguments) in enumerate(calls):
-            inputs, outputs = Path(scratch) / f"{i}.npy", Path(scratch) / f"{i}.npz"
-            np.save(inputs, images)
-            written.append((str(model), str(inputs), str(outputs), [str(each) for each in arguments]))
-        listed = Path(scratch) / "calls.json"
-        listed.write_text(json.dumps(written))
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        errors = stack.enter_context((scratch / "errors").open("w+"))
         # -P: the folder of the script is not searched for modules.
-        called = subprocess.run([sys.executable, "-P", script, str(listed)], capture_output=True, text=True)
-        for module, needed in RUNTIMES.items():
-            if f"No module named '{module}'" in called.stderr:
-                raise ModelPatchError(f"{needed}, which is not installed: pip install it, or give --nocheck")
-        if called.returncode:
-            failed = next((model for model, _, outputs, _ in written if not Path(outputs).exists()), script)
-            raise RuntimeError(f"the export {Path(failed).name} does not run on its own:\n{called.stderr}")
-        found = []
-        for _, _, file, _ in written:
-            with np.load(file) as arrays:
-                found.append(dict(arrays))
-        return found
+        command, pipe = [sys.executable, "-P", script], subprocess.PIPE
+        # Unbuffered: of a process that has failed nothing is left to be written when its pipe is closed.
+        process: Any = subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, stderr=errors)
+        stack.enter_context(process)
+        stack.callback(process.kill)
+        inputs, outputs = scratch / "inputs.npy", scratch / "outputs.npz"
+
+        def call(model, images, arguments) -> dict[str, np.ndarray]:
+            np.save(inputs, images)
+            line = json.dumps([str(model), str(inputs), str(outputs), [str(each) for each in arguments]])
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(f"{line}\n".encode())
+            if f"{outputs}\n".encode() not in process.stdout:
+                errors.seek(0)
+                raise _failed(model, errors.read())
+            with np.load(outputs) as arrays:
+                return dict(arrays)
+
+        yield lambda calls: [call(*each) for each in calls]
+
+
+def _failed(model: str | Path, errors: str) -> Exception:
+    for module, needed in RUNTIMES.items():
+        if f"No module named '{module}'" in errors:
+            return ModelPatchError(f"{needed}, which is not installed: pip install it, or give --nocheck")
+    return RuntimeError(f"the export {Path(model).name} does not run on its own:\n{errors}")
 
 
 def differences(
-    predictions: Callable, folder: Path, tasks: Sequence[BoundTask], exact: bool = True
+    predictions: Callable, run: Run, folder: Path, tasks: Sequence[BoundTask], exact: bool = True
 ) -> dict[str, float]:
     """Compares the predictions of an export with those of the models in memory, on random images.
 
     Args:
-        predictions: of the format's module, see `model_patch.export.Format`.
+        predictions, run: of the format's module, and what it runs files by, see `model_patch.export.Format`.
         folder: that was written.
         tasks: that were exported.
         exact: whether both should be equal up to rounding; with kernels stored as int8 they are not.
@@ -87,7 +100,7 @@ def differences(
     """
     images = [_images(bound.task.preprocessing.image_size) for bound in tasks]
     found = {}
-    for bound, batch, given in zip(tasks, images, predictions(folder, tasks, images), strict=True):
+    for bound, batch, given in zip(tasks, images, predictions(run, folder, tasks, images), strict=True):
         name, task = bound.task.name, bound.task
         expected = task.predictions(bound.model(task.preprocessing.scale(batch), training=False))
         numbers = {key: np.asarray(each) for key, each in expected.items() if key in given}
@@ -100,16 +113,16 @@ def differences(
 
 
 def agreement(
-    predictions: Callable, folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]
+    predictions: Callable, run: Run, folder: Path, tasks: Sequence[BoundTask], images: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """Returns on which part of real images an export says the same as the model in memory, see `Task.agrees`, by task, in 0..1.
 
     Args:
-        predictions, folder, tasks: as for `differences`.
+        predictions, run, folder, tasks: as for `differences`.
         images: a batch per task, float32 `(batch, image_size, image_size, 3)` in 0..255.
     """
     found = {}
-    for bound, batch, given in zip(tasks, images, predictions(folder, tasks, images), strict=True):
+    for bound, batch, given in zip(tasks, images, predictions(run, folder, tasks, images), strict=True):
         outputs = bound.model.predict(np.asarray(bound.task.preprocessing.scale(batch)), verbose=0)
         found[bound.task.name] = float(np.mean(bound.task.agrees(given, bound.task.read(outputs))))
     return found

@@ -55,7 +55,9 @@ class Slotted(keras.layers.Layer):
 
     def call(self, inputs, extra, training=None, mask=None):
         (vector,) = extra
-        values = [
+        # A scope hides the one that this call is in: what that says of the other variables is handed on.
+        values = [(variable, variable.value) for variable in self.layer.variables]
+        values += [
             (variable, ops.reshape(vector[slot.offset : slot.offset + slot.size], slot.shape))
             for variable, slot in self.slots
         ]

@@ -284,15 +284,20 @@ class Task:
         """Returns for which images two predictions say the same, bool `(images,)`."""
         return predictions["logits"].argmax(-1) == others["logits"].argmax(-1)
 
-    def predictions(self, outputs) -> dict:
+    def predictions(self, outputs, labels=None, constants: Mapping | None = None) -> dict:
         """Returns what an exported model says, given the outputs of the head; runs inside TensorFlow's graphs.
 
         It is what `decode` returns, and `label`, string `(batch,)`, what `strings` does.
+
+        Args:
+            outputs: of the head.
+            labels, constants: of a task that differs in nothing else, tensors as `self.labels` and `self.constants()`; by
+                default this one's.
         """
         import tensorflow as tf
 
-        found = self.decode(outputs, **self.constants())
-        label = self.strings(found, tf.constant(self.labels))
+        found = self.decode(outputs, **(self.constants() if constants is None else constants))
+        label = self.strings(found, tf.convert_to_tensor(self.labels if labels is None else labels))
         return found if label is None else {**found, "label": label}
 
     def to_json(self) -> dict:

@@ -12,8 +12,8 @@ from model_patch.data import open_data
 from model_patch.data.decoding import decode
 from model_patch.data.pipeline import batches
 from model_patch.export import clean_saved_model, export
-from model_patch.export.saved_model import export_saved_model
-from model_patch.export.verify import run_in_clean_process
+from model_patch.export.saved_model import export_saved_model, read_task
+from model_patch.export.verify import clean_process
 from model_patch.predict import predict
 from model_patch.preprocessing import RESIZE
 from tests.conftest import small_net, train_steps
@@ -37,7 +37,8 @@ def pixels():
 
 def test_a_process_without_this_package_gets_the_same_predictions(bound, pixels, tmp_path):
     export_saved_model(bound, tmp_path / "task")
-    (predictions,) = run_in_clean_process(clean_saved_model.__file__, [(tmp_path / "task", pixels, ())])
+    with clean_process(clean_saved_model.__file__) as run:
+        (predictions,) = run([(tmp_path / "task", pixels, ())])
     expected = in_memory(bound, pixels)
     np.testing.assert_allclose(predictions["probabilities"], expected, atol=1e-5)
     np.testing.assert_allclose(tf.nn.softmax(predictions["logits"]), expected, atol=1e-5)
@@ -74,6 +75,30 @@ def test_each_weight_is_stored_once_and_the_labels_are_an_asset(task, tmp_path):
     stored = sum(f.stat().st_size for f in (tmp_path / "task" / "variables").iterdir())
     assert weights < stored < 1.1 * weights
     assert (tmp_path / "task" / "assets" / "labels.txt").read_text().split() == list(task.labels)
+
+
+def test_tasks_that_differ_in_values_alone_are_traced_once(trunk, pixels, tmp_path):
+    labels = {"first": ("a", "b"), "second": ("c", "d"), "wider": ("a", "b", "c"), "calibrated": ("e", "f")}
+    tasks = [
+        bind(
+            trunk, Task(name, each, trunk.preprocessing, temperature=2.0, use_temperature=name == "calibrated"), seed=i
+        )
+        for i, (name, each) in enumerate(labels.items())
+    ]
+    for bound in tasks:
+        for variable in bound.patch_variables.values():
+            variable.assign(variable * np.random.default_rng(len(bound.task.name)).uniform(0.7, 1.3, variable.shape))
+    export("saved_model", tasks, tmp_path / "out")
+    graphs = {name: (tmp_path / "out" / name / "saved_model.pb").read_bytes() for name in labels}
+    assert graphs["first"] == graphs["second"] == graphs["calibrated"] != graphs["wider"]
+    for bound in tasks:
+        folder, task = tmp_path / "out" / bound.task.name, bound.task
+        expected = task.read(np.array(bound.model(task.preprocessing(pixels), training=False)))
+        given = tf.saved_model.load(folder).signatures["serving_default"](images=tf.constant(pixels))
+        for name, each in expected.items():
+            np.testing.assert_allclose(given[name], each, atol=1e-5)
+        assert [label.decode() for label in given["label"].numpy()] == task.texts(expected)
+        assert read_task(folder) == task
 
 
 def test_an_existing_folder_is_neither_overwritten_nor_touched(bound, tmp_path):

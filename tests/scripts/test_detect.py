@@ -9,7 +9,7 @@ from PIL import Image
 
 from model_patch import Patch, bind_patch
 from model_patch.export import clean_saved_model
-from model_patch.export.verify import run_in_clean_process
+from model_patch.export.verify import clean_process
 from model_patch.trunks import open_trunk
 from tests.conftest import small_net
 from tests.scripts.run_script import error_of, run_script
@@ -65,7 +65,8 @@ def test_its_export_runs_in_plain_tensorflow(work, tmp_path):
     ran = run_script("detect", "export", detector(work), f"--output={tmp_path}/saved")
     assert ran.returncode == 0 and "10 labels, 64 px" in ran.stdout, ran.stderr[-2000:]
     calls = [(tmp_path / "saved", np.zeros((2, 20, 30, 3), "float32"), ())]
-    (predictions,) = run_in_clean_process(clean_saved_model.__file__, calls)
+    with clean_process(clean_saved_model.__file__) as run:
+        (predictions,) = run(calls)
     assert predictions["boxes"].shape == (2, 100, 4)
     assert predictions["scores"].shape == predictions["classes"].shape == predictions["labels"].shape == (2, 100)
 

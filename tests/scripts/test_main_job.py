@@ -8,7 +8,7 @@ from PIL import Image
 
 from model_patch.data import open_data
 from model_patch.export import clean_saved_model
-from model_patch.export.verify import run_in_clean_process
+from model_patch.export.verify import clean_process
 from tests.conftest import small_net
 from tests.scripts.run_script import error_of, run_script
 
@@ -48,7 +48,8 @@ def test_an_exported_task_runs_in_plain_tensorflow(work):
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert "10 labels" in ran.stdout and float(ran.stdout.rpartition("largest difference ")[2]) < 1e-4
     calls = [(output, np.zeros((2, 20, 30, 3), "float32"), ())]
-    (predictions,) = run_in_clean_process(clean_saved_model.__file__, calls)
+    with clean_process(clean_saved_model.__file__) as run:
+        (predictions,) = run(calls)
     assert predictions["probabilities"].shape == (2, 10)
 
 
