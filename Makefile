@@ -4,7 +4,7 @@ WORKDIR ?= runs/demo
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install test test-all test-kerashub test-jax soak demo real lint docs clean
+.PHONY: install test test-all test-slow test-kerashub test-jax soak demo real lint docs clean
 
 install: $(STAMP)
 
@@ -16,17 +16,19 @@ $(STAMP): setup.py
 # A process per core, four at most: most of the time goes into tracing graphs, which one core does. A file stays in one process.
 # With one thread per operation, no process waits for another's core.
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
-test test-all test-kerashub test-jax: export TF_NUM_INTRAOP_THREADS := 1
-test test-all test-kerashub test-jax: export OMP_NUM_THREADS := 1
+test test-slow test-kerashub test-jax: export TF_NUM_INTRAOP_THREADS := 1
+test test-slow test-kerashub test-jax: export OMP_NUM_THREADS := 1
 
 # All behaviours in their short form.
 test: install
 	$(PYTEST)
 
-# The long forms, too: whole chains of scripts, runs that are killed, several devices, large nets; and every backbone of KerasHub.
-test-all: test
+# All sets but `soak`.
+test-all: test test-slow test-kerashub test-jax
+
+# The long forms: whole chains of scripts, runs that are killed, several devices, large nets.
+test-slow: install
 	$(PYTEST) -m "slow and not soak"
-	$(MAKE) test-kerashub
 
 # KerasHub is in an environment of its own, over .venv: it brings packages that the others do without.
 HUB := build/kerashub

@@ -1,6 +1,6 @@
 """The demo: three real tasks on the bundled trunk, four ways to train compared on the first.
 
-Command: `make demo`, offline. Run on two CPU cores; the figures for three seeds are those of configs/transfer.py, in README.md.
+Command: `make demo`, offline. The figures for three seeds are those of configs/small/transfer.py, in README.md.
 """
 
 from ml_collections import ConfigDict

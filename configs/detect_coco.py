@@ -1,7 +1,7 @@
 """Detection at the paper's scale: SSDLite on MobileNetV2 1.0 at 320 px, from ImageNet weights, on COCO 2017.
 
 Command: `python scripts/detect.py train --config=configs/detect_coco.py --workdir=runs/coco`
-Data: TensorFlow Datasets' coco/2017, 118,287 training images, 27 GB; or COCO as it is downloaded, with
+Data: TensorFlow Datasets' coco/2017, 118,287 training images, 27 GB; or COCO as downloaded, with
 `--data='coco:FOLDER?train=annotations/instances_train2017.json&train_images=train2017&test=annotations/instances_val2017.json&test_images=val2017'`.
 The paper's detector is that of the Object Detection API (ssd_mobilenet_v2); Sandler et al. 2018, table 6, give SSDLite on
 MobileNetV2 an mAP of 22.1 on test-dev. Not run here: it needs a GPU.

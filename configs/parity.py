@@ -2,7 +2,7 @@
 
 Command: `python scripts/multitask.py --config=configs/parity.py --workdir=runs/parity`
 Data: Debian's package dataset-fashion-mnist; the others come with packages. At most 4,000 images of each to train on and 4,000
-to test on. Stands for the paper's ImageNet and Places365 together. Figures: docs/multitask.md.
+to test on. Represents the paper's ImageNet and Places365 together. Figures: docs/multitask.md.
 """
 
 from ml_collections import ConfigDict

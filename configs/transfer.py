@@ -1,7 +1,7 @@
 """Transfer: one task on a frozen trunk, trained in several ways and compared.
 
 Command: `python scripts/transfer.py --trunk=bundled --data=digits --workdir=runs/digits`
-Data: scikit-learn's digits, 1,797 real scans; nothing is downloaded. Run with `--seeds=0,1,2` on two CPU cores: README.md.
+Data: scikit-learn's digits, 1,797 real scans; nothing is downloaded. Figures, of configs/small/transfer.py: README.md.
 """
 
 from ml_collections import ConfigDict

@@ -21,7 +21,7 @@ from model_patch.trunk import Trunk
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """How many values a bound task learns, keeps and shares.
+    """How many parameters a bound task trains, keeps and shares.
 
     Attributes:
         patch: trained values in the trunk's slots.

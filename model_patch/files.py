@@ -194,7 +194,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Makes a folder whole or not at all: what is put into the yielded local one stands under `path` when all is done.
+    """Makes a folder whole or not at all: what is put into the yielded local one is under `path` when all is done.
 
     Files of a remote folder are uploaded one after the other, those at its top last, in the order of their names: a reader
     sees no `saved_model.pb` without its variables. Until the last is there the folder holds a file `UPLOADING`, by which
@@ -338,10 +338,10 @@ def matching(names: Sequence[str], inside: Callable[[str], Iterable[str]] | None
 
     Args:
         names: paths and patterns; `~` is the home folder.
-        inside: returns the files that a folder stands for; without it, folders are refused.
+        inside: returns the files that a folder represents; without it, folders are refused.
 
     Raises:
-        ModelPatchError: there are none, no file has one of the names, or it is a folder that stands for no file.
+        ModelPatchError: there are none, no file has one of the names, or it is a folder that represents no file.
     """
     if not names:
         raise ModelPatchError("no file is given: expected at least one path, or a pattern such as photos/*.jpg")

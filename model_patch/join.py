@@ -322,7 +322,7 @@ class _TaskTensors(tuple):
 class _SeparateWhileLarge:
     """How the layers of a joined graph are called: task by task while maps are large, merged from then on.
 
-    A large map keeps a processor busy by itself, and merging would only copy it; the small ones behind it are what is
+    A large map keeps a processor busy by itself, and merging would only copy it; the small ones after it are what is
     computed faster together.
     """
 

@@ -70,7 +70,7 @@ def statistics(layer):
 def scale_bias(layer):
     """The paper's S/B patch: scale and bias of every normalisation layer, added where it has none, and its statistics.
 
-    Layer scales, which transformers and ConvNeXt have behind their blocks, are scales too. In a net without normalisation
+    Layer scales, which transformers and ConvNeXt have after their blocks, are scales too. In a net without normalisation
     layers, such as VGG16, they are those of every convolution's output.
     """
     from keras.layers import RMSNormalization
@@ -195,8 +195,8 @@ class TrainSpec:
         """Parses names of kinds and `last`, joined by `+`, such as `scale_bias+depthwise+last`. `full` includes `last`.
 
         Raises:
-            ModelPatchError: a name is unknown or repeated, `full` is joined with another kind, or the statistics do not
-                go with the kinds.
+            ModelPatchError: a name is unknown or repeated, `full` is joined with another kind, or the kinds cannot have
+                the statistics.
         """
         names = text.split("+")
         for name in names:

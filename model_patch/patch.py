@@ -277,7 +277,7 @@ def _read_into(values: dict[str, np.ndarray], key: str, file) -> tuple[str, tupl
     stacked = np.empty(shape, "float32")
     for i, name in enumerate(names):
         if layer + slash + name in values:
-            raise ValueError(f"{layer + slash + name} stands twice")
+            raise ValueError(f"{layer + slash + name} is given twice")
         values[layer + slash + name] = stacked[i, ...]
 
     def chunks():

@@ -17,8 +17,8 @@ class Spec:
     Attributes:
         scheme: the part before the first colon, or the whole name where there is none.
         rest: what the scheme opens: a net's name, a path, a URL; may be empty. A path's `~` is the home folder.
-        options: the `key=value` pairs behind `?`, as strings; paths as in `rest`.
-        fragment: the part behind `#`, naming a place inside what is opened; may be empty.
+        options: the `key=value` pairs after `?`, as strings; paths as in `rest`.
+        fragment: the part after `#`, naming a place inside what is opened; may be empty.
     """
 
     scheme: str
@@ -47,7 +47,7 @@ def parse(text: str) -> Spec:
         text: for example `keras:MobileNetV2?alpha=0.35&weights=imagenet`.
 
     Raises:
-        ModelPatchError: the text is empty, or an option is not written `key=value` or stands twice.
+        ModelPatchError: the text is empty, or an option is not written `key=value` or is given twice.
     """
     body, _, fragment = text.partition("#")
     body, _, query = body.partition("?")

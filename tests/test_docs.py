@@ -42,6 +42,11 @@ PHRASES = (
     "neither asked for",
     "tells of accidents",
     "that nobody reads",
+    "stands? for",
+    "stands twice",
+    "go(es)? with",
+    "a part behind",
+    "as it is downloaded",
 )
 """Translated-sounding phrases that have a plain equivalent."""
 

@@ -1,7 +1,7 @@
 """Three picture tasks at once: stamps, icons and sprites on one ImageNet net, against three nets of their own, three seeds.
 
-Command: `python scripts/multitask.py --config=configs/real/multitask.py --workdir=runs/real/multitask`. 96 px, some 300 steps of 32
-images. Stands for the paper's ImageNet and Places365.
+Command: `python scripts/multitask.py --config=configs/real/multitask.py --workdir=runs/real/multitask`. 96 px, about 90 steps of 96
+images. Represents the paper's ImageNet and Places365.
 Figures: docs/results.md.
 """
 

@@ -1,6 +1,6 @@
 """A patch per resolution: stamps at 160, 128, 96 and 64 px in one ImageNet net, three ways of sharing, three seeds.
 
-Command: `python scripts/multitask.py --config=configs/real/resolutions.py --workdir=runs/real/resolutions`. Stands for the paper's
+Command: `python scripts/multitask.py --config=configs/real/resolutions.py --workdir=runs/real/resolutions`. Represents the paper's
 ImageNet at five resolutions. The pictures have up to 512 px, so a larger size shows more.
 Figures: docs/results.md.
 """

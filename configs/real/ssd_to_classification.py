@@ -1,7 +1,7 @@
 """Detection to classification at full width: the trunk of `configs/real/detector.py`, patched for icons, three seeds.
 
 Command: `python scripts/ssd_to_classification.py --config=configs/real/ssd_to_classification.py --workdir=runs/real/ssd`, after the
-detector. 96 px, 150 steps of batch 32. Stands for the paper's SSD of COCO and ImageNet.
+detector. 96 px, 150 steps of batch 32. Represents the paper's SSD of COCO and ImageNet.
 Figures: docs/results.md.
 """
 

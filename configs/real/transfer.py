@@ -1,7 +1,7 @@
 """Transfer of an ImageNet net to one of five picture tasks, or to Fashion-MNIST: every patch, default flags, 96 px, three seeds.
 
 Command: `python scripts/transfer.py --config=configs/real/transfer.py:stamps --workdir=runs/real/transfer-stamps`, and `:clipart`,
-`:icons`, `:sprites`, `:photographs`, `:fashion`. Data and trunk: `python scripts/real_bench.py`. 150 to 250 steps.
+`:icons`, `:sprites`, `:photographs`, `:fashion`. Data and trunk: `python scripts/real_bench.py`. 140 to 260 steps.
 Figures: docs/results.md.
 """
 
@@ -11,7 +11,7 @@ from configs import transfer
 from model_patch.experiments.real_bench import specs
 
 EPOCHS = {"stamps": 15, "clipart": 5, "icons": 10, "sprites": 5, "photographs": 11, "fashion": 4}
-"""As many as make 150 to 250 steps."""
+"""As many as make 140 to 260 steps."""
 
 
 def get_config(data: str = "stamps") -> ConfigDict:

@@ -1,6 +1,6 @@
 """Learning rates at our scale: digits on the bundled trunk, four ways to train at four rates, 120 steps, three seeds.
 
-Command: `python scripts/transfer.py --config=configs/small/rates.py --workdir=runs/small/rates`. Stands for the paper's figure of
+Command: `python scripts/transfer.py --config=configs/small/rates.py --workdir=runs/small/rates`. Represents the paper's figure of
 patches and learning rates; statistics are those of the task's batches, as there.
 Figures: docs/results.md.
 """

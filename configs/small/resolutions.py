@@ -1,7 +1,7 @@
 """Domain adaptation at our scale: `mnist` at 64, 48 and 32 px in one net, three ways of sharing, three seeds.
 
-Command: `python scripts/multitask.py --config=configs/small/resolutions.py --workdir=runs/small/resolutions`. Stands for the paper's
-ImageNet at five resolutions. About 470 steps of 96 images. The images are 28 x 28, so the sizes differ in how coarse the net
+Command: `python scripts/multitask.py --config=configs/small/resolutions.py --workdir=runs/small/resolutions`. Represents the paper's
+ImageNet at five resolutions. About 425 steps of 96 images. The images are 28 x 28, so the sizes differ in how coarse the net
 sees them.
 Figures: docs/results.md.
 """

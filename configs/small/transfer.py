@@ -1,7 +1,7 @@
 """Transfer at our scale: one of four real tasks on the bundled trunk, every patch, about 250 steps of batch 64, three seeds.
 
 Command: `python scripts/transfer.py --config=configs/small/transfer.py:digits --workdir=runs/small/transfer-digits`, and `:mnist`,
-`:textures`, `:faces`. Stands for the paper's transfer table and figure. Data come with packages.
+`:textures`, `:faces`. Represents the paper's transfer table and figure. Data come with packages.
 Figures: docs/results.md.
 """
 

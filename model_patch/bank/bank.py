@@ -15,7 +15,7 @@ from keras import ops
 from model_patch.bank.compiled import compiled
 from model_patch.bank.folded import FoldedTasks
 from model_patch.bank.graph import BankGraph
-from model_patch.bank.layers import BankedHead, PatchTable
+from model_patch.bank.tables import BankedHead, PatchTable
 from model_patch.bind import BoundTask, bind
 from model_patch.errors import ModelPatchError, require_number, unknown
 from model_patch.kinds import TrainSpec
@@ -179,7 +179,7 @@ class Bank:
         if len(images) != len(names):
             raise ModelPatchError(f"{len(images)} images with {len(names)} task names: give one for each")
         with self._rows.pinned(names) as rows:
-            # Read after the rows: a model that has grown since holds all that they stood for.
+            # Read after the rows: a model that has grown since holds all that they referred to.
             now = self._compiled
             logits = self._folded.run(rows[0], images, now.read) if len(set(rows)) == 1 else None
             return now.run([images, np.array(rows, "int32")], []) if logits is None else logits

@@ -1,7 +1,6 @@
 """The graph of a bank: a trunk's graph in which every slot is filled, example by example, out of tables."""
 
 import collections
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -22,49 +21,36 @@ from model_patch.bank.layers import (
     Product,
 )
 from model_patch.bank.layout import computes_in_hwbc, has_elementwise_operations, is_elementwise, looks_at_channels
+from model_patch.bank.slots import (
+    BankSlot,
+    Values,
+    Vectors,
+    affine_values,
+    affine_vectors,
+    norm_values,
+    norm_vectors,
+    values_without_bias,
+)
 from model_patch.errors import ModelPatchError
 from model_patch.graph.calls import is_custom
 from model_patch.graph.rewrite import Names, followers, functional, input_shapes, nodes, rewrite
 from model_patch.kinds import owned
 from model_patch.layers import NORMS, variables
-from model_patch.layers.affine import ValueOf, scale_and_bias
+from model_patch.layers.affine import ValueOf
 from model_patch.layers.conv2d import PatchedConv2D
 from model_patch.layers.patched import copy_layer, patch_layer
 from model_patch.trunk import Trunk
-
-Vectors = Sequence[np.ndarray]
-"""What a banked layer reads for one task."""
-
-Values = dict[str, np.ndarray]
-"""Values of layers by key, `<layer path>/<variable name>`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class BankSlot:
-    """A banked layer and how the values of a task become the vectors that it reads.
-
-    Attributes:
-        layer: reads vectors of the widths `layer.widths`.
-        vectors: returns them for one task, arrays in that order.
-        values: returns, for vectors, values with which the trunk's layers at `paths` compute the same; others are the trunk's.
-        paths: of the trunk's layers whose variables they represent.
-    """
-
-    layer: Banked
-    vectors: Callable[[ValueOf], list[np.ndarray]]
-    values: Callable[[Vectors], Values]
-    paths: tuple[str, ...]
 
 
 class BankGraph:
     """A trunk with banked layers in place of those that hold slots.
 
-    Batch norms always are; other layers if one of the kinds owns something of them. A batch norm behind a depthwise
+    Batch norms always are; other layers if one of the kinds owns something of them. A batch norm after a depthwise
     convolution is one banked layer with it. The trunk is unchanged, and lends all other layers.
 
     Attributes:
         slots: in graph order.
-        hwbc: whether it computes in HWBC, see `layers.banked`: where there are depthwise convolutions, and no operation
+        hwbc: whether it computes in HWBC, see `model_patch.bank.layers`: where there are depthwise convolutions, and no operation
             that could mix up the axes.
 
     Raises:
@@ -95,7 +81,7 @@ class BankGraph:
         return banked and (not is_kernel or (name == "depthwise_kernel" and "depthwise" in self._kinds))
 
     def model(self, patches: Sequence[keras.KerasTensor]) -> keras.Model:
-        """Returns the model from images `(batch, height, width, 3)`, and what a `PatchTable` returns, to the trunk's output.
+        """Returns the model from images `(batch, height, width, 3)`, and what a `tables.PatchTable` returns, to the trunk's output.
 
         Args:
             patches: tensors of the same shapes as the model is to take.
@@ -133,8 +119,8 @@ class BankGraph:
             _require_channels_last(path, layer.axis in (-1, len(layer.input.shape) - 1))
             activation = self._activation_after(path)
             new = BankedAffine(layer.input.shape[-1], None, activation, hwbc=self.hwbc, name=layer.name)
-            vectors = functools.partial(_norm, path, layer)
-            return self._note(new, vectors, lambda given: _norm_values(path, layer, *given), path)
+            vectors = functools.partial(norm_vectors, path, layer)
+            return self._note(new, vectors, lambda given: norm_values(path, layer, *given), path)
         if _channels_of_depthwise(layer) and (own or self.hwbc):
             return self._depthwise(path, layer)
         if not own:
@@ -143,14 +129,16 @@ class BankGraph:
             _require_channels_last(path, layer.axis in (-1, [-1], len(layer.input.shape) - 1))
             core = self._core(layer, scale=False, center=False)
             new = BankedAffine(layer.input.shape[-1], self._lent(core, layer), hwbc=self.hwbc, name=layer.name)
-            return self._note(new, functools.partial(_scale_and_bias, path), lambda given: _affine(path, *given), path)
+            return self._note(
+                new, functools.partial(affine_vectors, path), lambda given: affine_values(path, *given), path
+            )
         if isinstance(layer, keras.layers.Dense | keras.layers.Conv2D | keras.layers.Conv1D):
             _require_channels_last(path, getattr(layer, "data_format", "channels_last") == "channels_last")
             core = self._core(layer, use_bias=False, activation=None)
             lent = self._lent(core, layer)
             new = BankedAffine(layer.output.shape[-1], lent, layer.activation, hwbc=self.hwbc, name=layer.name)
-            vectors = functools.partial(_scale_and_bias, path)
-            return self._note(new, vectors, lambda given: _without_bias(path, *given), path)
+            vectors = functools.partial(affine_vectors, path)
+            return self._note(new, vectors, lambda given: values_without_bias(path, *given), path)
         if isinstance(layer, keras.layers.EinsumDense) and not self.hwbc:
             core = self._core(layer, bias_axes=None, activation=None)
             new = BankedBias(layer.bias.shape, core, layer.activation, name=layer.name)
@@ -188,7 +176,7 @@ class BankGraph:
         return core
 
     def _depthwise(self, path: str, layer) -> Banked:
-        """Returns a depthwise or separable convolution with a kernel per example, and with it the batch norm behind it."""
+        """Returns a depthwise or separable convolution with a kernel per example, and with it the batch norm after it."""
         follower = self._next.get(path, "")
         norm = self._layers.get(follower)
         merges = isinstance(norm, keras.layers.BatchNormalization) and layer.activation is keras.activations.linear
@@ -198,10 +186,10 @@ class BankGraph:
             activation = self._activation_after(follower)
 
         def outer(value_of: ValueOf) -> list:
-            scale, bias = _scale_and_bias(path, value_of)
+            scale, bias = affine_vectors(path, value_of)
             if not merges:
                 return [scale, bias]
-            more, shift = _norm(follower, norm, value_of)
+            more, shift = norm_vectors(follower, norm, value_of)
             return [scale * more, bias * more + shift]
 
         own_kernel, channels = "depthwise" in self._kinds, _channels_of_depthwise(layer)
@@ -228,8 +216,8 @@ class BankGraph:
         def values(given: Vectors, scale, bias) -> Values:
             """All that the layer and its norm do is in the layer: its kernel, which may hold the scale, and one scale and bias."""
             own = {f"{path}/depthwise_kernel": np.reshape(given, kernel.shape)} if own_kernel else {}
-            norm_values = _norm_values(follower, norm, np.ones_like(bias), np.zeros_like(bias)) if merges else {}
-            return own | _without_bias(path, scale, bias) | norm_values
+            of_norm = norm_values(follower, norm, np.ones_like(bias), np.zeros_like(bias)) if merges else {}
+            return own | values_without_bias(path, scale, bias) | of_norm
 
         if not separable:
 
@@ -254,7 +242,7 @@ class BankGraph:
         """Returns the elementwise activation that alone follows a layer, and takes it out of its place in the graph."""
         follower = self._next.get(path, "")
         layer = self._layers.get(follower)
-        # Others look at all channels of an example, and in one image of a bank examples stand beside one another.
+        # Others look at all channels of an example, and in one image of a bank examples are side by side.
         if (
             layer is None
             or type(layer) not in (keras.layers.ReLU, keras.layers.Activation)
@@ -336,39 +324,6 @@ def _scale(layer: keras.Layer, own: set[str]) -> str | None:
     given, core = (np.asarray(keras.ops.convert_to_numpy(copy(x)), "float64") for copy in copies)
     shift = next((values[name] for name in names - scales), 0.0)
     return scale if np.allclose(given, core * values[scale] + shift, rtol=1e-4, atol=1e-4) else None
-
-
-def _norm(path: str, layer: keras.layers.BatchNormalization, value_of: ValueOf) -> list:
-    """Returns the scale and bias that a batch norm comes to in inference."""
-    return [*scale_and_bias(path, value_of, layer.epsilon)]
-
-
-def _norm_values(path: str, layer: keras.layers.BatchNormalization, scale, bias) -> Values:
-    """Returns values of which `_norm` makes this scale and bias."""
-    return _affine(path, scale, bias) | {
-        f"{path}/moving_mean": np.zeros_like(bias),
-        f"{path}/moving_variance": np.full(bias.shape, 1.0 - layer.epsilon),
-    }
-
-
-def _affine(path: str, scale, bias) -> Values:
-    return {f"{path}/gamma": scale, f"{path}/beta": bias}
-
-
-def _without_bias(path: str, scale, bias) -> Values:
-    """Returns values of which `_scale_and_bias` makes this scale and bias."""
-    return _affine(path, scale, bias) | {f"{path}/bias": np.zeros_like(bias)}
-
-
-def _scale_and_bias(path: str, value_of: ValueOf) -> list:
-    """Returns the scale and bias of another layer: gamma, and what it makes of a convolution's own bias, with beta.
-
-    1 and 0 where there are none.
-    """
-    gamma, beta, bias = (value_of(path, name) for name in ("gamma", "beta", "bias"))
-    scale = np.float64(1.0) if gamma is None else gamma.astype("float64")
-    shift = np.float64(0.0) if beta is None else beta
-    return [scale, shift if bias is None else shift + bias * scale]
 
 
 def _pointwise(layer: keras.layers.SeparableConv2D) -> keras.layers.Conv2D:

@@ -111,7 +111,7 @@ def has_elementwise_operations(model: keras.Model) -> bool:
             is_known = type(operation).__module__.startswith("keras.") and type(operation).__name__ in OPERATIONS
             given = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
             shapes = {tuple(x.shape) for x in given if isinstance(x, keras.KerasTensor)}
-            # Arrays of more than one axis, such as embeddings of positions, stand in Keras' layout.
+            # Arrays of more than one axis, such as embeddings of positions, are in Keras' layout.
             arrays = [x for x in given if not isinstance(x, keras.KerasTensor) and getattr(x, "ndim", 0) > 1]
             if not is_known or arrays or len(shapes) > 1:
                 return False

@@ -50,7 +50,7 @@ def open_data(text: str, skip_bad_images: bool = False, verify_images: bool = Fa
     if spec.scheme not in known:
         raise unknown("data", spec.scheme, known)
     if spec.fragment:
-        raise ModelPatchError(f"{text!r} has a part behind '#', which data never have: rename a path with '#' in it")
+        raise ModelPatchError(f"{text!r} has a part after '#', which data never have: rename a path with '#' in it")
     if spec.scheme in _SOURCES_OF_FILES:
         return _SOURCES_OF_FILES[spec.scheme](spec, skip_bad_images, verify_images)
     return _SOURCES[spec.scheme](spec)

@@ -18,7 +18,7 @@ down to an area of 0.08, for far longer training than a patch gets."""
 
 
 def shift(image, seed):
-    """Moves the image by up to `MAX_SHIFT` of each side, at least one pixel, and repeats its edge behind it."""
+    """Moves the image by up to `MAX_SHIFT` of each side, at least one pixel, and repeats its edge in the gap."""
     import tensorflow as tf
 
     for axis in (0, 1):
@@ -68,7 +68,7 @@ def augmenter(names: str, known: Mapping[str, Callable] | None = None, noun: str
 
     Args:
         names: names in `known` joined by `+`.
-        known: functions by name, of an image, what goes with it, and a seed; by default `AUGMENTATIONS`.
+        known: functions by name, of an image, what belongs to it, and a seed; by default `AUGMENTATIONS`.
         noun: what errors call them.
 
     Raises:

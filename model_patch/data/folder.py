@@ -3,7 +3,7 @@
     photos/cat/1.jpg  photos/dog/2.png  ...       or the same below  photos/train/, photos/val/ and photos/test/
 
 Other usual names are known in any case, such as `Training`, `valid` and `dev`, see `data.split_names`. A validation
-folder without a test folder is tested on. Where there is neither, a fifth of the images are held out for testing.
+folder without a test folder is tested on. Where there is neither, a fifth of the images becomes the test split.
 
 With `?type=multi_label` each folder is of a label, and an image has those of all folders that it is in: as a link, or as a copy
 with the same contents. Images beside these folders have no label, or are what the links lead to.
@@ -96,7 +96,7 @@ def _layout(root: Path, found: Found) -> dict[str, Path]:
             f"folders, or {train.name} and a folder such as test"
         )
     if left_out:
-        tested = f"images to test on are in {test.name}" if test else "a fifth of them is held out to test on"
+        tested = f"images to test on are in {test.name}" if test else "a fifth of them is split off to test on"
         names = ", ".join(folder.name for folder in left_out)
         _logger.warning("%s: images to train on are in %s, %s; left out: %s", root, train.name, tested, names)
     classes_and_splits = {folder.name for folder in folders}

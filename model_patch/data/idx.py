@@ -93,11 +93,11 @@ def _read(path: Path, num_axes: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise ModelPatchError(f"{path} cannot be read: {error}") from None
     start = 4 * (1 + num_axes)
-    magic, expected = int.from_bytes(contents[:4], "big"), 0x0800 + num_axes  # 8 stands for unsigned bytes.
+    magic, expected = int.from_bytes(contents[:4], "big"), 0x0800 + num_axes  # 8 means unsigned bytes.
     if len(contents) < start or magic != expected:
         raise ModelPatchError(f"{path} is not in MNIST's format: it begins with {magic}, expected {expected}")
     shape, size = np.frombuffer(contents[4:start], ">u4").tolist(), len(contents) - start
     if size != math.prod(shape):
         product = " x ".join(map(str, shape))
-        raise ModelPatchError(f"{path} has {size} bytes behind its header, which says {product} = {math.prod(shape)}")
+        raise ModelPatchError(f"{path} has {size} bytes after its header, which says {product} = {math.prod(shape)}")
     return np.frombuffer(contents, "uint8", offset=start).reshape(shape)

@@ -84,7 +84,7 @@ class Frame:
 
 
 def image_paths(names: Sequence[str]) -> list[str]:
-    """Returns image files by their names, patterns, and folders, which stand for all images at any depth.
+    """Returns image files by their names, patterns, and folders, which represent all images at any depth.
 
     Files and folders of operating systems are left out of folders. Names and errors as `files.matching`.
     """
@@ -156,7 +156,7 @@ def read_header(open_file: Callable[[], BinaryIO], name: str, num_bytes: int) ->
             head = file.read(25)
             file.seek(max(0, num_bytes - 16))
             end = file.read(16)
-            # Pillow decodes a whole PNG to look for EXIF after its pixels; what stands before them it knows already.
+            # Pillow decodes a whole PNG to look for EXIF after its pixels; what comes before them it knows already.
             exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
             upright = exif.get(0x0112, 1) not in range(2, 9)
             is_animated = image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False)

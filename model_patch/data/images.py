@@ -198,8 +198,8 @@ class ImageData:
         """Returns the data with a validation split: their own, or else the last training images, which are removed there.
 
         Args:
-            fraction: share of the training images to hold out where the data have no validation split of their own, in 0..1,
-                at least one image; 0 to hold out none.
+            fraction: share of the training images to split off where the data have no validation split of their own, in 0..1,
+                at least one image; 0 for none.
             max_train_images: use at most this many training images, the first ones, including those held out; None for all.
 
         Raises:
@@ -212,7 +212,7 @@ class ImageData:
         number = max(1, round(total * fraction))
         if number >= total:
             raise ModelPatchError(
-                f"of {total} training images of {self.name!r}, {number} cannot be held out: use a lower --validation_fraction"
+                f"of {total} training images of {self.name!r}, {number} cannot be split off: use a lower --validation_fraction"
             )
         train, validation = np.split(np.arange(total), [total - number])
         return dataclasses.replace(self, train=self.train.select(train), validation=self.train.select(validation))
@@ -220,7 +220,7 @@ class ImageData:
     def folds(self, number: int, max_train_images: int | None = None) -> list["ImageData"]:
         """Returns the data of each fold of a cross-validation: its part of the training images is the test split.
 
-        Every class of a classification is divided evenly. The data's own test images are in no fold.
+        Every class of a classification is split evenly. The data's own test images are in no fold.
 
         Args:
             number: of folds, at least 2.

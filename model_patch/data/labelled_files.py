@@ -30,7 +30,7 @@ from model_patch.tasks import CLASSIFICATION
 _logger = logging.getLogger(__name__)
 
 TEST_FRACTION = 0.2
-"""Share of the images kept for testing where nothing says which those are."""
+"""Share of the images split off for testing where nothing says which those are."""
 
 CHUNK = 64
 """Files that a thread takes at a time."""
@@ -60,7 +60,7 @@ class Listed:
         root: the folder that paths are relative to.
         labels: class names.
         files: by part of the data, see `data.split_names`. The training files are among them; without a test part a fifth
-            of each class is held out of these.
+            of each class is split off from these.
         found: what else there was, by rule.
         place: where the images of a part and class are expected, for errors.
         read: returns the encoded image of a whole path, and raises ValueError where it holds none; None where paths are files.
@@ -92,7 +92,7 @@ def open_listed(listed: Listed, name: str, skip_bad_images: bool = False, verify
 
     The header and the last bytes of each file are read once, in parallel; what they say is kept in an index (see
     `data.folder_index`), and only new and changed files are looked at again. A file that is cut short, or of a form that is
-    not always readable, is decoded at once, so that a bad one is found now. Which images are kept for testing depends on
+    not always readable, is decoded at once, so that a bad one is found now. Which images are split off for testing depends on
     nothing but each one's path, so a new file moves no other; only in a class of a few images, where that would leave none
     to train on or none to test, the next one is taken.
 

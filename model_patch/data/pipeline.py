@@ -14,10 +14,10 @@ from model_patch.errors import require_number
 from model_patch.preprocessing import Preprocessing
 
 CACHE_BYTES = 2 * 2**30
-"""Images are kept in memory between epochs if they need at most this much."""
+"""Images are cached in memory between epochs if they need at most this much."""
 
 SHUFFLE_BYTES = 2**30
-"""Images that are not kept are shuffled in their stored form, this much at a time; paths of files always fit."""
+"""Images that are not cached are shuffled in their stored form, this much at a time; paths of files always fit."""
 
 
 @without_autograph
@@ -40,7 +40,7 @@ def batches(
 ):
     """Returns preprocessed batches; every image comes once per epoch, in batches of nearly equal size.
 
-    Without augmentation an image is exactly `preprocessing(image)`. What is kept in memory between epochs are resized
+    Without augmentation an image is exactly `preprocessing(image)`. What is cached between epochs are resized
     images, or where they are augmented decoded ones, up to `CACHE_BYTES`.
 
     Args:

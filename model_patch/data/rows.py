@@ -19,9 +19,9 @@ class Row(NamedTuple):
     """An image of a table or of a file of records.
 
     Attributes:
-        place: where it stands, for errors, such as `line 7`.
+        place: where it is, for errors, such as `line 7`.
         path: of its image, relative or absolute.
-        label: as it is written; for multi-label data a tuple of those that the image has, for regression one of numbers.
+        label: its text; for multi-label data a tuple of those that the image has, for regression one of numbers.
         split: one of `split_names.PARTS`; empty where nothing says it.
         problem: what is wrong with the row; empty if nothing is.
         stamp: size in bytes and modification time of its image; None for those of the file `path`.
@@ -49,7 +49,7 @@ def open_rows(
 ) -> ImageData:
     """Opens the images of rows, see `data.labelled_files`.
 
-    Validation images without test images are tested on. Where no row has a split, a fifth of each class is held out.
+    Validation images without test images are tested on. Where no row has a split, a fifth of each class becomes the test split.
 
     Args:
         rows: in any order.

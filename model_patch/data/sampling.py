@@ -55,7 +55,7 @@ class Sampler:
 
         Args:
             num_images: sizes of the data sets.
-            progress: part of the training that is behind, in 0..1.
+            progress: part of the training that is over, in 0..1.
         """
         weights = np.asarray(num_images, "float64") ** SAMPLERS[self.name](self.power, progress)
         return weights / weights.sum()
@@ -120,7 +120,7 @@ def joint_batches(
         augmentation: names joined by `+`, by the task's name; None for none.
         seed: of the order and of augmentation; each task has its own.
         first_step: the steps before it are left out; those from it on are the same as without.
-        cache: whether images are kept in memory, as for `batches`.
+        cache: whether images are cached in memory, as for `batches`.
         share: the part of every task's batch that this process trains on, as for `batches`.
 
     Returns:

@@ -8,9 +8,9 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Some of the replicas among which batches are divided evenly.
+    """Some of the replicas across which batches are sharded evenly.
 
-    What they cannot divide evenly is filled up with copies of the first examples.
+    What cannot be sharded evenly is filled up with copies of the first examples.
 
     Attributes:
         first: number of the first of its replicas.

@@ -40,9 +40,9 @@ def open_table(spec: Spec, skip_bad_images: bool = False, verify_images: bool = 
 
     The first line names the columns. They are separated by commas, in a `.tsv` file by tabs. Paths are relative to the
     file. Splits are written as people call them, see `data.split_names`; validation images
-    without test images are tested on. Without the column a fifth of each class is held out.
+    without test images are tested on. Without the column a fifth of each class becomes the test split.
 
-    With `type=multi_label` an image has any number of labels: in one cell, divided by any of the characters of `separator`,
+    With `type=multi_label` an image has any number of labels: in one cell, separated by any of the characters of `separator`,
     by default `;|,`; in several cells, `label=COLUMN+COLUMN`; in several rows; or as columns of 0 and 1, named after the
     labels, `label=COLUMN+COLUMN`. With `type=regression` the column holds a number; several columns hold one each.
 

@@ -65,7 +65,7 @@ def open_builder(name: str, data_dir: str | None):
             builder.download_and_prepare()
     except tfds.core.DatasetNotFoundError:
         raise ModelPatchError(f"there is no data set {name!r}, neither in TFDS nor in its folder {place}") from None
-    except Exception as error:  # Each data set's own code runs here, and a network behind it: anything may be raised.
+    except Exception as error:  # Each data set's own code runs here, over a network: anything may be raised.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelPatchError(
             f"the data set {name!r} is not in {place} and could not be prepared there ({reason}): prepare it where "

@@ -11,7 +11,7 @@ INITIAL_DEVIATION = 0.03
 class SSDLiteHead(keras.layers.Layer):
     """Predicts, for each default box, four box codes and the logits of the classes.
 
-    1. Behind the trunk's last map, coarser ones are made, each by a 1x1 convolution to half the channels and a depthwise
+    1. After the trunk's last map, coarser ones are made, each by a 1x1 convolution to half the channels and a depthwise
        separable convolution of stride 2 (Liu et al. 2016, "extra feature layers").
     2. On each map, a 3x3 depthwise and a 1x1 convolution give the codes, and two others the logits: SSDLite (Sandler et
        al. 2018, section 6.2), with depthwise separable convolutions where SSD has full ones.

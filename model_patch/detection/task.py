@@ -18,7 +18,7 @@ from model_patch.tasks import HEAD, Task
 from model_patch.trunk import Trunk
 
 EXTRA_CHANNELS = (512, 256, 256, 128)
-"""Channels of the maps behind the trunk's last one (Sandler et al. 2018; Object Detection API, ssdlite_mobilenet_v2)."""
+"""Channels of the maps after the trunk's last one (Sandler et al. 2018; Object Detection API, ssdlite_mobilenet_v2)."""
 
 LEAST_CHANNELS = 16
 
@@ -32,7 +32,7 @@ class DetectionTask(Task):
     Attributes:
         layers: paths of the trunk's layers whose outputs the head takes, finest map first.
         default_boxes: one grid per feature map.
-        extra_channels: of the maps that the head makes behind the trunk's last one.
+        extra_channels: of the maps that the head makes after the trunk's last one.
         confidence: one of `model_patch.detection.CONFIDENCES`.
 
     Raises:
@@ -79,7 +79,7 @@ class DetectionTask(Task):
             name: see `Task`.
             labels: class names.
             layers: paths of layers of the trunk, finest map first; by default those that `feature_layers` finds.
-            num_maps: how many maps there are at most, the trunk's and those behind them; they end at one cell.
+            num_maps: how many maps there are at most, the trunk's and those after them; they end at one cell.
             width: what the channels of the further maps are multiplied by, such as MobileNet's alpha.
             confidence: see the class.
             **default_boxes: fields of `DefaultBoxes` other than the grids.

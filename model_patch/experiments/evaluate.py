@@ -46,7 +46,7 @@ BATCH = 64
 
 
 class TooInaccurate(mp.ModelPatchError):
-    """A model is less accurate than asked for."""
+    """A model is less accurate than required."""
 
     exit_status = 1
 

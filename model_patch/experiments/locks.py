@@ -28,7 +28,7 @@ def lock(path: str | Path) -> bool:
     """Locks a file, made if it is missing, until this process ends, however it ends.
 
     A remote file holds its owner's host and process, and is renewed and at the end deleted by it. One that a process left
-    behind is taken over: at once if that ran on this host, and else after a wait that shows that nobody renews it.
+    behind is taken over: at once if that ran on this host, and else after a wait in which it is not renewed.
 
     Returns:
         Whether this process holds the lock; False where another does. It may take a lock that it already holds.
@@ -103,7 +103,7 @@ def _lease(path: Path) -> bool:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether nobody holds the lock of a remote file any more."""
+    """Whether the lock of a remote file has been abandoned."""
     try:
         before = read_bytes(path)
         held = json.loads(before)

@@ -240,7 +240,7 @@ def _weights(config: ConfigDict, names: list[str]) -> dict[str, float]:
     if len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights):
         given = ", ".join(map(str, weights))
         raise mp.ModelPatchError(
-            f"task_weights {given} do not go with {len(names)} tasks: give a positive number for each"
+            f"task_weights {given} do not match {len(names)} tasks: give a positive number for each"
         )
     return dict(zip(names, weights, strict=True))
 

@@ -163,7 +163,7 @@ def is_table(path: str | Path) -> bool:
 
 
 def images_from(names: Sequence[str]) -> tuple[Iterable[str], int | None]:
-    """Returns the paths that names, patterns and folders stand for, and their number; `-` are the lines of standard input.
+    """Returns the paths that names, patterns and folders represent, and their number; `-` are the lines of standard input.
 
     Raises:
         ModelPatchError: a name matches no file.

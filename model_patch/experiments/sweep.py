@@ -27,7 +27,7 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict:
         The contents of `results.json`: those of `transfer`, with `learning_rate` in each row.
 
     Raises:
-        ModelPatchError: a rate is not positive or stands twice, or as `transfer`.
+        ModelPatchError: a rate is not positive or is given twice, or as `transfer`.
     """
     rates = tuple(config.learning_rates)
     require_each_once("learning_rates", rates)

@@ -119,7 +119,7 @@ def runner(config: ConfigDict, folder: Workdir, data_of: Callable[[dict], str], 
 
 
 def facts_of(trunk: mp.Trunk) -> dict:
-    """Returns what all results say of a run besides what was asked for."""
+    """Returns what all results say of a run besides its configuration."""
     return {"image_size": trunk.preprocessing.image_size, "versions": versions(), "machine": machine()}
 
 

@@ -7,8 +7,6 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import keras
-
 from model_patch import __version__
 from model_patch.errors import ModelPatchError
 from model_patch.experiments.locks import lock
@@ -149,6 +147,8 @@ class Workdir:
 
 def versions() -> dict[str, str]:
     """Returns the versions of what computes: Python, this package, Keras and its backends, numpy."""
+    import keras  # Here, since a folder is claimed before anything that takes seconds.
+
     found = {"python": platform.python_version(), "model_patch": __version__}
     for name in ("keras", "numpy", "tensorflow", "jax", "torch"):
         for distribution in (name, f"{name}_cpu"):

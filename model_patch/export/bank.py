@@ -25,8 +25,8 @@ def export_bank(bank: Bank, path: str | Path):
     - `serving_default`: `images`, float32 `(batch, height, width, 3)` in 0..255, any height and width, and `tasks`;
     - `encoded`: `contents`, string `(batch,)`, each a JPEG, PNG, BMP, GIF or WebP file of any size, and `tasks`.
 
-    Both return `logits` and `probabilities`, float32 `(batch, classes)`, as wide as the bank's widest head: behind a task's
-    own classes stand minus infinity and 0; and `label`, string `(batch,)`. Where tasks of other types are in the bank they
+    Both return `logits` and `probabilities`, float32 `(batch, classes)`, as wide as the bank's widest head: after a task's
+    own classes come minus infinity and 0; and `label`, string `(batch,)`. Where tasks of other types are in the bank they
     also return what `Task.decode` says of these, `present` or `values`; what a task's type does not say is 0, its label empty. A
     name that is not in the bank is an
     `InvalidArgumentError`. The trunk's values are stored once.

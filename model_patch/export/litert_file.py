@@ -20,7 +20,7 @@ from model_patch.fold import fold
 from model_patch.tasks import Task, require_one_output_per_label
 
 MANIFEST = "model_patch.json"
-"""Name of the description inside the file: a zip archive behind the net, as in TensorFlow Lite's own metadata."""
+"""Name of the description inside the file: a zip archive after the net, as in TensorFlow Lite's own metadata."""
 
 _SPELT_OUT = {
     "Rsqrt": [("Sqrt", [""], "y"), ("Reciprocal", ["Sqrt"], "y")],
@@ -37,7 +37,7 @@ _SPELT_OUT = {
 """Operations that LiteRT computes wrong where TensorFlow does not, and what replaces them: operation, inputs, its output.
 
 With XNNPACK, the interpreter's default, 1 / sqrt(0) is NaN, not infinity: `keras.ops.normalize` of zeros, and so
-`UnitNormalization` behind a ReLU, were NaN. Its softplus is infinity from 89 on.
+`UnitNormalization` after a ReLU, were NaN. Its softplus is infinity from 89 on.
 """
 
 
@@ -159,7 +159,7 @@ def _spell_out_nodes(nodes, in_function: bool):
 
 
 def with_manifest(contents: bytes, manifest: dict) -> bytes:
-    """Returns the contents of a LiteRT file with a description behind the net."""
+    """Returns the contents of a LiteRT file with a description after the net."""
     file = io.BytesIO(contents)
     with zipfile.ZipFile(file, "a") as archive:
         # Without the time of day: what is exported again is the same file.

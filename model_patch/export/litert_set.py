@@ -31,7 +31,7 @@ def export(tasks: Sequence[BoundTask], folder: Path, quantize: str = "none"):
     probabilities 0. Tasks of several types have all that `Task.decode` says of any, 0 where a task's type does not say it;
     how its outputs are read is then at the end of its vector. Nothing is kept between calls: outputs depend on the inputs alone.
 
-    `net.tflite` holds `model_patch.json`: the images it takes, the length of a vector, and its `slots`, which say what stands
+    `net.tflite` holds `model_patch.json`: the images it takes, the length of a vector, and its `slots`, which say what is
     where in it. A task's file holds the one tensor `vector`, and in its metadata, under `model_patch`, the task with its
     labels, and the SHA-256 of the `net.tflite` that it belongs to.
 

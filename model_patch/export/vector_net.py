@@ -29,7 +29,7 @@ class VectorNet:
             to float32 logits `(batch, classes)`; as wide as the largest head. Where a task has fewer classes, the further
             logits are minus infinity.
         constants: the variables that are the same for all tasks.
-        slots: what stands where in a vector.
+        slots: what is where in a vector.
         vectors: float32 `(values,)` by task name.
     """
 

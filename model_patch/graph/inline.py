@@ -1,6 +1,6 @@
 """Opening what holds layers inside: subclassed models, and layers made of layers, become one graph of plain layers.
 
-Patches are bound to the layers of a graph. A net whose layers stand inside other layers, as in the blocks of KerasHub's
+Patches are bound to the layers of a graph. A net whose layers are inside other layers, as in the blocks of KerasHub's
 nets and in most subclassed models, is followed as it calls them, and its layers are copied into such a graph, with their
 values. The net itself is unchanged.
 """
@@ -31,7 +31,7 @@ ADVICE = "write its call with layers and keras.ops alone, or rebuild the net as 
 def inline_layers(model: keras.Model, image_size: int) -> keras.Model:
     """Returns the model as a graph whose layers can be patched; the model itself where it is one already.
 
-    The layers of a new graph are named by where they stand: `blocks.0.norm` is `self.blocks[0].norm` of a subclassed
+    The layers of a new graph are named by their place: `blocks.0.norm` is `self.blocks[0].norm` of a subclassed
     model, `stage1.norm` is `self.norm` of the layer `stage1` of a graph. Where a `call` decides by `training`, the graph is
     that of inference.
 
@@ -130,7 +130,7 @@ def _holds_layers(layer) -> bool:
 
 
 def _is_closed(layer) -> bool:
-    """Whether norms or depthwise kernels, which patches are about, stand inside a layer that is no graph."""
+    """Whether norms or depthwise kernels, which patches are about, are inside a layer that is no graph."""
     if not _holds_layers(layer):
         return False
     inner = layers_within(layer)

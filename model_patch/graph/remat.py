@@ -1,6 +1,6 @@
 """Rematerialisation: training that keeps few of a net's maps, and computes the others again when their gradients are due.
 
-A net is cut into segments where a single tensor joins what is before with what is behind, as between the blocks of most nets.
+A net is cut into segments where a single tensor joins what is before with what is after, as between the blocks of most nets.
 Of each segment only the input is kept. One more forward pass is the price, whatever the number of segments.
 """
 

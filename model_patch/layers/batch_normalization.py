@@ -72,7 +72,7 @@ class PatchedBatchNormalization(Patched, keras.layers.BatchNormalization):
         gamma = ops.convert_to_tensor(self.gamma) if self.scale else tf.ones(channels)
         beta = ops.convert_to_tensor(self.beta) if self.center else tf.zeros(channels)
         y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=self.epsilon)
-        # Keras keeps the variance of the batch itself, the operation gives the estimate of the variance behind it.
+        # Keras keeps the variance of the batch itself, the operation gives the unbiased estimate.
         count = tf.cast(tf.size(x) // channels, "float32")
         self.move(mean, variance * (count - 1) / count)
         return ops.cast(y, self.compute_dtype)

@@ -126,7 +126,7 @@ class ConvNorm(keras.layers.Layer):
 
 @dataclasses.dataclass(frozen=True)
 class _Unit:
-    """The convolution and the activation of a kind of `ConvNorm`, and the specs of what their functions take.
+    """The convolution and the activation of one form of `ConvNorm`, and the specs of what their functions take.
 
     Attributes:
         multiplier: of a depthwise convolution; None for others.
@@ -250,7 +250,7 @@ def _by_batch(unit: _Unit) -> Callable:
                 )
                 return unit.by_input(by_z, kernel, shape), by_gamma, by_beta
 
-            # Keras keeps the variance of the batch itself, the operation gives the estimate of the variance behind it.
+            # Keras keeps the variance of the batch itself, the operation gives the unbiased estimate.
             count = tf.cast(tf.size(z) // tf.size(gamma), "float32")
             return (y, mean, variance * ((count - 1) / count)), gradient
 

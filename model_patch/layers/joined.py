@@ -128,7 +128,7 @@ class Joined(PerTask):
     Arguments as `PerTask`.
 
     Call arguments:
-        *arguments: what the layers take: tensors `(sum of the batches, ...)`, or lists of such. Behind them `merge`, the
+        *arguments: what the layers take: tensors `(sum of the batches, ...)`, or lists of such. After them `merge`, the
             list of what `Merge` says of each example, int32 `(sum of the batches,)`, and the K batches that it merged, of
             which only the first dimension is looked at.
 

@@ -10,7 +10,7 @@ import keras
 from model_patch.errors import ModelPatchError, reason
 
 OTHER_NAMES = {keras.layers.DepthwiseConv2D: {"kernel": "depthwise_kernel"}}
-"""Variables that this package calls otherwise than Keras does: a depthwise kernel has one name wherever it stands."""
+"""Variables that this package calls otherwise than Keras does: a depthwise kernel has one name in every layer."""
 
 
 def own_name(layer: keras.Layer, keras_name: str) -> str:

@@ -15,7 +15,7 @@ class VectorSlot:
     Attributes:
         key: of the variable, `<layer path>/<variable name>`; the head's are `head/<variable name>`.
         offset: of its first value.
-        shape: of the variable; its values stand row by row.
+        shape: of the variable; its values are in row-major order.
     """
 
     key: str

@@ -9,7 +9,7 @@ class PoolTokens(keras.layers.Layer):
     """Pools tokens to features.
 
     Args:
-        pooling: `class`: the first token; `mean`: the mean of the patches' tokens, those behind the prefix; `class+mean`: both
+        pooling: `class`: the first token; `mean`: the mean of the patches' tokens, those after the prefix; `class+mean`: both
             concatenated, in this order (Oquab et al. 2023, linear evaluation of DINOv2).
         prefix_tokens: number of tokens before those of the patches.
         **kwargs: of `keras.layers.Layer`.

@@ -15,7 +15,7 @@ GRACE = 10.0
 
 
 class GrpcServer:
-    """Listens until it is closed. Replicas on one machine listen on one port, and the kernel divides connections among them.
+    """Listens until it is closed. Replicas on one machine listen on one port, and the kernel distributes connections across them.
 
     Args:
         predict: answers `PredictionService.Predict`, given request and context.

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 MAX_LABELS = 100
-"""Tasks that are counted by name: the first ones asked for. All others are counted together."""
+"""Tasks that are counted by name: the first ones requested. All others are counted together."""
 
 OTHER = "(other)"
 

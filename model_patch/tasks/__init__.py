@@ -128,7 +128,7 @@ class Task:
             raise ModelPatchError(f"the temperature of {self.name!r} is {self.temperature}: expected a positive number")
         if self.use_temperature and self.temperature is None:
             raise ModelPatchError(
-                f"the task {self.name!r} has no temperature: train it with validation images, or do not ask for calibrated "
+                f"the task {self.name!r} has no temperature: train it with validation images, or leave out calibrated "
                 "probabilities"
             )
 

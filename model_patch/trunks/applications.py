@@ -83,7 +83,7 @@ def open_application(spec: Spec, image_size: int | None = None) -> Trunk:
         known = f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(sorted(NETS))}"
         raise ModelPatchError(f"unknown net {name!r} in {spec.text!r}: {known}")
     if spec.fragment:
-        raise ModelPatchError(f"{spec.text!r} has a part behind '#', which keras:NAME does not take: leave it out")
+        raise ModelPatchError(f"{spec.text!r} has a part after '#', which keras:NAME does not take: leave it out")
     accepted = inspect.signature(NETS[name]).parameters.keys() - DECIDED - {"weights"}
     options = spec.take(**dict.fromkeys(accepted, ""), weights="imagenet", seed="0")
     weights, seed = options["weights"], int(_literal(spec, "seed", options["seed"]))
@@ -101,7 +101,7 @@ def open_application(spec: Spec, image_size: int | None = None) -> Trunk:
 def _check_weights_file(spec: Spec, weights: str):
     if not weights.endswith(WEIGHTS_FILES):
         expected = f"imagenet, none, or a path ending in {', '.join(WEIGHTS_FILES)}"
-        raise ModelPatchError(f"weights={weights} in {spec.text!r} is no kind of weights: expected {expected}")
+        raise ModelPatchError(f"weights={weights} in {spec.text!r} is unknown: expected {expected}")
     if not as_path(weights).is_file():
         raise ModelPatchError(
             f"the weights file {weights} does not exist: give weights=PATH of a file, or weights=none"

@@ -82,7 +82,7 @@ def _mobilenet_v2(scope: str, shapes: Shapes, size: int) -> keras.Model:
 
 
 def _mobilenet_v3(scope: str, shapes: Shapes, size: int) -> keras.Model:
-    """The features are those after the convolution behind the pooling, 1280 or 1024 of them, as in Hub's modules."""
+    """The features are those after the convolution after the pooling, 1280 or 1024 of them, as in Hub's modules."""
     is_large = "expanded_conv_14/project/weights" in shapes
     last, channels = ("expanded_conv_14", 160) if is_large else ("expanded_conv_10", 96)
     arguments = {

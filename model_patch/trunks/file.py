@@ -37,7 +37,7 @@ UNREADABLE = ("TFOpLambda", "SlicingOpLambda")
 _allows_lambdas = contextvars.ContextVar("allows_lambdas", default=False)
 
 SCALING = ("Rescaling", "Normalization", "TrueDivide", "Divide", "Multiply", "Subtract", "Add")
-"""Classes of layers and of bare operations that change pixel values, when they stand before the first weights."""
+"""Classes of layers and of bare operations that change pixel values, when they come before the first weights."""
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ def saved_spec(text: str, stem: str | Path) -> str:
     """Returns the spec that will open a trunk once `save_trunk` wrote it.
 
     Args:
-        text: spec of the trunk as it was opened.
+        text: spec by which the trunk was opened.
         stem: path of the file to write, without its ending.
 
     Raises:

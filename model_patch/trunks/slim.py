@@ -30,7 +30,7 @@ def open_slim(spec: Spec, image_size: int | None = None) -> Trunk:
     """
     spec.take()
     if spec.fragment:
-        raise ModelPatchError(f"{spec.text!r} has a part behind '#', which slim:CHECKPOINT does not take: leave it out")
+        raise ModelPatchError(f"{spec.text!r} has a part after '#', which slim:CHECKPOINT does not take: leave it out")
     source = recognise(read_checkpoint(spec.rest), spec.rest)
     if source is None:
         known = ", ".join(architecture.scope for architecture in ARCHITECTURES)

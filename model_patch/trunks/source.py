@@ -17,7 +17,7 @@ from model_patch.trunks.weights import refresh
 NOT_PART_OF_A_NET = (
     r"global_step|beta[12]_power",
     r".*/(Momentum|RMSProp(_1)?|Adam(_1)?|ExponentialMovingAverage)",
-    r"FeatureExtractor/.*_Conv2d_\d_(1x1|3x3_s2)_\d+(_depthwise)?/.*",  # The layers of an SSD behind its trunk.
+    r"FeatureExtractor/.*_Conv2d_\d_(1x1|3x3_s2)_\d+(_depthwise)?/.*",  # The layers of an SSD after its trunk.
     r"FeatureExtractor/(.*/)?fpn/.*",
     r"BoxPredictor_\d+/.*|WeightSharedConvolutionalBoxPredictor(_\d+)?/.*",
     r"(.*/)?(Logits|AuxLogits|logits|Predictions|predictions)/.*",
@@ -26,7 +26,7 @@ NOT_PART_OF_A_NET = (
 """Variables of checkpoints that no trunk uses: of optimizers, of heads, of a detector's further layers."""
 
 AVERAGE = "/ExponentialMovingAverage"
-"""Behind the name of a variable: its average over training, with which these nets were evaluated."""
+"""After the name of a variable: its average over training, with which these nets were evaluated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Source:
     Attributes:
         values: arrays by full name.
         architecture: what they are variables of.
-        prefix: what stands before every name of the net, ending in `/`.
+        prefix: what comes before every name of the net, ending in `/`.
         where: what they were read from, for errors.
     """
 

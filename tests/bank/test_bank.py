@@ -265,7 +265,7 @@ def test_kinds_that_make_no_bank(trunk, kinds):
 @pytest.mark.parametrize("size", [32, 33])
 @pytest.mark.parametrize("saved_for", [32, None])
 def test_zeros_before_a_convolution_are_judged_by_the_size_that_the_trunk_takes(saved_for, size, tmp_path):
-    """At 32 px they are those of the padding `same`, which then stands for them; at 33 px they are not."""
+    """At 32 px they are those of the padding `same`, which then replaces them; at 33 px they are not."""
     image = keras.Input((saved_for, saved_for, 3))
     x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name="pad")(image)
     x = keras.layers.DepthwiseConv2D(3, 2, use_bias=False, name="depthwise")(x)

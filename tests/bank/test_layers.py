@@ -10,13 +10,12 @@ from model_patch.bank.layers import (
     TO_HWBC,
     BankedAffine,
     BankedDepthwise,
-    BankedHead,
     BankedSeparable,
     BatchFirst,
     GlobalMean,
-    PatchTable,
     Product,
 )
+from model_patch.bank.tables import PatchTable
 
 BATCH, HEIGHT, WIDTH, CHANNELS, FILTERS, TASKS = 7, 11, 13, 3, 5, 17
 
@@ -117,25 +116,6 @@ def test_separable_has_a_depthwise_kernel_and_a_bias_per_example(images, rows, r
             [np.reshape(taps, (3, 3, CHANNELS, 1)), pointwise * scale, inner_bias @ pointwise[0, 0] * scale + bias]
         )
         np.testing.assert_allclose(got, plain(image[None])[0], atol=1e-4)
-
-
-def test_the_head_is_each_tasks_own_whatever_its_width(rows, random):
-    head, features = BankedHead(TASKS, CHANNELS, FILTERS), random.normal(size=(BATCH, CHANNELS)).astype("float32")
-    plain = []
-    for row in range(TASKS):
-        classes = 2 + row % (FILTERS - 1)
-        plain.append((random.normal(size=(CHANNELS, classes)), random.normal(size=classes)))
-        head.write(row, *plain[-1])
-    out = ops.convert_to_numpy(head(features, rows))
-    for x, row, got in zip(features, rows, out, strict=True):
-        kernel, bias = plain[row]
-        np.testing.assert_allclose(got[: len(bias)], x @ kernel + bias, atol=1e-5)
-        assert np.isneginf(got[len(bias) :]).all()
-
-
-def test_a_row_without_a_task_predicts_nan(random):
-    head = BankedHead(TASKS, CHANNELS, FILTERS)
-    assert np.isnan(head(np.ones((1, CHANNELS), "float32"), np.array([2], "int32"))).all()
 
 
 def test_pooling_and_products_in_hwbc_are_those_of_keras(images):

@@ -108,7 +108,7 @@ def test_specs_that_are_no_data_are_refused():
         open_data("digits:8")
     with pytest.raises(ModelPatchError, match="unknown option 'size' in 'digits.size=3'"):
         open_data("digits?size=3")
-    with pytest.raises(ModelPatchError, match="'folder:a#b' has a part behind '#'"):
+    with pytest.raises(ModelPatchError, match="'folder:a#b' has a part after '#'"):
         open_data("folder:a#b")
 
 

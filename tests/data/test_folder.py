@@ -190,7 +190,7 @@ def test_test_images_without_classes_are_left_out_with_a_warning(tmp_path, caplo
     save(tmp_path / "test" / "0.png", (0, 0, 0))
     data = open_data(f"folder:{tmp_path}")
     assert data.train.num_images + data.test.num_images == 15
-    assert "a fifth of them is held out to test on; left out: test" in caplog.text
+    assert "a fifth of them is split off to test on; left out: test" in caplog.text
     make_classes(tmp_path / "valid", number=2)
     assert open_data(f"folder:{tmp_path}").test.num_images == 6
 

@@ -92,7 +92,7 @@ def test_a_file_that_is_too_short_is_named(tmp_path):
     path = folder / NAMES[2]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(
-        ModelPatchError, match=f"{NAMES[2]} has 419 bytes behind its header, which says 12 x 5 x 7 = 420"
+        ModelPatchError, match=f"{NAMES[2]} has 419 bytes after its header, which says 12 x 5 x 7 = 420"
     ):
         open_data(f"idx:{folder}")
 

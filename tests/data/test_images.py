@@ -39,7 +39,7 @@ def test_a_fraction_of_zero_holds_out_nothing_and_a_split_of_the_datas_own_is_ke
 @pytest.mark.parametrize(
     ("fraction", "most", "message"),
     [
-        (0.1, 1, "of 1 training images of 'greys', 1 cannot be held out: use a lower --validation_fraction"),
+        (0.1, 1, "of 1 training images of 'greys', 1 cannot be split off: use a lower --validation_fraction"),
         (1.0, None, "validation_fraction is 1.0: expected at least 0 and below 1"),
     ],
 )

@@ -71,7 +71,7 @@ def test_steps_have_the_sizes_asked_for_and_small_data_sets_repeat(sampler):
     for step, (images, labels) in enumerate(batches):
         for k, name in enumerate(splits):
             assert images[name].shape == (sizes[step, k], 4, 4, 3)
-            # An image goes with its label, and comes from its own data set.
+            # An image has its label, and comes from its own data set.
             assert np.array_equal(images[name][:, 0, 0, 0], labels[name] + 100 * k)
             seen[name] += list(map(int, labels[name]))
     assert step == 11

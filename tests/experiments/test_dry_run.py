@@ -33,8 +33,8 @@ def trained(rows):
     ("data", "last"),
     [
         ("flowers", 208_998),
-        pytest.param("cars", 401_604, marks=pytest.mark.slow),
-        pytest.param("aircraft", 204_900, marks=pytest.mark.slow),
+        pytest.param("cars", 401_604, marks=pytest.mark.soak),
+        pytest.param("aircraft", 204_900, marks=pytest.mark.soak),
     ],
 )
 def test_the_transfer_table_of_the_paper(data, last):

@@ -143,7 +143,7 @@ def test_resolutions_share_a_head_and_another_is_added_to_the_frozen_trunk(tmp_p
         ({"norm_statistics": "frosen"}, "unknown norm_statistics 'frosen'"),
         ({"sampler": "random"}, "unknown sampler 'random'"),
         ({"sampler_power": -1.0}, "sampler_power is -1.0"),
-        ({"task_weights": (1.0,)}, "task_weights 1.0 do not go with 2 tasks"),
+        ({"task_weights": (1.0,)}, "task_weights 1.0 do not match 2 tasks"),
         ({"task_weights": (1.0, 0.0)}, "give a positive number for each"),
         ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
         ({"augmentation": "turn"}, "unknown augmentation 'turn'"),
@@ -162,6 +162,6 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(config, tmp_p
 
 def test_images_that_are_too_few_to_hold_some_out_are_refused_before_anything_is_written(config, tmp_path):
     config.update(max_train_images=1)
-    with pytest.raises(ModelPatchError, match="of 1 training images of 'digits', 1 cannot be held out"):
+    with pytest.raises(ModelPatchError, match="of 1 training images of 'digits', 1 cannot be split off"):
         multitask(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import pytest
 
@@ -13,33 +14,48 @@ ROW = {"train", "seed", "trained_parameters", "trained_fraction", "reused_fracti
 ROW |= {"figure", "train_seconds", "input_wait", "validation_accuracy", "test_macro_accuracy"}
 
 
-@pytest.fixture
-def config(tmp_path):
-    small_net().save(tmp_path / "trunk.keras")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transfer")
+    small_net().save(folder / "trunk.keras")
+    return folder
+
+
+def make_config(folder):
     config = transfer_config.get_config()
-    config.update(
-        trunk=f"file:{tmp_path}/trunk.keras", train=("last", "scale_bias+last"), epochs=1, max_train_images=96
-    )
+    config.update(trunk=f"file:{folder}/trunk.keras", train=("last", "scale_bias+last"), epochs=1, max_train_images=96)
     config.validation_fraction = 0.1
     return config
 
 
-def test_every_row_is_trained_saved_and_reported(config, tmp_path):
+@pytest.fixture
+def config(folder):
+    return make_config(folder)
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """A run of two seeds: its workdir and results. Tests leave it unchanged."""
+    config = make_config(folder)
     config.seeds = (0, 3)
-    results = transfer(config, tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+    return folder / "run", transfer(config, folder / "run")
+
+
+def test_every_row_is_trained_saved_and_reported(run):
+    workdir, results = run
+    assert json.loads((workdir / "results.json").read_text()) == results
     assert [(row["train"], row["seed"]) for row in results["rows"]] == [
-        (train, seed) for seed in (0, 3) for train in config.train
+        (train, seed) for seed in (0, 3) for train in ("last", "scale_bias+last")
     ]
     last, patched = results["rows"][:2]
     assert last.keys() == ROW and patched.keys() == ROW | {"best_epoch", "curves"} and 0 <= last["test_accuracy"] <= 1
     assert last["trained_parameters"] == 16 * 10 + 10 < patched["trained_parameters"]
     for row in results["rows"]:
-        path = patch_path(tmp_path / "run", row["train"], row["seed"])
+        path = patch_path(workdir, row["train"], row["seed"])
         assert path.stat().st_size == row["patch_bytes"]
         assert Patch.load(path).metrics["accuracy"] == row["test_accuracy"]
-    best = (tmp_path / "run" / "best.safetensors").read_bytes()
-    assert best in [patch_path(tmp_path / "run", row["train"], row["seed"]).read_bytes() for row in results["rows"]]
+    best = (workdir / "best.safetensors").read_bytes()
+    assert best in [patch_path(workdir, row["train"], row["seed"]).read_bytes() for row in results["rows"]]
     for name in (
         "results.md",
         "report.html",
@@ -47,20 +63,23 @@ def test_every_row_is_trained_saved_and_reported(config, tmp_path):
         "accuracy_vs_parameters.png",
         "tensorboard/scale_bias+last-seed0",
     ):
-        assert (tmp_path / "run" / name).exists()
+        assert (workdir / name).exists()
 
 
-def test_the_same_run_goes_on_with_the_rows_that_are_missing(config, tmp_path):
-    whole = transfer(config, tmp_path / "run")
-    path = tmp_path / "run" / "results.json"
-    path.write_text(json.dumps(whole | {"rows": whole["rows"][:1]}))
-    first = patch_path(tmp_path / "run", "last", 0)
-    written = first.stat().st_mtime_ns
+def without_times(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name not in ("train_seconds", "input_wait")}
+
+
+def test_the_same_run_goes_on_with_the_rows_that_are_missing(config, run, tmp_path):
+    workdir, whole = run
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "results.json").write_text(json.dumps(whole | {"rows": whole["rows"][:3]}))
+    config.seeds = (0, 3)
     again = transfer(config, tmp_path / "run")
-    assert first.stat().st_mtime_ns == written
-    for row in (*whole["rows"], *again["rows"]):
-        del row["train_seconds"], row["input_wait"]
-    assert again["rows"] == whole["rows"]
+    for kind, seed, same in (("scale_bias+last", 0, True), ("scale_bias+last", 3, False)):
+        there, here = (patch_path(each, kind, seed).stat().st_mtime_ns for each in (workdir, tmp_path / "run"))
+        assert (there == here) == same
+    assert [without_times(row) for row in again["rows"]] == [without_times(row) for row in whole["rows"]]
 
 
 @pytest.mark.parametrize(
@@ -100,16 +119,12 @@ def test_a_loss_that_becomes_nan_ends_the_run_and_keeps_no_row(config, tmp_path)
     assert not (tmp_path / "run" / "results.json").exists() and not (tmp_path / "run" / "patches").exists()
 
 
-def test_folds_are_trained_and_tested_on_training_images_and_the_row_is_that_of_a_run_without(config, tmp_path):
-    config.update(train=("scale_bias+last",), validation_fraction=0.0)
-    (plain,) = transfer(config, tmp_path / "plain")["rows"]
-    config.folds = 2
+def test_folds_are_trained_and_tested_on_training_images_and_the_row_is_that_of_a_run_without(config, run, tmp_path):
+    config.update(train=("scale_bias+last",), folds=2)
     (row,) = transfer(config, tmp_path / "run")["rows"]
     accuracies = row.pop("fold_accuracy")
     assert len(accuracies) == 2 and all(0 < each < 1 for each in accuracies)
-    for each in (plain, row):
-        del each["train_seconds"], each["input_wait"]
-    assert row == plain
+    assert without_times(row) == without_times(run[1]["rows"][1])
     text = (tmp_path / "run" / "results.md").read_text()
     assert f"| {sum(accuracies) / 2:.4f} ({max(accuracies) - min(accuracies):.4f}) |" in text
 

@@ -104,6 +104,30 @@ def test_no_run_begins_where_another_process_is_running(held, name):
     assert [file.name for file in (held / "run").iterdir()] == [".lock"]
 
 
+FIRST = """
+import sys
+from model_patch.experiments.workdir import Workdir, claim
+Workdir(sys.argv[1], {"epochs": 3})
+for folder in sys.argv[2:]:
+    claim(folder)
+print("running", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_while_the_first_lives_and_a_new_folder_without_files_goes_with_it(tmp_path):
+    (tmp_path / "mine").mkdir()
+    command = [sys.executable, "-c", FIRST, *(tmp_path / name for name in ("run", "new", "mine"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "running\n"
+        with pytest.raises(ModelPatchError, match="another process is running in the workdir .*run: wait for its end"):
+            Workdir(tmp_path / "run", {"epochs": 3})
+        assert (tmp_path / "new").exists()
+    assert first.returncode == 0
+    assert Workdir(tmp_path / "run", {"epochs": 3}).results() == {}
+    assert not (tmp_path / "new").exists() and (tmp_path / "mine").exists()
+
+
 def test_no_suite_begins_where_another_process_is_running(held, tmp_path):
     with pytest.raises(ModelPatchError, match="another process is running in the workdir .*run: wait for its end"):
         reproduce("small", held / "run", tmp_path)
@@ -115,22 +139,6 @@ def test_no_suite_begins_where_another_process_is_running(held, tmp_path):
     )
     assert ran.returncode == 2 and "another process is running in the workdir" in ran.stderr
     assert [file.name for file in (held / "run").iterdir()] == [".lock"]
-
-
-def test_a_new_workdir_in_which_nothing_was_written_goes_with_the_process(tmp_path):
-    (tmp_path / "mine").mkdir()
-    for name, stays in (("new", False), ("mine", True)):
-        ran = subprocess.run(
-            [
-                *(sys.executable, ROOT / "scripts" / "benchmark.py", "--suite=serving", "--config.op_threads=-1"),
-                f"--workdir={tmp_path / name}",
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ran.returncode == 2 and "op_threads is -1: expected at least 1" in ran.stderr
-        assert (tmp_path / name).exists() == stays
 
 
 def test_results_that_find_no_room_leave_what_was_there(tmp_path):

@@ -115,8 +115,17 @@ def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(bound, tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize(("resizing", "alpha"), zip(RESIZE, ("white", "drop", "#2060a0"), strict=True))
-def test_training_prediction_and_exports_bring_files_to_the_net_alike(trunk, resizing, alpha, tmp_path):
+@pytest.mark.parametrize(
+    ("resizing", "alpha", "format", "name"),
+    [
+        pytest.param(resizing, alpha, format, name, marks=[pytest.mark.slow][: i != k])
+        for i, (resizing, alpha) in enumerate(zip(RESIZE, ("white", "drop", "#2060a0"), strict=True))
+        for k, (format, name) in enumerate(
+            (("saved_model", "encoded"), ("signatures", "two.encoded"), ("bank", "encoded"))
+        )
+    ],
+)
+def test_training_prediction_and_exports_bring_files_to_the_net_alike(trunk, resizing, alpha, format, name, tmp_path):
     rng = np.random.default_rng(0)
     for part, sizes in (("train", [(9, 50), (40, 40)]), ("test", [(64, 20), (33, 34)])):
         for label, size in zip("ab", sizes, strict=True):
@@ -133,12 +142,11 @@ def test_training_prediction_and_exports_bring_files_to_the_net_alike(trunk, res
     expected[labels.numpy()] = tf.nn.softmax(bound.model(trained, training=False))
     for prediction, row in zip(predict(bound, paths), expected, strict=True):
         np.testing.assert_allclose(list(prediction.probabilities.values()), row, atol=1e-5)
-    for format, name in (("saved_model", "encoded"), ("signatures", "two.encoded"), ("bank", "encoded")):
-        export(format, [bound], tmp_path / format)
-        (folder,) = {path.parent for path in (tmp_path / format).rglob("saved_model.pb")}
-        signature = tf.saved_model.load(folder).signatures[name]
-        tasks = {"tasks": tf.constant(["two", "two"])} if format == "bank" else {}
-        np.testing.assert_allclose(signature(contents=contents, **tasks)["probabilities"], expected, atol=1e-5)
+    export(format, [bound], tmp_path / format)
+    (folder,) = {path.parent for path in (tmp_path / format).rglob("saved_model.pb")}
+    signature = tf.saved_model.load(folder).signatures[name]
+    tasks = {"tasks": tf.constant(["two", "two"])} if format == "bank" else {}
+    np.testing.assert_allclose(signature(contents=contents, **tasks)["probabilities"], expected, atol=1e-5)
 
 
 def test_a_bank_of_tasks_that_take_images_differently_is_refused(trunk, task, tmp_path):

@@ -75,8 +75,8 @@ def subclassed(folder):
     [
         pytest.param(bundled, 0, id="bundled", marks=pytest.mark.slow),
         pytest.param(file_of_keras_2, 0, id="file"),
-        pytest.param(slim("MobilenetV1", slim_nets.mobilenet_v1(0.25), 75), 0, id="slim V1", marks=pytest.mark.slow),
-        pytest.param(slim("MobilenetV3", slim_nets.mobilenet_v3_small(), 64), 0, id="slim V3", marks=pytest.mark.slow),
+        pytest.param(slim("MobilenetV1", slim_nets.mobilenet_v1(0.25), 75), 0, id="slim V1", marks=pytest.mark.soak),
+        pytest.param(slim("MobilenetV3", slim_nets.mobilenet_v3_small(), 64), 0, id="slim V3", marks=pytest.mark.soak),
         pytest.param(hub, 0, id="hub", marks=pytest.mark.slow),
         pytest.param(subclassed, 3, id="subclassed"),
         pytest.param(slim("InceptionV3", slim_nets.inception_v3, 75), 0, id="slim Inception", marks=pytest.mark.soak),

@@ -22,6 +22,7 @@ from model_patch import (
 )
 from model_patch.export import export
 from model_patch.trunks.saving import save_trunk
+from tests.backends import tensorflow_only
 from tests.conftest import same, snapshot, train_steps
 from tests.graph.test_every_layer import predictions
 from tests.token_nets import SIZE, small_vit, windowed_vit
@@ -158,6 +159,7 @@ def test_a_bank_of_64_tasks_predicts_as_64_bound_models(images):
 
 
 @pytest.mark.slow
+@tensorflow_only
 def test_exports_predict_as_the_models_do(bounds, images, tmp_path):
     pixels = (images + 1) * 127.5
     for format in ("saved_model", "signatures", "bank", "litert", "litert_set", "onnx"):

@@ -149,7 +149,8 @@ def test_a_state_that_freezing_does_not_stop_stays_the_trunks(state, images, lab
     assert same(before, snapshot(trunk.variables()))
 
 
-@pytest.mark.parametrize("noise", NOISE)
+# A layer that draws without a seed is none on JAX.
+@pytest.mark.parametrize("noise", [pytest.param(name, marks=[tensorflow_only][: name == "unseeded"]) for name in NOISE])
 def test_features_of_last_are_the_trunks_in_training_too(noise, images, tmp_path):
     trunk = trunk_of(NOISE[noise])
     expected = np.array(trunk.model(images, training=False))
@@ -174,7 +175,8 @@ def test_features_of_last_are_the_trunks_in_training_too(noise, images, tmp_path
     ("layer", "variable"),
     [
         (Counter(name="counter"), "counter/count"),
-        (in_sequence(layers.LSTM(4, stateful=True, name="lstm")), "rnn_state"),
+        # On JAX Keras itself refuses it: a stateful layer needs a known batch size there.
+        pytest.param(in_sequence(layers.LSTM(4, stateful=True, name="lstm")), "rnn_state", marks=tensorflow_only),
     ],
 )
 def test_a_layer_that_writes_in_inference_is_no_trunks(layer, variable):

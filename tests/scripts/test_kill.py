@@ -220,8 +220,11 @@ KILLS = {
 """Signals, and the part of a run's time after which each comes, one after the other in one workdir."""
 
 
+# The others resume by the same functions; `make soak` kills every script at 20 moments.
 @pytest.mark.slow
-@pytest.mark.parametrize("script", JOBS)
+@pytest.mark.parametrize(
+    "script", [pytest.param(each, marks=[pytest.mark.soak][: each not in ("transfer", "multitask")]) for each in JOBS]
+)
 def test_a_killed_run_ends_like_an_uninterrupted_one(trunk, detector, tmp_path, script):
     job, whole, seconds = undisturbed(script, trunk, detector, tmp_path)
     for number, part in KILLS[script]:

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -19,14 +17,6 @@ from model_patch.training.callbacks import Logs
 from model_patch.training.fit import fit
 from model_patch.training.joint import fit_joined
 from tests.conftest import full_disk, same, snapshot
-
-OTHER_PROCESS = """
-import sys
-from model_patch.experiments.workdir import Workdir
-Workdir(sys.argv[1], {"epochs": 3})
-print("running", flush=True)
-sys.stdin.read()
-"""
 
 
 class Cut(Exception):
@@ -178,16 +168,6 @@ def test_a_checkpoint_that_cannot_be_used_is_named(trunk, digits, data, recipe, 
     checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
     with pytest.raises(ModelPatchError, match=message):
         fit(bind(trunk, digits, "bias+last"), data, recipe, checkpoint=checkpoint)
-
-
-def test_a_second_process_on_a_workdir_is_refused_while_the_first_lives(tmp_path):
-    command = [sys.executable, "-c", OTHER_PROCESS, tmp_path / "run"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout.readline() == "running\n"
-        with pytest.raises(ModelPatchError, match="another process is running in the workdir .*run: wait for its end"):
-            Workdir(tmp_path / "run", {"epochs": 3})
-        first.kill()
-    assert Workdir(tmp_path / "run", {"epochs": 3}).results() == {}
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):

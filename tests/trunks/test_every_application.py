@@ -1,6 +1,6 @@
 """Every net of keras.applications: what its patches count, and that all of it works.
 
-`make test` has two of them, `make test-all` four more, and `make soak` the others.
+`make test` has two of them, `make test-slow` two more, and `make soak` the others.
 """
 
 import keras
@@ -82,9 +82,9 @@ SMALLEST = {
 }
 """The smallest net of each module of keras.applications."""
 
-LONG = {"ConvNeXtTiny", "EfficientNetB0", "MobileNetV3Small", "ResNet50V2"}
-"""Those of them that are trained by `make test-all`, each with something that no other here has: layer norms, gates with
-swish, gates with ReLU6 and nets without norms in places, norms before convolutions. All others are trained by `make soak`."""
+LONG = {"ConvNeXtTiny", "MobileNetV3Small"}
+"""Those of them that are trained by `make test-slow`: one with layer norms and layer scales, and one with gates and parts
+without norms. All others are trained by `make soak`."""
 
 SHORT = {"MobileNet", "VGG16"}
 """Those that are trained by `make test`: one with norms and depthwise kernels, and one without norms."""

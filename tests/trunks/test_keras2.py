@@ -186,10 +186,8 @@ FORMS = {"alone": lambda net: net, "sequential": in_sequential, "functional": in
 LONG = {
     ("MobileNetV2", "functional", "h5"),
     ("EfficientNetB0", "sequential", "keras"),
-    ("DenseNet121", "sequential", "h5"),
-    ("InceptionV3", "alone", "keras"),
 }
-"""What `make test-all` opens; every net in every form is opened by `make soak`."""
+"""What `make test-slow` opens; every net in every form is opened by `make soak`."""
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -75,11 +75,11 @@ def as_imagenet(images):
         pytest.param("MobilenetV2", slim_nets.mobilenet_v2(1.3), 32, to_one, marks=pytest.mark.soak),
         pytest.param("MobilenetV3", slim_nets.mobilenet_v3_small(), 64, to_one, marks=pytest.mark.slow),
         pytest.param(
-            "MobilenetV3", slim_nets.mobilenet_v3_small(minimalistic=True), 75, to_one, marks=pytest.mark.slow
+            "MobilenetV3", slim_nets.mobilenet_v3_small(minimalistic=True), 75, to_one, marks=pytest.mark.soak
         ),
         pytest.param("InceptionV3", slim_nets.inception_v3, 75, to_one, marks=pytest.mark.slow),
         pytest.param("resnet_v1_50", slim_nets.resnet_50(1), 64, less_mean, marks=pytest.mark.slow),
-        pytest.param("resnet_v2_50", slim_nets.resnet_50(2), 75, to_one, marks=pytest.mark.slow),
+        pytest.param("resnet_v2_50", slim_nets.resnet_50(2), 75, to_one, marks=pytest.mark.soak),
         pytest.param("efficientnet-b0", slim_nets.efficientnet_b0(1), 64, as_imagenet, marks=pytest.mark.slow),
         pytest.param("efficientnetv2-b0", slim_nets.efficientnet_b0(2), 64, as_imagenet, marks=pytest.mark.soak),
     ],
@@ -181,7 +181,7 @@ def test_what_is_no_checkpoint_of_a_known_net_is_refused_in_one_sentence(tmp_pat
         (f"slim:{tmp_path}/nothing.ckpt", "no checkpoint is at .*nothing.ckpt: expected slim:PATH"),
         (f"slim:{other}", "holds no variables of a net that is known: expected one of MobilenetV1, MobilenetV2, "),
         (f"slim:{whole}", "damaged.ckpt is damaged, or is not a TensorFlow checkpoint"),
-        (f"slim:{other}#Conv", "has a part behind '#'"),
+        (f"slim:{other}#Conv", "has a part after '#'"),
         (f"slim:{other}?alpha=1", "unknown option 'alpha'"),
     ):
         with pytest.raises(ModelPatchError, match=message) as raised:

@@ -30,5 +30,5 @@ def open_detection_data(text: str) -> DetectionData:
     if spec.scheme not in _SOURCES:
         raise unknown("detection data", spec.scheme, _SOURCES)
     if spec.fragment:
-        raise ModelPatchError(f"{text!r} has a part behind '#', which data never have: rename a path with '#' in it")
+        raise ModelPatchError(f"{text!r} has a part after '#', which data never have: rename a path with '#' in it")
     return _SOURCES[spec.scheme](spec)

@@ -32,7 +32,7 @@ def open_coco(spec: Spec) -> DetectionData:
     """Opens `coco:FOLDER[?train=train.json&test=test.json&train_images=.&test_images=.]`.
 
     The options are paths inside FOLDER: the annotation files, and the folders that hold the images, to which `file_name`
-    is relative. For COCO 2017 as it is downloaded: `coco:FOLDER?train=annotations/instances_train2017.json&train_images=
+    is relative. For COCO 2017 as downloaded: `coco:FOLDER?train=annotations/instances_train2017.json&train_images=
     train2017&test=annotations/instances_val2017.json&test_images=val2017`.
 
     Raises:

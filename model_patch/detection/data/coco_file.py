@@ -41,7 +41,7 @@ class CocoFile:
         path: where it is.
         labels: category names, in the order of the categories' ids.
         images: the images by id.
-        annotations: the annotations as they are in the file, for `where`.
+        annotations: the annotations in the file, for `where`.
         image_ids: the image of each annotation.
         classes: int64 `(annotations,)`, indices into `labels`.
         crowds: bool `(annotations,)`.

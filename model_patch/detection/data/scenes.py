@@ -1,7 +1,7 @@
 """Scenes: real images of a classification data set, placed at random places and sizes on larger canvases, with their boxes.
 
 A detection data set that is on any computer, as the images are: `scenes:mnist`, `scenes:digits`, or `scenes:idx:FOLDER` with
-Fashion-MNIST. Which image stands where and how large depends on the seed and on nothing else.
+Fashion-MNIST. Which image is where and how large depends on the seed and on nothing else.
 """
 
 import numpy as np
@@ -36,9 +36,9 @@ INK = 24
 def open_scenes(spec: Spec) -> DetectionData:
     """Opens `scenes:DATA[?size=96&train=8000&test=1000&objects=4&seed=0]`.
 
-    DATA is the spec of grey images on black in `model_patch.data`, such as `mnist`; its training images stand on the `train`
+    DATA is the spec of grey images on black in `model_patch.data`, such as `mnist`; its training images are on the `train`
     canvases to train on, its test images on the others. A canvas has `size` pixels along each side and from 0 to `objects`
-    images, all numbers equally likely; the same image may stand on several.
+    images, all numbers equally likely; the same image may be on several.
 
     Raises:
         ModelPatchError: an option is not a whole number in its range, or DATA cannot be opened.
@@ -88,7 +88,7 @@ def _split(source: Split, size: int, number: int, objects: int, random: np.rando
 
 
 def _scene(images, labels, size: int, objects: int, random: np.random.RandomState):
-    """Returns a canvas uint8 `(size, size)`, and the boxes `(objects, 4)` and classes `(objects,)` of what stands on it."""
+    """Returns a canvas uint8 `(size, size)`, and the boxes `(objects, 4)` and classes `(objects,)` of what is on it."""
     canvas = random.randint(0, random.randint(NOISE) + 1, (size, size), "uint8")
     boxes = np.zeros((0, 4), "float32")
     classes: list[int] = []

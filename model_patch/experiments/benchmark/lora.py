@@ -61,7 +61,7 @@ class Absolute(mp.Recipe):
 def run(config: ConfigDict, workdir: str | Path):
     """Trains all forms with all seeds, times them, and writes `lora.json` and `lora.md` into the workdir.
 
-    The same command resumes: each training is kept in `results.json` of a folder per trunk as soon as it is finished.
+    The same command resumes: each training is written to `results.json` of a folder per trunk as soon as it is finished.
 
     Args:
         config: see `configs/benchmark.py`; the fields `lora_...`, `rounds`.
@@ -182,7 +182,7 @@ def _rows(config: ConfigDict, trunk: mp.Trunk, workdir: Workdir, forms: Sequence
 def _times(
     config: ConfigDict, makers: Mapping[str, Callable], trunk: mp.Trunk, classes: int, peft: int
 ) -> dict[str, dict]:
-    """Returns the time of a training step and of a batch of `TASKS` tasks by form; PEFT's with so many parameters, unless 0."""
+    """Returns the time of a training step and of a batch of `TASKS` tasks by form; PEFT's with up to this many parameters, unless 0."""
     size, random = trunk.preprocessing.image_size, np.random.default_rng(0)
     images = random.uniform(-1, 1, (TASKS, size, size, 3)).astype("float32")
     labels = random.integers(0, classes, BATCH)

@@ -196,5 +196,5 @@ def _peft():
 
 
 def _config(rank: int):
-    """Returns a configuration in which the product of the two factors is added as it is, as Keras does."""
+    """Returns a configuration in which the product of the two factors is added without a scale, as Keras does."""
     return _peft().LoraConfig(r=rank, lora_alpha=rank, target_modules=["value"])

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_patch.experiments.report.output import RESULTS, figure_bytes, save_figure
+from model_patch.experiments.report.output import RESULTS, figure_bytes
 from model_patch.experiments.report.table import Table, markdown
 from model_patch.files import write_bytes
 
@@ -33,6 +34,11 @@ class Figure:
     name: str
     figure: object
     text: str
+
+    @functools.cached_property
+    def png(self) -> bytes:
+        """The figure as a PNG file, drawn once for the Markdown and the page."""
+        return figure_bytes(self.figure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +78,7 @@ def write_page(folder: Path, title: str, sections: Sequence[Section]):
     """Writes a page as `report.html`, and as `results.md` with figures beside it; the Markdown has no thumbnails."""
     text = "\n\n".join(part.rstrip("\n") for part in (f"# {title}", *_markdown(sections)))
     for figure in (part for section in sections for part in section.parts if isinstance(part, Figure)):
-        save_figure(figure.figure, folder / f"{figure.name}.png")
+        write_bytes(folder / f"{figure.name}.png", figure.png)
     write_bytes(folder / f"{RESULTS}.md", f"{text}\n".encode())
     write_bytes(folder / REPORT, _html(title, sections).encode())
 
@@ -90,7 +96,7 @@ _KINDS = {"text": str, "table": tuple, "figure": Figure, "gallery": Gallery}
 
 
 def _code(text: str):
-    """Returns text as HTML, with what stands in backticks as code."""
+    """Returns text as HTML, with text in backticks as code."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
@@ -98,7 +104,7 @@ def _code(text: str):
 
 def _data_url(contents) -> str:
     """Returns a figure, as PNG, or the contents of a JPEG file, as a URL that holds it."""
-    kind, contents = ("png", figure_bytes(contents.figure)) if isinstance(contents, Figure) else ("jpeg", contents)
+    kind, contents = ("png", contents.png) if isinstance(contents, Figure) else ("jpeg", contents)
     return f"data:image/{kind};base64,{base64.b64encode(contents).decode()}"
 
 

@@ -158,7 +158,12 @@ def test_an_image_of_a_streamed_data_set_is_read_whenever_it_comes(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("forms", ("pank",), "unknown form 'pank'"), ("mixes", ("x",), "unknown mix 'x'"), ("tasks", (0,), "tasks is 0")],
+    [
+        ("forms", ("pank",), "unknown form 'pank'"),
+        ("mixes", ("x",), "unknown mix 'x'"),
+        ("tasks", (0,), "tasks is 0"),
+        ("op_threads", -1, "op_threads is -1: expected at least 1"),
+    ],
 )
 def test_what_cannot_be_timed_is_refused(config, tmp_path, name, value, message):
     config[name] = value
