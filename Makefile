@@ -50,6 +50,8 @@ JAX_TESTS ?= tests/layers tests/test_bind.py tests/test_join.py tests/test_kinds
 	tests/tasks/test_tasks.py tests/test_trunk.py tests/bank/test_folded.py tests/scripts/test_jax.py \
 	tests/experiments/benchmark/test_gpu.py
 
+# Most of its time goes into compiling steps that run a few times.
+test-jax: export XLA_FLAGS := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 test-jax: install
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[jax]'
 	KERAS_BACKEND=jax $(PYTEST) -m "not soak" $(JAX_TESTS)

@@ -74,10 +74,6 @@ class Patch:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def slot_values(self) -> dict[str, np.ndarray]:
-        """Returns the values that replace variables of the trunk, by key."""
-        return {key: value for key, value in self.values.items() if "/" in key}
-
     def require_fit(self, trunk: str, train_spec: TrainSpec, shapes: dict[str, tuple], fingerprint: str):
         """Checks that the patch belongs to a trunk.
 

@@ -9,6 +9,9 @@ import os
 
 from model_patch.errors import ModelPatchError
 
+WITH_FRAGMENT = ("file", "tfjs")
+"""Schemes that open a part of a model, named by a fragment."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -31,8 +34,13 @@ class Spec:
         """Returns the options over their defaults, all as strings.
 
         Raises:
-            ModelPatchError: an option is not among the defaults.
+            ModelPatchError: an option is not among the defaults, or there is a fragment, which the scheme does not take.
         """
+        if self.fragment and self.scheme not in WITH_FRAGMENT:
+            raise ModelPatchError(
+                f"{self.text!r} has a part after '#', which {self.scheme}: does not take: leave it out, or rename a path "
+                "with '#' in it"
+            )
         for key in self.options:
             if key not in defaults:
                 known = f"expected one of {', '.join(sorted(defaults))}" if defaults else f"{self.scheme} takes none"

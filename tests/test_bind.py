@@ -6,6 +6,7 @@ import pytest
 
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind
 from model_patch.kinds import TrainSpec
+from tests.backends import tensorflow_only
 from tests.conftest import SIZE, random_norms, same, small_net, snapshot, train_steps
 
 TRAINS = ["last", "scale_bias", "scale_bias+last", "depthwise+last", "bias+last", "scale_bias+depthwise+last", "full"]
@@ -88,6 +89,7 @@ def test_a_sequential_trunk_with_a_feature_map_is_pooled(task, images, labels):
 
 
 @pytest.mark.slow
+@tensorflow_only  # Elsewhere the small nets, which have such a norm, too: JAX compiles each of the 94 convolutions.
 def test_batch_norms_without_scale_get_one(task, images):
     model = keras.applications.InceptionV3(weights=None, include_top=False, pooling="avg", input_shape=(75, 75, 3))
     random_norms(model)

@@ -111,9 +111,10 @@ class BankGraph:
         if scale is not None:
             return self._scaled(path, layer, scale)
         if own and is_custom(layer):
+            base = next(base for base in type(layer).__mro__ if base.__module__.startswith("keras."))
             raise ModelPatchError(
                 f"the layer {path!r} is a {type(layer).__name__}, which may compute otherwise than Keras' "
-                f"{_base(layer).__name__}, and cannot be banked: bind its tasks one by one"
+                f"{base.__name__}, and cannot be banked: bind its tasks one by one"
             )
         if isinstance(layer, keras.layers.BatchNormalization) and not is_custom(layer):
             _require_channels_last(path, layer.axis in (-1, len(layer.input.shape) - 1))
@@ -352,10 +353,6 @@ def _uses(model: keras.Model) -> dict[int, list[list[tuple]]]:
         else:
             found[id(node.operation)].append([tuple(x.shape) for x in node.input_tensors])
     return found
-
-
-def _base(layer: keras.Layer) -> type:
-    return next(base for base in type(layer).__mro__ if base.__module__.startswith("keras."))
 
 
 def _require_channels_last(path: str, is_last: bool):

@@ -14,7 +14,7 @@ Spec           | Images
 
 from model_patch.data import builtin, folder, huggingface, idx, noise, records, table, tfds
 from model_patch.data.images import ImageData, Split
-from model_patch.errors import ModelPatchError, unknown
+from model_patch.errors import unknown
 from model_patch.spec import parse
 
 __all__ = ["ImageData", "Split", "open_data"]
@@ -49,8 +49,6 @@ def open_data(text: str, skip_bad_images: bool = False, verify_images: bool = Fa
     known = _SOURCES | _SOURCES_OF_FILES
     if spec.scheme not in known:
         raise unknown("data", spec.scheme, known)
-    if spec.fragment:
-        raise ModelPatchError(f"{text!r} has a part after '#', which data never have: rename a path with '#' in it")
     if spec.scheme in _SOURCES_OF_FILES:
         return _SOURCES_OF_FILES[spec.scheme](spec, skip_bad_images, verify_images)
     return _SOURCES[spec.scheme](spec)

@@ -121,7 +121,8 @@ def _slots(wide: BoundTask, folded: keras.Model, width: int) -> tuple[VectorSlot
     for path, layer in walk(folded):
         if path in owned:
             # Where a norm has gone into a kernel that a task owns, the bias may depend on the kernel.
-            names = {"scale", "bias"} if _is_affine(wide, path) else owned[path] | {"bias"}
+            is_norm = isinstance(wide.trunk.layers()[path], keras.layers.BatchNormalization)
+            names = {"scale", "bias"} if is_norm else owned[path] | {"bias"}
             for key, variable in variables(path, layer).items():
                 if key.rpartition("/")[2] in names:
                     shapes[key] = tuple(variable.shape)
@@ -132,11 +133,6 @@ def _slots(wide: BoundTask, folded: keras.Model, width: int) -> tuple[VectorSlot
         slots.append(VectorSlot(key, offset, shape))
         offset += math.prod(shape)
     return tuple(slots)
-
-
-def _is_affine(wide: BoundTask, path: str) -> bool:
-    layer = wide.trunk.layers()[path]
-    return isinstance(layer, keras.layers.BatchNormalization)
 
 
 def _slotted(folded: keras.Model, slots: Sequence[VectorSlot], head: str, width: int):

@@ -319,7 +319,8 @@ class Task:
     @classmethod
     def _from_json(cls, fields: dict) -> Task:
         optional = {each.name for each in dataclasses.fields(cls) if each.kw_only}
-        given = {name: _plain(value) for name, value in fields.items() if name in optional}
+        given: dict[str, Any] = {name: v for name, v in fields.items() if name in optional}
+        given |= {name: tuple(v) for name, v in given.items() if isinstance(v, list)}
         tokens, temperature = given.get("prefix_tokens"), given.get("temperature")
         if tokens is not None and (type(tokens) is not int or tokens < 0):
             raise TypeError("prefix_tokens is not a number of tokens")
@@ -329,7 +330,3 @@ class Task:
 
 
 _TYPES[CLASSIFICATION] = Task
-
-
-def _plain(value):
-    return tuple(value) if isinstance(value, list) else value

@@ -73,7 +73,10 @@ def fit(
     require_seed(seed)
     fit_one = fit_joined if isinstance(trained, JoinedTasks) else fit_task
     options = {"seed": seed, "log_dir": log_dir, "checkpoint": checkpoint, **joint}
-    splits = [split for each in _image_data(data) for split in (each.train, each.validation) if split]
+    of_tasks = [
+        each for each in (data.values() if isinstance(data, Mapping) else [data]) if isinstance(each, ImageData)
+    ]
+    splits = [split for each in of_tasks for split in (each.train, each.validation) if split]
     with bad_images_named(*splits):
         return fit_one(trained, data, recipe or Recipe(), **options)  # type: ignore[arg-type]
 
@@ -193,11 +196,6 @@ def calibrate(bound: BoundTask, data: ImageData, recipe: Recipe | None = None) -
 def _once(bound: BoundTask, split: Split, recipe: Recipe) -> tuple[Any, int]:
     """Returns the batches of a split, to be gone through once, and their number."""
     return _whole_batches(split, bound, recipe, cache=False), math.ceil(split.num_images / recipe.batch_size)
-
-
-def _image_data(data: ImageData | DetectionData | Mapping[str, ImageData]) -> list[ImageData]:
-    of_tasks = data.values() if isinstance(data, Mapping) else [data]
-    return [each for each in of_tasks if isinstance(each, ImageData)]
 
 
 def _whole_batches(split: Split, bound: BoundTask, recipe: Recipe, **options):

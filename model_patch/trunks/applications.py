@@ -82,8 +82,6 @@ def open_application(spec: Spec, image_size: int | None = None) -> Trunk:
         close = difflib.get_close_matches(name, NETS, 3)
         known = f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(sorted(NETS))}"
         raise ModelPatchError(f"unknown net {name!r} in {spec.text!r}: {known}")
-    if spec.fragment:
-        raise ModelPatchError(f"{spec.text!r} has a part after '#', which keras:NAME does not take: leave it out")
     accepted = inspect.signature(NETS[name]).parameters.keys() - DECIDED - {"weights"}
     options = spec.take(**dict.fromkeys(accepted, ""), weights="imagenet", seed="0")
     weights, seed = options["weights"], int(_literal(spec, "seed", options["seed"]))

@@ -47,8 +47,6 @@ def open_hub(spec: Spec, image_size: int | None = None) -> Trunk:
             those of the architecture by which they are named.
     """
     options = spec.take(image_size="", preprocessing="", as_is="false")
-    if spec.fragment:
-        raise ModelPatchError(f"{spec.text!r} has a part after '#', which hub:HANDLE does not take: leave it out")
     if options["image_size"] and not options["image_size"].isdecimal():
         raise ModelPatchError(f"image_size={options['image_size']} in {spec.text!r} is not a number of pixels")
     if options["as_is"] not in ("true", "false"):

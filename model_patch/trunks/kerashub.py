@@ -30,7 +30,7 @@ def open_kerashub(spec: Spec, image_size: int | None = None) -> Trunk:
             it cannot be followed, or scales pixels in a way that is none of `preprocessing.MODES`.
     """
     options = spec.take(weights="preset", preprocessing="")
-    if spec.fragment or options["weights"] not in ("preset", "none"):
+    if options["weights"] not in ("preset", "none"):
         raise ModelPatchError(
             f"{spec.text!r} is not understood: expected kerashub:PRESET, with ?weights=none or without"
         )

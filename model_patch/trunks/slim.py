@@ -29,8 +29,6 @@ def open_slim(spec: Spec, image_size: int | None = None) -> Trunk:
             of the net; all that are missing, unexpected or of another shape are named.
     """
     spec.take()
-    if spec.fragment:
-        raise ModelPatchError(f"{spec.text!r} has a part after '#', which slim:CHECKPOINT does not take: leave it out")
     source = recognise(read_checkpoint(spec.rest), spec.rest)
     if source is None:
         known = ", ".join(architecture.scope for architecture in ARCHITECTURES)

@@ -77,7 +77,8 @@ class Source:
                 else:
                     variable.assign(constants[key])
         shapes = {name: tuple(variable.shape) for name, variable in ours.items()}
-        given = {name: value.shape for name, value in self.values.items() if name in ours or not _is_extra(name)}
+        extra = re.compile("|".join(NOT_PART_OF_A_NET))
+        given = {name: value.shape for name, value in self.values.items() if name in ours or not extra.fullmatch(name)}
         mismatched = mismatches(shapes, given)
         if mismatched:
             raise ModelPatchError(f"the variables of {self.where} are not those of {self.scope}: {mismatched}")
@@ -104,10 +105,6 @@ def recognise(values: Mapping[str, np.ndarray], where: str) -> Source | None:
         if prefixes:
             return Source(averaged, architecture, min(prefixes, key=len), where)
     return None
-
-
-def _is_extra(name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in NOT_PART_OF_A_NET)
 
 
 def _without_scaling(path: str, layer: keras.Layer) -> keras.Layer:

@@ -201,11 +201,15 @@ def detector(trunk, tmp_path_factory) -> tuple[Path, float]:
     return folder, Job("detect", {"trunk": trunk}).run_timed(folder)
 
 
-def undisturbed(script: str, trunk: Path, detector: tuple[Path, float], folder: Path) -> tuple[Job, dict, float]:
-    """Returns a job, what it ends with, and how long it takes."""
-    job = Job(script, {"trunk": trunk, "detector": detector[0]})
+@pytest.fixture
+def undisturbed(script, trunk, request, tmp_path) -> tuple[Job, dict, float]:
+    """A job, what it ends with, and how long it takes."""
+    folder, places = tmp_path, {"trunk": trunk}
+    if script in ("detect", "ssd_to_classification"):
+        places["detector"], seconds = request.getfixturevalue("detector")
+    job = Job(script, places)
     if script == "detect":
-        return job, ends(detector[0]), detector[1]
+        return job, ends(places["detector"]), seconds
     seconds = job.run_timed(folder / "run00")
     return job, ends(folder / "run00"), seconds
 
@@ -225,8 +229,8 @@ KILLS = {
 @pytest.mark.parametrize(
     "script", [pytest.param(each, marks=[pytest.mark.soak][: each not in ("transfer", "multitask")]) for each in JOBS]
 )
-def test_a_killed_run_ends_like_an_uninterrupted_one(trunk, detector, tmp_path, script):
-    job, whole, seconds = undisturbed(script, trunk, detector, tmp_path)
+def test_a_killed_run_ends_like_an_uninterrupted_one(undisturbed, tmp_path, script):
+    job, whole, seconds = undisturbed
     for number, part in KILLS[script]:
         job.kill(tmp_path / "run01", part * seconds, number)
         whole_or_absent(tmp_path / "run01")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts.test_kill import JOBS, detector, ends, kill_at_random, trunk, undisturbed  # noqa: F401 (two fixtures)
+from tests.scripts.test_kill import JOBS, detector, ends, kill_at_random, trunk, undisturbed  # noqa: F401 (three fixtures)
 
 POINTS = int(os.environ.get("KILL_POINTS", "20"))
 
@@ -24,14 +24,14 @@ exit $status
 
 
 @pytest.mark.parametrize("script", JOBS)
-def test_every_killed_run_ends_like_an_uninterrupted_one(trunk, detector, tmp_path, script):  # noqa: F811
-    job, whole, seconds = undisturbed(script, trunk, detector, tmp_path)
+def test_every_killed_run_ends_like_an_uninterrupted_one(undisturbed, tmp_path, script):  # noqa: F811
+    job, whole, seconds = undisturbed
     kill_at_random(job, whole, seconds, POINTS, seed=0, folder=tmp_path)
 
 
 @pytest.mark.parametrize("script", ["pretrain", "transfer"])
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on_where_there_is_room(trunk, detector, tmp_path, script):  # noqa: F811
-    job, whole, _ = undisturbed(script, trunk, detector, tmp_path)
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_where_there_is_room(undisturbed, tmp_path, script):  # noqa: F811
+    job, whole, _ = undisturbed
     full = 0
     for kib in (4, 8, 12, 16, 24, 32, 48):
         disk = tmp_path / f"disk{kib:02}"

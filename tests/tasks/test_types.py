@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 import model_patch as mp
-from model_patch.export import FORMATS, check, check_on, export
+from model_patch.export import FORMATS, check, check_on, clean_saved_model, export
 from model_patch.export.bank import export_bank
 from model_patch.export.signatures import ask_by_name
+from model_patch.export.verify import clean_process
 from tests.conftest import SIZE, small_net
 
 RECIPE = mp.Recipe(epochs=2, batch_size=32, learning_rate=0.01)
@@ -111,9 +112,9 @@ def test_a_bank_holds_all_types(trained, small_trunk, tmp_path):
         expected = np.asarray(bound.model(images[i : i + 1], training=False))[0]
         assert outputs[i, : len(expected)] == pytest.approx(expected, rel=1e-4)
     export_bank(bank, tmp_path / "bank")
-    for bound, found in zip(
-        trained.values(), ask_by_name(tmp_path / "bank", list(trained.values()), pixels), strict=True
-    ):
+    with clean_process(clean_saved_model.__file__) as run:
+        predictions = ask_by_name(run, tmp_path / "bank", list(trained.values()), pixels)
+    for bound, found in zip(trained.values(), predictions, strict=True):
         expected = bound.task.read(np.asarray(bound.model(images, training=False)))
         number = len(bound.task.labels)
         for key, each in expected.items():

@@ -217,7 +217,7 @@ TRAININGS = {
 }
 
 OF_DEVICES = {"batch statistics, cut off": lambda: cut_off("scale_bias+last", "batch")}
-"""What one computer with several devices trains besides; it must end as without the end of the name."""
+"""What devices of one computer train besides; it must end as without the end of the name."""
 
 
 def main(strategy: str, file: str, *names: str):
@@ -227,8 +227,8 @@ def main(strategy: str, file: str, *names: str):
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
     found = {}
     with strategies.devices(strategy):  # Before any operation runs: TensorFlow joins the workers at program start only.
-        trainings = TRAININGS | (OF_DEVICES if strategy == "mirrored" else {})
-        for name in names or trainings:
+        trainings = TRAININGS | OF_DEVICES
+        for name in names or TRAININGS:
             keras.utils.set_random_seed(0)
             history, tested = trainings[name]()
             replicas = getattr(strategies.current(), "num_replicas_in_sync", 1)

@@ -9,7 +9,7 @@ Spec                         | Images
 
 from model_patch.detection.data import coco, scenes, tfds
 from model_patch.detection.data.images import DetectionData
-from model_patch.errors import ModelPatchError, unknown
+from model_patch.errors import unknown
 from model_patch.spec import parse
 
 __all__ = ["DetectionData", "open_detection_data"]
@@ -29,6 +29,4 @@ def open_detection_data(text: str) -> DetectionData:
     spec = parse(text)
     if spec.scheme not in _SOURCES:
         raise unknown("detection data", spec.scheme, _SOURCES)
-    if spec.fragment:
-        raise ModelPatchError(f"{text!r} has a part after '#', which data never have: rename a path with '#' in it")
     return _SOURCES[spec.scheme](spec)

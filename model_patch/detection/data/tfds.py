@@ -33,16 +33,13 @@ def open_tfds(spec: Spec) -> DetectionData:
     notes = []
     tested = options["test"] or ("test" if "test" in info.splits else "validation")
     test = _split(builder, tested)
-    if not options["test"] and "validation" in info.splits and not _has_boxes(test):
+    has_boxes = options["test"] or any(len(boxes) for _, boxes, _, _ in test.stored(NUM_PROBED))
+    if not has_boxes and "validation" in info.splits:
         notes.append(f"the test split of {info.name} has no boxes: the validation split is used")
         tested = "validation"
         test = _split(builder, tested)
     check_apart(info, options["train"], tested)
     return DetectionData(info.name, labels, train, test, "crop+flip", tuple(notes))
-
-
-def _has_boxes(split: Split) -> bool:
-    return any(len(boxes) for _, boxes, _, _ in split.stored(NUM_PROBED))
 
 
 def _labels(info) -> tuple[str, ...]:

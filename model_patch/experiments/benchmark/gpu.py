@@ -29,7 +29,7 @@ from model_patch.errors import require_each_once, require_known
 from model_patch.experiments.benchmark import torch_nets, training
 from model_patch.experiments.benchmark.forms import patch_of
 from model_patch.experiments.benchmark.output import new_results, write_suite
-from model_patch.experiments.benchmark.timing import interleaved, milliseconds
+from model_patch.experiments.benchmark.timing import interleaved, spread
 from model_patch.experiments.report.sample import grouped
 from model_patch.experiments.report.table import table
 from model_patch.files import as_path
@@ -90,12 +90,9 @@ def _cell(config: ConfigDict, batch: int, forms: list[str], not_run: list[dict])
             "kind": "step" if forms[0] in STEPS else "prediction",
             "batch": batch,
             "form": form,
-            "ms": milliseconds(times),
-            "ms_p25": milliseconds(times, 25),
-            "ms_p75": milliseconds(times, 75),
             "images_per_second": round(batch / float(np.median(times)), 1),
             "first_s": round(first[form], 1),
-            "rounds": len(times),
+            **spread(times),
         }
         for form, times in seconds.items()
     ]

@@ -47,6 +47,16 @@ def milliseconds(seconds: np.ndarray, percent: float = 50, digits: int = 3) -> f
     return round(1e3 * float(np.percentile(seconds, percent)), digits)
 
 
+def spread(times: np.ndarray) -> dict[str, float]:
+    """Returns the median and the quartiles of times in milliseconds, and the number of rounds."""
+    return {
+        "ms": milliseconds(times),
+        "ms_p25": milliseconds(times, 25),
+        "ms_p75": milliseconds(times, 75),
+        "rounds": len(times),
+    }
+
+
 def in_own_process(function: Callable, *arguments):
     """Returns what a function of a module returns in a new process, whose memory holds nothing else."""
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:

@@ -36,9 +36,9 @@ from model_patch.experiments.benchmark.timing import (
     forget_peak,
     in_own_process,
     interleaved,
-    milliseconds,
     peak_bytes,
     resident_bytes,
+    spread,
 )
 from model_patch.experiments.report.output import new_axes
 from model_patch.experiments.report.sample import grouped
@@ -129,8 +129,7 @@ def _cell(config: ConfigDict, trunk: str, size: int, batch: int, not_run: list[d
     base = seconds.get(BASE)
     rows = []
     for form, times in seconds.items():
-        row = {"trunk": trunk, "image_size": size, "batch": batch, "form": form, "ms": milliseconds(times)}
-        row |= {"ms_p25": milliseconds(times, 25), "ms_p75": milliseconds(times, 75), "rounds": len(times)}
+        row = {"trunk": trunk, "image_size": size, "batch": batch, "form": form, **spread(times)}
         row["images_per_second"] = round(batch / float(np.median(times)), 2)
         if base is not None:
             row["ratio"] = round(float(np.median(times / base)), 4)
