@@ -159,7 +159,7 @@ def bind(
         task: gets a new last layer with random values. Its preprocessing applies, not the trunk's, of which it needs to share
             the image size only.
         train: what is trained, see `TrainSpec.parse`.
-        seed: of the last layer's initial values.
+        seed: seed of the last layer's initial values.
         momentum: weight of the old average in the patch's moving statistics, in [0, 1). The nets of keras.applications
             have 0.99 to 0.999, with which a short training ends before its statistics have arrived.
         patch_of: a task bound to the same trunk, in the same way, whose patch this task uses too: one patch for both.

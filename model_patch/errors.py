@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Hashable, Iterable
 
 _MOST_CHARACTERS = 300
-"""Of a reason that are kept: Keras quotes whole configurations."""
+"""Reasons are cut after this many: Keras quotes whole configurations."""
 
 
 class ModelPatchError(ValueError):

@@ -104,10 +104,10 @@ class Fold:
     """One norm that goes into one layer.
 
     Attributes:
-        path, norm: of the batch norm.
+        path, norm: path and layer of the batch norm.
         layer: what it goes into.
         before: whether the norm comes before the layer.
-        shape: of the first of the two's input, the batch included.
+        shape: input shape of the first of the two, the batch included.
     """
 
     path: str

@@ -117,7 +117,7 @@ def join(
             size is added to tasks that were trained before.
         train_trunk: train the trunk's weights too, from the gradients of all tasks. Batch norms that belong to no
             patch then keep statistics of the merged batches. Otherwise the trunk is unchanged, to the last bit.
-        seed: of the last layers' initial values.
+        seed: seed of the last layers' initial values.
         momentum: as for `bind`; also of the trunk's own batch norms where it is trained.
 
     Returns:

@@ -17,7 +17,7 @@ this class are trained; the others, such as batch norm's statistics, are only ke
 
 
 VERSION = 2
-"""Of what the kinds own. In version 1, `scale_bias` left RMS norms and layer scales to the trunk; see `owned`."""
+"""Version of what the kinds own. In version 1, `scale_bias` left RMS norms and layer scales to the trunk; see `owned`."""
 
 
 def offer_scale_bias(layers: Iterable[keras.Layer]):

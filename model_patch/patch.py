@@ -63,7 +63,7 @@ class Patch:
         trunk: the spec of the trunk; for people, not compared.
         fingerprint: `Trunk.fingerprint` of every variable of the trunk that the patch leaves frozen.
         metrics: what was measured with it, by name; may be empty.
-        versions: of the libraries that made it, by name.
+        versions: versions of the libraries that made it, by name.
     """
 
     values: dict[str, np.ndarray]
@@ -80,7 +80,7 @@ class Patch:
         Args:
             trunk: its name.
             train_spec: what was trained, where the patch is to go.
-            shapes: of all the values that a patch of such kinds, labels and head has there, by key.
+            shapes: shapes of all the values that a patch of such kinds, labels and head has there, by key.
             fingerprint: `Trunk.fingerprint` of what it leaves frozen.
 
         Raises:

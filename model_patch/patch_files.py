@@ -29,7 +29,7 @@ class PatchFile:
         path: where it lies.
         patch: what it holds.
         num_bytes: the file's size.
-        sha256: of the file, in hex: what `sha256sum` prints.
+        sha256: checksum of the file, in hex: what `sha256sum` prints.
         dtypes: how many values the file holds in each dtype, by its name.
     """
 
@@ -210,7 +210,7 @@ def average(patches: Sequence[Patch], weights: Sequence[float] | None = None) ->
 
     Args:
         patches: at least two.
-        weights: of each, in their ratio, such as numbers of images; positive. None weighs them alike.
+        weights: a positive weight for each, relative to the others, such as its number of images; None for equal ones.
 
     Returns:
         A patch with the first one's task and without metrics, temperature and thresholds: nothing was measured with it.

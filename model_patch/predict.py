@@ -28,7 +28,7 @@ class Prediction:
         probabilities: by label, of all labels; of a regression the values.
         label: all that is predicted as one text: the most probable label, or those that are predicted or the values, joined by
             semicolons.
-        probability: of the label, where it is a single one; else None.
+        probability: probability of the label, where it is a single one; else None.
     """
 
     file: str
@@ -194,7 +194,7 @@ def pick(tasks: Iterable[BoundTask], height: int, width: int) -> BoundTask:
 
     Args:
         tasks: the candidates, at least one.
-        height, width: of the image in pixels, at least 1.
+        height, width: image size in pixels, at least 1.
 
     Raises:
         ModelPatchError: there is no task, or the image has no pixels.

@@ -222,8 +222,8 @@ class Trunk:
         the variables that a patch replaces do not enter.
 
         Args:
-            keys: of the variables.
-            version: of the patch, see `kinds.VERSION`: in version 1 variables without a name are called as Keras counts them.
+            keys: keys of the variables.
+            version: version of the patch, see `kinds.VERSION`: in version 1 unnamed variables have the names that Keras counts.
         """
         known, names = self.variables(), self.counted_keys() if version == 1 else {}
         digest = hashlib.sha256()

@@ -164,6 +164,11 @@ def test_prose_is_plain_english():
     assert [(place, found[0]) for place, text in prose() if (found := pattern.search(text))] == []
 
 
+def test_docstrings_say_what_they_are_of():
+    bare = re.compile(r'^"""Of\b|^ +[\w*, ]+: of ', re.MULTILINE)
+    assert [(place, found[0]) for place, text in prose() if (found := bare.search(text))] == []
+
+
 def test_the_api_reference_has_every_public_name():
     page = (ROOT / "docs" / "api.md").read_text()
     assert [name for name in mp.__all__ if not re.search(rf"^::: model_patch\..*\b{name}$", page, re.MULTILINE)] == []

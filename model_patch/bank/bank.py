@@ -63,7 +63,7 @@ class Bank:
             classes: classes of the widest head; heads with fewer are filled up.
             max_parts: in how many parts a batch may be computed at once, each of which is traced; by default what is fastest
                 where one thread predicts. Where as many threads as cores do, 1 is.
-            pooling: of all tasks, where the trunk gives tokens, see `Task`.
+            pooling: how all tasks pool, where the trunk gives tokens, see `Task`.
             folded_bytes: memory for the kernels of folded tasks, of which MobileNetV2 1.0 takes 9 MB each; 0 for none.
 
         Raises:
@@ -167,7 +167,7 @@ class Bank:
 
         Args:
             images: preprocessed, `(batch, height, width, 3)`.
-            names: of the tasks, `batch` of them.
+            names: names of the tasks, `batch` of them.
 
         Returns:
             float32 outputs of the heads `(batch, classes)`, which `Task.decode` reads: those of a task with fewer classes end in
@@ -325,7 +325,7 @@ class _Compiled:
 
     Attributes:
         model, capacity: as the bank's.
-        channels: of the features.
+        channels: number of channels of the features.
         run: compiled `model`, see `compiled`.
     """
 

@@ -19,7 +19,7 @@ def compiled(model: keras.Model, variables: Sequence[keras.Variable] = (), max_p
 
     Args:
         model: whose inputs all have a batch axis.
-        variables: of which values are handed in; all others have those that they hold at the time.
+        variables: those whose values are handed in; all others have the values that they hold at the time.
         max_parts: in how many parts a batch may be computed at once.
 
     Returns:

@@ -278,7 +278,7 @@ class BankGraph:
         """Returns what computes a layer that has no slots, in the layout of the graph.
 
         Args:
-            layer: of the trunk, or one that replaces the trunk's `like`.
+            layer: a layer of the trunk, or one that replaces the trunk's `like`.
         """
         uses = self._uses[id(like or layer)]
         if not self.hwbc or computes_in_hwbc(layer, uses):

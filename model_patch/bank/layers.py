@@ -54,7 +54,7 @@ class BankedAffine(Banked):
         y[b, ..., c] = activation(scale[b, c] * core(x)[b, ..., c] + bias[b, c])
 
     Args:
-        channels: of the output.
+        channels: number of channels of the output.
         core: the layer without its scale, bias and activation; None for batch norm, which is nothing else.
         activation: applied last.
         hwbc: whether what has four axes is in HWBC.
@@ -94,7 +94,7 @@ class BankedBias(Banked):
         y[b] = activation(core(x)[b] + bias[b])
 
     Args:
-        shape: of the bias, which is that of the last axes of the output, or of 1 there.
+        shape: shape of the bias, which is that of the last axes of the output, or of 1 there.
         core: the layer without its bias and activation.
         activation: applied last.
 
@@ -266,7 +266,7 @@ def _as_one_image(x, kernel, bias, activation, *options):
         kernel: `(k, l, batch * channels, 1)`.
         bias: `(batch, channels)`.
         activation: or None; one that is not elementwise is applied in Keras' layout.
-        *options: of `ops.depthwise_conv`.
+        *options: options of `ops.depthwise_conv`.
     """
     height, width, _, channels = x.shape
     y = ops.depthwise_conv(ops.reshape(x, (1, height, width, -1)), kernel, *options)

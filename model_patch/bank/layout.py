@@ -74,7 +74,7 @@ def computes_in_hwbc(layer: keras.Layer, uses: Sequence[Sequence[tuple]]) -> boo
     """Whether a layer is right in HWBC without change.
 
     Args:
-        layer: of a graph.
+        layer: a layer of a graph.
         uses: for each of its uses the shapes of all that it takes, in Keras' layout.
     """
     kind = plain_class(layer)

@@ -24,7 +24,7 @@ class BankSlot:
         layer: reads vectors of the widths `layer.widths`.
         vectors: returns them for one task, arrays in that order.
         values: returns, for vectors, values with which the trunk's layers at `paths` compute the same; others are the trunk's.
-        paths: of the trunk's layers whose variables they represent.
+        paths: paths of the trunk's layers whose variables they represent.
     """
 
     layer: Banked

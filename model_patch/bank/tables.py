@@ -83,7 +83,9 @@ class BankedHead(keras.layers.Layer):
     without a task give NaN.
 
     Args:
-        capacity: rows. channels: of the features. classes: of the widest head.
+        capacity: number of rows.
+        channels: number of channels of the features.
+        classes: number of classes of the widest head.
 
     Inputs: features `(batch, channels)`, rows int32 `(batch,)`. Returns: float32 `(batch, classes)`.
     """

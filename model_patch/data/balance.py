@@ -16,7 +16,7 @@ def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Returns the weight of each class, float32 `(num_classes,)`; the mean over all images is 1.
 
     Args:
-        labels: of the images, integers `(images,)`.
+        labels: labels of the images, integers `(images,)`.
         num_classes: how many classes there are; the weight of one without images is 0.
     """
     counts = np.bincount(labels, minlength=num_classes)
@@ -42,7 +42,7 @@ def resampled(images, weights: np.ndarray, seed: int, epoch):
     Args:
         images: `tf.data.Dataset` of `(image, label)`.
         weights: by class, as `class_weights` returns them.
-        seed: of the epochs.
+        seed: seed of the epochs.
         epoch: the number of the epoch, an int64 scalar tensor: numbers are rounded up or down at random, a new way in each.
     """
     import tensorflow as tf

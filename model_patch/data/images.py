@@ -142,7 +142,7 @@ class Split:
         """Returns a split of some of the images, in their order.
 
         Args:
-            positions: of the images, ascending, each at most once.
+            positions: positions of the images, ascending, each at most once.
         """
         positions = np.asarray(positions, "int64")
 
@@ -223,7 +223,7 @@ class ImageData:
         Every class of a classification is split evenly. The data's own test images are in no fold.
 
         Args:
-            number: of folds, at least 2.
+            number: number of folds, at least 2.
             max_train_images: use at most this many training images, the first ones; None for all.
 
         Raises:

@@ -98,7 +98,7 @@ def open_listed(listed: Listed, name: str, skip_bad_images: bool = False, verify
 
     Args:
         listed: the files.
-        name: of the data.
+        name: name of the data.
         skip_bad_images: leave out images that cannot be read, with a note, instead of failing.
         verify_images: decode every image that was not decoded before, so that all that cannot be read are found now.
 

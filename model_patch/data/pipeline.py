@@ -58,9 +58,9 @@ def batches(
         shuffle_bytes: images that are not cached are shuffled in their stored form, in a buffer of this many bytes.
         share: the part of every batch that this process trains on; None for all. Only images of that part are decoded, and
             cached ones once. An image that is left out of a test has the label -1, or NaN.
-        sizes: of the batches, as many as there shall be, instead of those of `batch_size`.
+        sizes: number of images of each batch, instead of `batch_size` in all.
         skip: how many images of the first epoch are left out; only with `sizes`.
-        finish: from an image, its label and a seed to the resized image and what a model learns of it; by default the image is
+        finish: from an image, its label and a seed to the resized image and what a model is trained on; by default the image is
             augmented and resized, and the label stays.
 
     Returns:

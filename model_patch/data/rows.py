@@ -20,7 +20,7 @@ class Row(NamedTuple):
 
     Attributes:
         place: where it is, for errors, such as `line 7`.
-        path: of its image, relative or absolute.
+        path: path of its image, relative or absolute.
         label: its text; for multi-label data a tuple of those that the image has, for regression one of numbers.
         split: one of `split_names.PARTS`; empty where nothing says it.
         problem: what is wrong with the row; empty if nothing is.
@@ -55,12 +55,12 @@ def open_rows(
         rows: in any order.
         source: what holds them.
         root: what their paths are relative to.
-        name: of the data.
+        name: name of the data.
         labels: class names in their order; by default the distinct labels of the training rows, see `class_names`.
         read: returns the encoded image of a path; None where paths are those of files.
         skip_bad_images: leave out images that cannot be read and rows that cannot be used, with a note, instead of failing.
         verify_images: decode every image now.
-        type: of the data, see `ImageData`. Rows of multi-label data with one path are one image with the labels of all.
+        type: see `ImageData`. Rows of multi-label data with one path are one image with the labels of all.
 
     Raises:
         ModelPatchError: a row has a problem, or the path of a row above; a class has no image to train on; or an image

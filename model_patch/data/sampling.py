@@ -118,7 +118,7 @@ def joint_batches(
         preprocessing: image size and scaling, by the task's name.
         sizes: int `(steps, tasks)`, as `Sampler.sizes` returns them, the tasks in the order of `splits`.
         augmentation: names joined by `+`, by the task's name; None for none.
-        seed: of the order and of augmentation; each task has its own.
+        seed: seed of the order and of augmentation; each task has its own.
         first_step: the steps before it are left out; those from it on are the same as without.
         cache: whether images are cached in memory, as for `batches`.
         share: the part of every task's batch that this process trains on, as for `batches`.

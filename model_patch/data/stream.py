@@ -59,7 +59,7 @@ def read_images(
     """Yields the paths and images of files in their order, up to `BATCH` at a time; memory does not grow with their number.
 
     Args:
-        paths: of the files, taken as they come.
+        paths: paths of the files, read one by one.
         preprocessings: how each image is resized.
 
     Raises:

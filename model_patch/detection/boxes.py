@@ -32,7 +32,7 @@ class DefaultBoxes:
 
     Attributes:
         grids: cells along each side of the maps, finest map first.
-        min_scale, max_scale: of the finest and of the coarsest map, as fractions of the image's side.
+        min_scale, max_scale: scales of the finest and of the coarsest map, as fractions of the image's side.
         aspect_ratios: width over height of the boxes of area s^2.
         reduce_lowest: the finest map has only three boxes: 1:1 at half its scale, 2:1 and 1:2. The Object Detection API
             does so, as small boxes of all shapes would be half of all boxes.

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 INITIAL_DEVIATION = 0.03
-"""Of the kernels' truncated normal distribution, as in the Object Detection API's SSD configurations."""
+"""Standard deviation of the kernels' truncated normal distribution, as in the Object Detection API's SSD configurations."""
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
@@ -22,10 +22,10 @@ class SSDLiteHead(keras.layers.Layer):
     Args:
         num_logits: per default box.
         boxes_per_cell: how many default boxes a cell of each map has, the trunk's maps first, then the further ones.
-        extra_channels: of the further maps.
+        extra_channels: number of channels of each further map.
         class_bias: what the logits begin at.
-        seed: of the initial values.
-        **kwargs: of `keras.layers.Layer`.
+        seed: seed of the initial values.
+        **kwargs: options of `keras.layers.Layer`.
 
     Input: a list of feature maps `(batch, rows, columns, channels)`, finest first. Output: float32 `(batch, default boxes,
     4 + num_logits)`, in the order of `DefaultBoxes.corners`.

@@ -31,7 +31,7 @@ class MultiboxLoss(keras.losses.Loss):
     Args:
         default_boxes: `(defaults, 4)`, see `DefaultBoxes.corners`.
         confidence: one of `model_patch.detection.CONFIDENCES`.
-        **kwargs: of `keras.losses.Loss`.
+        **kwargs: options of `keras.losses.Loss`.
 
     True values: float32 `(batch, most, 5)`, true boxes and their classes, from 0; the class is negative in rows that are
     only padding. Predictions: float32 `(batch, defaults, 4 + logits)`: box codes, then the logits, that of background

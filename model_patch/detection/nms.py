@@ -5,7 +5,7 @@ from model_patch.detection.boxes import decode
 IOU_THRESHOLD = 0.6
 SCORE_THRESHOLD = 0.01
 MAX_DETECTIONS = 100
-"""Of two boxes of one class that overlap by more than the first, the better scored stays; scores below the second are
+"""If two boxes of one class overlap by more than the first, the one with the higher score stays; scores below the second are
 nothing; an image has at most this many detections, COCO's number. The Object Detection API's SSDs have the same IoU."""
 
 

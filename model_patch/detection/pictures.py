@@ -12,7 +12,7 @@ from model_patch.detection.evaluation import Detections
 from model_patch.files import write_bytes
 
 COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#ff9f0a", "#bf5af2", "#64d2ff", "#ff6482", "#30d158", "#ac8e68")
-"""Of the boxes, by class; again from the first one after the last."""
+"""Colours of the boxes, by class; again from the first one after the last."""
 
 TRUTH = "#ffffff"
 SMALLEST = 384

@@ -32,7 +32,7 @@ class DetectionTask(Task):
     Attributes:
         layers: paths of the trunk's layers whose outputs the head takes, finest map first.
         default_boxes: one grid per feature map.
-        extra_channels: of the maps that the head makes after the trunk's last one.
+        extra_channels: number of channels of the maps that the head makes after the trunk's last one.
         confidence: one of `model_patch.detection.CONFIDENCES`.
 
     Raises:

@@ -35,7 +35,7 @@ def choose(rows: list[dict], num_images: Mapping[str, int], task: Task) -> Choic
 
     Args:
         rows: as in `results.json`, with `trained_parameters` and any of `MEASURES`.
-        num_images: of each split.
+        num_images: number of images of each split.
         task: what was trained.
     """
     figure = task.figures[0]

@@ -77,7 +77,7 @@ def dinov2_small(path: Path, size: int = 70, blocks: int = 12) -> keras.Model:
     A layer of `normalization` adds the positions, interpolated to this size, and in the first place the class token.
 
     Args:
-        path: of the file, with names as in Hugging Face's `Dinov2Model` after `backbone.`.
+        path: path of the file, with names as in Hugging Face's `Dinov2Model` after `backbone.`.
         size: height and width in pixels, a multiple of 14.
         blocks: number of transformer blocks (Oquab et al. 2023).
 

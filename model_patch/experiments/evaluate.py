@@ -343,7 +343,7 @@ def write_evaluation(
         evaluation: as `evaluate_task` returns it.
         data: the images it is of, for thumbnails.
         folder: where to write.
-        title: of the page.
+        title: title of the page.
         thumbnails: how many are shown of each list at most; images after them are listed without.
         before: sections that come first.
     """

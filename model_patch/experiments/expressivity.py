@@ -37,7 +37,7 @@ def net(width: int, seed: int = 0) -> keras.Model:
 
     Args:
         width: hidden units.
-        seed: of the fixed weights: w normal; v normal with standard deviation 2 / sqrt(width), so that the sum does not
+        seed: determines the fixed weights: w normal; v normal with standard deviation 2 / sqrt(width), so that the sum does not
             grow with the width. The biases begin at random, too, or all kinks would begin at 0.
     """
     normal = keras.initializers.RandomNormal

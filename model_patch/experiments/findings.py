@@ -10,17 +10,17 @@ import numpy as np
 from model_patch.data.images import Split
 
 BINS = 10
-"""Of equal width, in which confidence is compared with accuracy."""
+"""Number of intervals of confidence, of equal width, whose accuracy is compared with it."""
 
 LISTED = 24
 """Mistakes, and uncertain images, that are listed at most."""
 
 FOLDS = 5
-"""Of the cross-validation that looks for wrong labels."""
+"""Folds of the cross-validation that looks for wrong labels."""
 
 MOST_CHECKED = 5000
-"""Of more training images, the first ones are checked for wrong labels; of more images in all, the first of each split are
-compared for duplicates."""
+"""At most this many training images, the first ones, are checked for wrong labels, and at most this many images in all, the
+first of each split, are compared for duplicates."""
 
 LISTED_SHARE = 0.1
 """Share of the images that are listed as perhaps mislabelled, at most."""
@@ -34,7 +34,7 @@ in less than 8, and none from its resized and compressed copy in more than 6."""
 
 
 MOST_PAIRS = 1000
-"""Of more values, the first ones are drawn."""
+"""At most this many values, the first ones, are drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Predictions:
     """Predictions on the images of a split.
 
     Attributes:
-        paths: of the images; those without a file are numbered, as in `test 17`.
+        paths: paths of the images; those without a file are numbered, as in `test 17`.
         labels: the true ones, int64 `(images,)`.
         probabilities: float32 `(images, classes)`.
     """
@@ -71,8 +71,8 @@ def measure(predictions: Predictions, names: Sequence[str]) -> dict:
     """Returns figures of a classification.
 
     Args:
-        predictions: of at least one image.
-        names: of the classes.
+        predictions: for at least one image.
+        names: the class names.
 
     Returns:
         JSON values: `images`, `accuracy`, `macro_accuracy` (the mean over classes of their recall, 0..1), `log_loss`,
@@ -152,7 +152,7 @@ def measure_task(task: Any, labels: np.ndarray, predictions: Mapping[str, np.nda
         task: multi-label, regression, or another that has `per_label` and `errors`.
         labels: the true ones, as data have them, of at least one image.
         predictions: as `Task.decode` returns them.
-        paths: of the images.
+        paths: paths of the images.
 
     Returns:
         JSON values: `images`; the task's `figures` by name; `labels`, its `per_label`; of probabilities `reliability` and
@@ -212,8 +212,8 @@ def mislabelled(predictions: Sequence[Predictions], names: Sequence[str]) -> dic
     """Lists the images whose labels contradict their predictions, by confident learning (Northcutt et al. 2021).
 
     Args:
-        predictions: of models that were not trained on those images.
-        names: of the classes.
+        predictions: predictions of models that were not trained on those images.
+        names: the class names.
 
     Returns:
         JSON values: `checked`, the number of images; `suspected`, that of labels estimated to be wrong; `images`, objects

@@ -44,7 +44,7 @@ PYPI = (
 CLIPART = ("animals", "food", "geography", "office", "people", "recreation", "tools", "transportation")
 ICONS = ("actions", "apps", "categories", "devices", "mimetypes", "places", "status")
 MAX_PER_CLASS = 180
-"""Of larger classes of clip art, images at even distances are taken."""
+"""Larger classes of clip art are reduced to this many images, at even distances."""
 
 MAX_SIDE = 512
 """Larger images are reduced to this many pixels, keeping their aspect ratio: some clip art has 100 megapixels."""

@@ -87,7 +87,7 @@ class Experiment:
     """One run of a script.
 
     Attributes:
-        name: of its folder; the part before `-` says which claims use it.
+        name: name of its folder; the part before `-` says which claims use it.
         title: heading of its section.
         sort: a key of `SORTS`.
         config: path of the configuration below `configs/`, with its argument.

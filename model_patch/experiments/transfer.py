@@ -48,7 +48,7 @@ def transfer(config: ConfigDict, workdir: str | Path, binder: Binder | None = No
     Args:
         config: see `configs/transfer.py`.
         workdir: folder for all files.
-        binder: of the trunk that the configuration names, if it is open already.
+        binder: binds to the trunk that the configuration names, if it is open already.
 
     Returns:
         The contents of `results.json`: `trunk`, `data`, `image_size`, `images` (their number by split), `versions`, `machine` and a list of `rows` with
@@ -128,7 +128,7 @@ class Run:
     """What a configuration names, opened.
 
     Attributes:
-        trunk, task, recipe: of all rows.
+        trunk, task, recipe: those of all rows.
         train_specs: each way to train, by its text.
         data: the images.
         folds: those of each fold; may be empty.
@@ -160,12 +160,12 @@ class Run:
         """Trains and tests one row, and writes its patch file.
 
         Args:
-            binder: of the trunk.
-            folder: of the run.
-            name: of the row's files.
+            binder: binds to the trunk.
+            folder: the workdir.
+            name: name of the row's files.
             train: one of `train_specs`.
-            seed: of the row.
-            patch_dtype: of the file.
+            seed: seed of the row.
+            patch_dtype: type of the values in the file.
 
         Returns:
             The fields of the row in the results, see `transfer`.

@@ -14,7 +14,7 @@ class Mixed:
     """What `Task.decode` takes of each task as one row of numbers, and what reads outputs by such rows.
 
     Attributes:
-        size: of a row; 0 where all tasks are read in the same way.
+        size: size of a row; 0 where all tasks are read in the same way.
 
     Args:
         tasks: at least one.

@@ -87,7 +87,7 @@ def differences(
     """Compares the predictions of an export with those of the models in memory, on random images.
 
     Args:
-        predictions, run: of the format's module, and what it runs files by, see `model_patch.export.Format`.
+        predictions, run: the function of the format's module, and what it runs files by, see `model_patch.export.Format`.
         folder: that was written.
         tasks: that were exported.
         exact: whether both should be equal up to rounding; with kernels stored as int8 they are not.

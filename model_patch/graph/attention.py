@@ -13,7 +13,7 @@ class KnownShape(keras.layers.Layer):
 
     Args:
         shape: without the batch.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: options of `keras.layers.Layer`.
     """
 
     def __init__(self, shape, **kwargs):

@@ -68,7 +68,7 @@ def written(call: Call, training: bool, among: Iterable[keras.Variable] | None =
     """Returns the names of the variables that a layer writes to when it is called; random states are left out.
 
     Args:
-        call: of the layer.
+        call: one call of the layer.
         training: whether it is called in training mode.
         among: variables to look at; all by default.
     """

@@ -47,7 +47,7 @@ def with_policy(model: keras.Model, policy: keras.DTypePolicy) -> keras.Model:
 
     Args:
         model: a functional model.
-        policy: of floating point, such as `mixed_bfloat16`.
+        policy: a dtype policy, such as `mixed_bfloat16`.
 
     Raises:
         ModelPatchError: a layer cannot be copied.

@@ -18,7 +18,7 @@ def scale_and_bias(path: str, value_of: ValueOf, epsilon: float) -> tuple[np.nda
     """Returns batch normalisation in inference as `y = scale * x + bias`, float64 `(channels,)` each.
 
     Args:
-        path: of the layer.
+        path: path of the layer.
         value_of: a task's `moving_mean` and `moving_variance`, and `gamma` and `beta` where it has them.
         epsilon: the layer's.
 
@@ -42,8 +42,8 @@ class Affine(keras.layers.Layer):
         y = scale * x + bias
 
     Args:
-        axis: of the channels.
-        **kwargs: of `keras.layers.Layer`.
+        axis: the channel axis.
+        **kwargs: options of `keras.layers.Layer`.
 
     Input shape: any, with the channels on `axis`. Output shape: the same. `scale` and `bias` are `(channels,)`.
     """

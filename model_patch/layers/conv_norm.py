@@ -64,7 +64,7 @@ class ConvNorm(keras.layers.Layer):
         norm: batch norm over the channels.
         activation: layer after it, see `activation_of`; None for none.
         padding: `ZeroPadding2D` before the convolution that pads as `padding="same"` would; None for none.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: options of `keras.layers.Layer`.
 
     Input shape: that of the first layer, float32. Output shape: the convolution's.
 
@@ -129,9 +129,9 @@ class _Unit:
     """The convolution and the activation of one form of `ConvNorm`, and the specs of what their functions take.
 
     Attributes:
-        multiplier: of a depthwise convolution; None for others.
+        multiplier: depth multiplier of a depthwise convolution; None for others.
         strides, padding: as for `tf.nn.conv2d`.
-        epsilon: of the norm.
+        epsilon: epsilon of the norm.
         activation: `relu`, `relu6` or None.
     """
 

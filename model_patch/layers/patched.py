@@ -145,7 +145,7 @@ def copy_layer(layer: keras.Layer, layer_class: type[keras.Layer] | None = None,
 
     Args:
         layer: a built layer.
-        layer_class: of the new one; by default that of `layer`.
+        layer_class: class of the new layer; by default that of `layer`.
         **changes: in the configuration.
 
     Raises:

@@ -13,9 +13,9 @@ class VectorSlot:
     """Position of one variable's values in a task's vector.
 
     Attributes:
-        key: of the variable, `<layer path>/<variable name>`; the head's are `head/<variable name>`.
-        offset: of its first value.
-        shape: of the variable; its values are in row-major order.
+        key: key of the variable, `<layer path>/<variable name>`; the head's are `head/<variable name>`.
+        offset: position of its first value.
+        shape: shape of the variable; its values are in row-major order.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Slotted(keras.layers.Layer):
     Args:
         layer: a built layer; its other variables are used unchanged.
         slots: which of its variables are taken, by the variable, and from where.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: options of `keras.layers.Layer`.
 
     Call arguments:
         inputs: as the layer takes.

@@ -12,7 +12,7 @@ class PoolTokens(keras.layers.Layer):
         pooling: `class`: the first token; `mean`: the mean of the patches' tokens, those after the prefix; `class+mean`: both
             concatenated, in this order (Oquab et al. 2023, linear evaluation of DINOv2).
         prefix_tokens: number of tokens before those of the patches.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: options of `keras.layers.Layer`.
 
     Input shape: `(batch, tokens, channels)`. Output shape: `(batch, channels)`, or `(batch, 2 * channels)` for `class+mean`.
     """

@@ -9,8 +9,8 @@ class Weight(keras.layers.Layer):
     """Gives a variable of its own, whatever it is called with.
 
     Args:
-        shape: of the variable.
-        **kwargs: of `keras.layers.Layer`.
+        shape: shape of the variable.
+        **kwargs: options of `keras.layers.Layer`.
 
     Output shape: `shape`, without a batch.
     """

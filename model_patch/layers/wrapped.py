@@ -10,7 +10,7 @@ class Wrapped(keras.layers.Layer):
 
     Args:
         layer: a built layer; the object itself is used, and may belong to other models, too.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: options of `keras.layers.Layer`.
     """
 
     def __init__(self, layer: keras.Layer, **kwargs):

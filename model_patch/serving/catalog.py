@@ -115,7 +115,7 @@ class _Known:
     """A task of the folder.
 
     Attributes:
-        stamp: of the file that was looked at last.
+        stamp: that of the file when it was last read.
         error: why that was refused; empty if it was not, or has not been read.
     """
 

@@ -51,7 +51,7 @@ except ImportError as error:
 from model_patch.serving.server import TaskServer  # After Ray: it needs packages that come with it.
 
 NAME = "model_patch"
-"""Of the application."""
+"""Name of the application."""
 
 MAX_ONGOING = 4096
 """Requests that a replica has at one moment. The engine's queue is what refuses requests; slow bodies should not."""
@@ -91,11 +91,11 @@ def running(
 
     Args:
         host: address to listen on; replicas listen there, too, on ports of their own.
-        port: of HTTP.
-        grpc_port: of gRPC, on each machine with replicas; 0 for none.
+        port: HTTP port.
+        grpc_port: gRPC port on each machine with replicas; 0 for none.
         replicas: processes that answer.
-        address: of a Ray cluster to run on, such as `auto`; by default this process starts one of its own.
-        **options: of `TaskServer`.
+        address: address of a Ray cluster to run on, such as `auto`; by default this process starts one of its own.
+        **options: options of `TaskServer`.
 
     Raises:
         ModelPatchError: the application does not start; the reason is in the log.

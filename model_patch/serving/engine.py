@@ -104,7 +104,7 @@ class Engine:
             max_batch_size: images that are computed at once, at most.
             max_wait_ms: how long the first image of a batch waits for others.
             max_queue: images that wait at most; further ones are refused.
-            max_pixels: of an encoded image; larger ones are refused before they are decoded.
+            max_pixels: highest number of pixels of an encoded image; larger ones are refused before they are decoded.
             on_batch: called with the number of images of each batch, by the thread that answered it.
 
         Raises:
@@ -176,7 +176,7 @@ class Engine:
 
         Args:
             name: that it is served under, whatever name its file holds.
-            patch: of this engine's trunk.
+            patch: a patch for this engine's trunk.
 
         Raises:
             ModelPatchError: the bank refuses the patch; what was there before stays.
@@ -205,7 +205,7 @@ class Engine:
         """Queues images for a task.
 
         Args:
-            name: of the task.
+            name: name of the task.
             images: each an encoded file, or float32 `(height, width, 3)` in 0..255, of any size; at least one.
 
         Returns:

@@ -20,7 +20,7 @@ class GrpcServer:
     Args:
         predict: answers `PredictionService.Predict`, given request and context.
         address: `HOST:PORT`.
-        max_bytes: of a message.
+        max_bytes: largest size of a message.
         max_calls: at one moment; further ones are refused as `RESOURCE_EXHAUSTED`.
 
     Raises:

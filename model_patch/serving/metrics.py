@@ -52,8 +52,8 @@ class Metrics:
 
         Args:
             interface: `http` or `grpc`.
-            method: of HTTP, or of the service.
-            status: of HTTP.
+            method: HTTP or gRPC method.
+            status: HTTP status.
             task: its name; empty if it named none that there is.
             seconds: that it took.
         """

@@ -38,7 +38,7 @@ class RejectedError(Exception):
     """A request that is answered by an error.
 
     Attributes:
-        status: of HTTP.
+        status: HTTP status.
     """
 
     def __init__(self, status: int, message: str):
@@ -60,7 +60,7 @@ class Limits:
     """What a request may hold.
 
     Attributes:
-        max_body_bytes: of its body.
+        max_body_bytes: largest size of its body.
         max_images: instances in it.
         max_pixels: height times width of an image.
     """
@@ -75,7 +75,7 @@ class Target:
     """What a URL names.
 
     Attributes:
-        name: of a task, as it was given: to look up, never to open.
+        name: name of a task as the client sent it: to look up, never to open.
         verb: `predict`, `metadata`, or empty for the task itself.
     """
 
@@ -269,7 +269,7 @@ def query_of_tensors(tensors: Mapping, signature_name: str, limits: Limits) -> Q
         tensors: its `inputs`: `TensorProto` by name, `contents`, strings `(images,)`, or `images`, numbers `(images, height,
             width, 3)`.
         signature_name: as given.
-        limits: of the request.
+        limits: what a request may ask for.
 
     Raises:
         RejectedError: there is something else, or too much.

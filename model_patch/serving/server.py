@@ -72,11 +72,11 @@ class TaskServer:
             trunk: spec of the trunk that the patches were made on.
             patches: folder of the patch files, a path or a URL; each is the task of its name.
             kinds: patch kinds that tasks may have, joined by `+`; by default those of the first `max_tasks` files.
-            classes: of the widest head; by default that of the first `max_tasks` files.
-            pooling: of all tasks, where the trunk gives tokens; by default that of the first file.
+            classes: number of classes of the widest head; by default that of the first `max_tasks` files.
+            pooling: how all tasks pool, where the trunk gives tokens; by default that of the first file.
             image_size: height and width in pixels; by default the trunk's.
             max_tasks, max_batch_size, max_wait_ms, max_queue, max_pixels: as for `Engine`.
-            max_body_mb: of a request, in MiB. All bodies together may take 16 times as much at one moment.
+            max_body_mb: largest size of a request, in MiB. All bodies together may take 16 times as much at one moment.
             read_seconds: in which a body must have arrived.
             poll_seconds: from one look at the folder to the next.
             token: that `PUT` and `DELETE` must show; without one they are off.

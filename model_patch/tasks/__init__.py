@@ -139,7 +139,7 @@ class Task:
         Args:
             data: names the labels.
             preprocessing: that of the trunk.
-            name: of the task; by default that of the data.
+            name: name of the task; by default that of the data.
             **options: further fields, such as `pooling`.
         """
         own = task_type(data.type)
@@ -209,7 +209,7 @@ class Task:
 
         Args:
             labels: as data have them, of at least one image.
-            outputs: of the head, float32 `(images, outputs)`.
+            outputs: outputs of the head, float32 `(images, outputs)`.
         """
         import keras
         from scipy.optimize import minimize_scalar
@@ -239,7 +239,7 @@ class Task:
 
         Args:
             outputs: float32 `(batch, outputs)`. After a task's own may come some that are minus infinity: their logits say no.
-            temperature: of the task, as `constants` returns it, or of the task of each example, with the batch as first axis.
+            temperature: as `constants` returns it, for one task, or for the task of each example with the batch as first axis.
                 Other types take their own constants.
         """
         from keras import ops
@@ -290,8 +290,8 @@ class Task:
         It is what `decode` returns, and `label`, string `(batch,)`, what `strings` does.
 
         Args:
-            outputs: of the head.
-            labels, constants: of a task that differs in nothing else, tensors as `self.labels` and `self.constants()`; by
+            outputs: outputs of the head.
+            labels, constants: those of a task that differs in nothing else, tensors as `self.labels` and `self.constants()`; by
                 default this one's.
         """
         import tensorflow as tf

@@ -28,7 +28,7 @@ class RegressionTask(Task):
 
     Attributes:
         labels: the names of the quantities; one is enough.
-        mean, deviation: of each quantity over the training images; by default 0 and 1.
+        mean, deviation: mean and standard deviation of each quantity over the training images; by default 0 and 1.
 
     Raises:
         ModelPatchError: as for `Task`, or the means and deviations are not finite numbers, one for each quantity.
@@ -156,7 +156,7 @@ def _loss_class() -> type[keras.losses.Loss]:
         """Mean squared difference of numbers from outputs, in squared standard deviations.
 
         Args:
-            mean, deviation: of each quantity.
+            mean, deviation: mean and standard deviation of each quantity.
         """
 
         def __init__(self, mean, deviation, name="standardised_error", **kwargs):

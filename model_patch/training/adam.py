@@ -10,14 +10,14 @@ from keras import ops
 from model_patch.graph.keras_private import free_last_axis, has_free_axis, resize
 
 LEAST_SIZE = 1e-3
-"""Of a variable that starts at or near 0 and has no sibling to be measured by."""
+"""Size of a variable that starts at or near 0 and has no sibling to be measured by."""
 
 SIBLINGS = {"beta": "gamma", "bias": "kernel"}
 """An offset is measured by the scale beside it: what it is added to varies by about that much."""
 
 
 LEAST_CHANNEL = 0.01
-"""Of a channel of a depthwise kernel, relative to the whole kernel."""
+"""Least size of a channel of a depthwise kernel, relative to the whole kernel."""
 
 
 def keys(variables: Sequence[keras.Variable]) -> list[str]:
@@ -123,7 +123,7 @@ class RelativeAdam(keras.optimizers.Adam):
         relative: whether it is relative.
         decays: by the key of a variable, see `keys`, its weight decay, an array that broadcasts to its shape. It is the gradient
             of a penalty on the loss (L2), and not decoupled as in AdamW.
-        **kwargs: of `keras.optimizers.Adam`.
+        **kwargs: options of `keras.optimizers.Adam`.
     """
 
     def __init__(self, learning_rate=0.001, relative: bool = False, decays: Mapping | None = None, **kwargs):
@@ -201,7 +201,7 @@ class FusedAdam(RelativeAdam):
 
     Args:
         learning_rate: a number or a schedule.
-        relative, decays: of `RelativeAdam`.
+        relative, decays: as for `RelativeAdam`.
         **kwargs: `beta_1`, `beta_2`, `epsilon` and `name` of `keras.optimizers.Adam`.
     """
 

@@ -10,7 +10,7 @@ class Weighted(keras.losses.Loss):
     """A loss in which an image counts as much as the weight of its class.
 
     Args:
-        loss: of labels `(batch,)` and outputs.
+        loss: takes labels `(batch,)` and outputs.
         weights: by class, float32 `(classes,)`.
     """
 

@@ -143,7 +143,7 @@ class KeepBest(keras.callbacks.Callback):
     Attributes:
         best_epoch: its number, from 0; None before the first.
         score: mean metric and negative mean loss of the best epoch.
-        values: of the model's weights after the best epoch.
+        values: values of the model's weights after the best epoch.
 
     Args:
         testers: functions that test a task on its validation images and return its metrics, by the task's name.

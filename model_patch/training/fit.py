@@ -57,7 +57,7 @@ def fit(
             train. Nothing else changes.
         data: its training and validation images are used; for joined tasks a dict by task name.
         recipe: how; by default `Recipe()`.
-        seed: of the order of the images and of augmentation.
+        seed: seed of the order of the images and of augmentation.
         log_dir: folder for TensorBoard's files; without it none are written.
         checkpoint: file that is written after each epoch, and from which an interrupted training continues; without it none
             is written. Whoever gives it deletes it.
@@ -245,9 +245,9 @@ def features_and_head(
     Args:
         bound: the task whose last layer alone is trained.
         images: batches of `(images, labels)`, of one epoch.
-        batch_size: of the batches that are returned.
+        batch_size: size of the batches that are returned.
         num_images: how many there are, for the progress bar.
-        seed: of the order.
+        seed: seed of the order.
         drawn: how often the images of each class come in an epoch, on average; by default once.
 
     Returns:

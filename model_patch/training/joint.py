@@ -47,7 +47,7 @@ def fit_joined(
     the last.
 
     Args:
-        joined: changes in what it learns, and nowhere else.
+        joined: changes in what it trains, and nowhere else.
         data: the images of each task, by name.
         recipe: how; its augmentation is used where `augmentation` is not given.
         sizes: images of each task in each step, int `(steps, tasks)`, the tasks in the order of `joined.tasks`; by default
@@ -55,7 +55,7 @@ def fit_joined(
         sampler: by default `Sampler()`.
         augmentation: by task name.
         weights: what a task's mean loss counts in the sum, by task name; 1 each by default.
-        seed: of the order of the images and of augmentation.
+        seed: seed of the order of the images and of augmentation.
         log_dir: folder for TensorBoard's files; none are written without.
         checkpoint: file to resume from and to write after each epoch, as for `fit`.
 
@@ -121,7 +121,7 @@ class CountImages(keras.callbacks.Callback):
     """Adds to the logs how many images of each task were trained on so far, `<task>_images`.
 
     Args:
-        names: of the tasks.
+        names: names of the tasks.
         sizes: images of each task in each step, int `(steps, tasks)`.
         steps_per_epoch: after how many steps Keras counts from 0 again.
     """

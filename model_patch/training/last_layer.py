@@ -25,7 +25,7 @@ SPREAD_POWER = 0.5
 strong ones rule, and making all equal, which raises the noise of the weak ones. See docs/choices.md."""
 
 ITERATIONS = 50
-"""Of L-BFGS for each weight decay; each starts from the solution for the one before."""
+"""Steps of L-BFGS for each weight decay; each starts from the solution for the one before."""
 
 FOLDS = 5
 MOST_CROSS_VALIDATED = 2000
@@ -58,7 +58,7 @@ def learn_last_layer(
     Args:
         bound: its head changes, nothing else.
         features: what the head takes, of each training image, float32 `(images, channels)`.
-        labels: of the images, as the data have them.
+        labels: labels of the images, as the data have them.
         class_weights: how much an image of each class counts, float32 `(classes,)`, with the mean 1 over all images; by
             default 1 each.
         least_spread: leaves the last layer unchanged where the features' root mean square distance from their mean is less than

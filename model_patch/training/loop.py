@@ -55,7 +55,7 @@ def run_epochs(
     class_weights: np.ndarray | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Checkpoint:
-    """Trains the model of a bound task, or the part of it that learns, with its task's loss.
+    """Trains the model of a bound task, or the part of it that is trained, with its task's loss.
 
     With validation batches the values of the best epoch on them are the ones that stay.
 
@@ -77,7 +77,7 @@ def run_epochs(
         callbacks: further ones.
 
     Returns:
-        The checkpoint, which has the history of all epochs; an empty one where `model` learns nothing by gradient.
+        The checkpoint, which has the history of all epochs; an empty one where nothing of `model` is trained by gradient.
 
     Raises:
         ModelPatchError: the checkpoint cannot be used.

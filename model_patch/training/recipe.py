@@ -64,7 +64,7 @@ RELATIVE_LEARNING_RATE = 0.01
 docs/choices.md."""
 
 REFERENCE_WIDTH = 328.0
-"""Of MobileNetV2 1.0, see `Trunk.width`. A relative rate falls as the width rises: all channels of a layer move together, and
+"""Width of MobileNetV2 1.0, see `Trunk.width`. A relative rate falls as the width rises: all channels of a layer move together, and
 the next layer adds them up (Yang et al. 2022, "Tensor Programs V")."""
 
 RELATIVE_RATES = (0.003, 0.03)
@@ -163,7 +163,7 @@ class Recipe:
             steps_per_epoch: at least 1.
             relative: whether Adam's rate is relative to each variable's size; a cosine then has a warm-up.
             decays: Adam's weight decays by the key of a variable, see `training.adam.RelativeAdam`.
-            width: of the trunk, in channels; the default of a relative rate depends on it.
+            width: width of the trunk, in channels; the default of a relative rate depends on it.
         """
         steps, options = self.epochs * steps_per_epoch, {"decays": decays} if decays else {}
         if not relative:

@@ -32,7 +32,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     Args:
         model: compiled.
-        path: of the file; None writes none.
+        path: path of the file; None writes none.
         best: its state is kept, too.
     """
 

@@ -107,7 +107,7 @@ def _measure(
 
     Args:
         model: what the batches run through.
-        batches: of what the model takes.
+        batches: inputs of the model.
         num_batches: how many are used at most.
         num_images: returns how many images of a batch reach a layer.
     """

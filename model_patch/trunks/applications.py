@@ -134,7 +134,7 @@ def build(
         name: key of `NETS`.
         size: height and width in pixels.
         weights: `imagenet`, or None for random ones.
-        seed: of the random weights.
+        seed: seed of the random weights.
         arguments: further arguments of the net's constructor.
 
     Raises:

@@ -25,7 +25,7 @@ def own_task(spec: str, labels: str | Path | None = None, name: str = "own") -> 
         spec: `file:PATH` or `tfjs:PATH` of a classifier whose last layer is dense, with softmax.
         labels: a text file with a label on each line, with or without its number before it; None for the `labels.txt` or
             `metadata.json` that Teachable Machine writes beside a model.
-        name: of the task.
+        name: name of the task.
 
     Raises:
         ModelPatchError: the model or the labels cannot be read, do not go together, or the model ends otherwise.

@@ -34,7 +34,7 @@ class SavedModelLayer(keras.layers.Layer):
 
     Args:
         folder: where the SavedModel lies.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: options of `keras.layers.Layer`.
 
     Input shape: `(batch, height, width, 3)`, of the size that the module takes. Output shape: `(batch, channels)`.
 

@@ -179,7 +179,7 @@ def test_an_unknown_augmentation_is_named(faces):
 @pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("augmentation", ["none", "shift"])
 def test_shares_are_the_parts_of_the_same_batches(augmentation, cache):
-    """Of three processes, which fill up the batches of 4, 8 and 8 images with copies, in two epochs."""
+    """Three processes fill up the batches of 4, 8 and 8 images with copies, in two epochs."""
     random = np.random.default_rng(0)
     split = array_split(random.integers(0, 256, (20, 6, 5, 3), "uint8"), np.arange(20) % 3)
     options = {"augmentation": augmentation, "shuffle_seed": 3, "epochs": range(1, 3), "cache": cache}

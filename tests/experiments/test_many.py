@@ -13,7 +13,7 @@ from model_patch.graph.fused_norm import FusedNormModel
 from tests.conftest import small_net
 
 CLASSES = {"ann": 2, "bob": 2, "eve": 3}
-"""Of the data sets: two of one shape, and one of another."""
+"""Number of classes of each data set: two have the same, one has more."""
 
 
 @pytest.fixture(scope="module")

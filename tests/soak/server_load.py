@@ -109,7 +109,7 @@ class Load:
     """Clients that ask one question after the other, and what became of them.
 
     Attributes:
-        seconds: of each answered request.
+        seconds: seconds of each answered request.
         failed: statuses of the others, and of requests that were sent again (`retries`).
         wrong: names whose answer was none of those expected.
     """

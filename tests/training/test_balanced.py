@@ -21,7 +21,7 @@ def test_a_weighted_loss_counts_images_by_their_class():
 
 @pytest.fixture
 def uneven(data):
-    """Of digits 0 to 9 the first has 200 training images, the others 6 each."""
+    """Digits with 200 training images of 0, and 6 of each other class."""
     examples = list(data.train.dataset().as_numpy_iterator())
     kept = [x for label in range(10) for x in [e for e in examples if e[1] == label][: 6 if label else 200]]
     images, labels = (np.array(part) for part in zip(*kept, strict=True))

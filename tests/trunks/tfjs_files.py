@@ -19,7 +19,7 @@ def write_tfjs(h5: Path, model: keras.Model, folder: Path, quantised: str = "", 
     Args:
         quantised: type that the weights are stored in; float32 by default.
         shards: number of files for the weights.
-        changes: of the contents of `model.json`.
+        changes: changes of the contents of `model.json`.
     """
     with h5py.File(h5) as file:
         topology = {

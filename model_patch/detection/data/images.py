@@ -72,7 +72,7 @@ def ragged_split(forms, boxes: list[np.ndarray], classes: list, ignored: list, l
 
     Args:
         forms: the stored forms, an array or a list, one per image.
-        boxes, classes, ignored: of each image, arrays `(boxes, 4)`, `(boxes,)` and `(boxes,)`.
+        boxes, classes, ignored: for each image, arrays `(boxes, 4)`, `(boxes,)` and `(boxes,)`.
         load, stored_bytes: see `Split`.
     """
     ends = np.cumsum([0, *map(len, boxes)])

@@ -1,4 +1,4 @@
-"""From images with boxes to batches that a detector learns from."""
+"""From images with boxes to batches for training a detector."""
 
 import dataclasses
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def batches(split: Split, preprocessing: Preprocessing, batch_size: int, *, augm
     """Returns preprocessed batches; every image comes once per epoch, in batches of nearly equal size.
 
     Args:
-        split: of a detection task.
+        split: a split of a detection task.
         preprocessing: image size and scaling.
         batch_size: the most images per batch.
         augmentation: names in `AUGMENTATIONS` joined by `+`; differs in every epoch.

@@ -20,7 +20,7 @@ from model_patch.training.loop import run_epochs
 _logger = logging.getLogger(__name__)
 
 FILE_SIDE = 256
-"""Of the image files, in pixels."""
+"""Height and width of the image files, in pixels."""
 
 BATCH = 32
 

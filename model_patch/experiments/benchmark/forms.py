@@ -200,7 +200,7 @@ def make_form(form: str, bound: mp.BoundTask, num_tasks: int = 1, threads: int =
         form: one of `FORMS`.
         bound: one of the tasks; the others differ from it in their values.
         num_tasks: number of tasks.
-        threads: of an operation of LiteRT, ONNX Runtime or PyTorch; 0 for the number of cores.
+        threads: number of threads of an operation of LiteRT, ONNX Runtime or PyTorch; 0 for the number of cores.
     """
     name = form.removesuffix(_ONE_THREAD)
     return _MAKE[name](bound, num_tasks, 1 if name != form else threads or num_cores())

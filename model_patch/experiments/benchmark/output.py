@@ -20,11 +20,11 @@ def write_suite(folder: Path, name: str, title: str, results: dict, parts: Seque
 
     Args:
         folder: is made if it does not exist.
-        name: of the suite.
+        name: name of the suite.
         title: heading of the page.
         results: as `new_results` makes them, with figures.
         parts: Markdown and tables that follow machine and versions; empty parts are left out.
-        figure: of matplotlib.
+        figure: a matplotlib figure.
         show: which of the tables is printed.
     """
     write_json(folder / f"{name}.json", results)

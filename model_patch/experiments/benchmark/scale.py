@@ -50,7 +50,7 @@ SHARD = 1000
 """Images in the file that represents a data set: a larger data set reads it several times."""
 
 SIDE = 32
-"""Of the data set's images, in pixels."""
+"""Height and width of the data set's images, in pixels."""
 
 DATA_BATCH = 100
 SHUFFLE_BYTES = 2**19
@@ -86,7 +86,7 @@ def fit_cost(work: Sequence[float], cost: Sequence[float]) -> dict[str, float]:
 
     Args:
         work: at least two different amounts, more than 0.
-        cost: of each, more than 0.
+        cost: measured for each, more than 0.
 
     Returns:
         `base` and `each`; `exponent` of the power law: 0 if work costs nothing, 1 if cost is proportional; and

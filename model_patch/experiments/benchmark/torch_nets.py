@@ -42,8 +42,8 @@ def predict(
 
     Args:
         trunk: spec of the trunk whose net it is.
-        classes: of the last layer.
-        threads: of an operation; 0 for the number of cores.
+        classes: number of classes.
+        threads: number of threads of an operation; 0 for the number of cores.
         compiled: by `torch.compile`.
     """
     torch, _ = import_torch()
@@ -70,7 +70,7 @@ def train(
         trunk: spec of the trunk whose net it is.
         images: float32 `(batch, height, width, 3)`.
         labels: `(batch,)`.
-        classes: of the last layer.
+        classes: number of classes.
         rate: learning rate.
     """
     torch, _ = import_torch()

@@ -143,9 +143,9 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
     Args:
         form: one of `FORMS`.
         trunk: spec of the trunk.
-        size: of the images, in pixels.
+        size: size of the images, in pixels.
         batch: number of images in a step.
-        classes: of the last layer.
+        classes: number of classes.
     """
     random = np.random.default_rng(0)
     images = random.uniform(-1, 1, (batch, size, size, 3)).astype("float32")

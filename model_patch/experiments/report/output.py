@@ -25,7 +25,7 @@ def write_report(folder: Path, title: str, parts: Sequence[str | Table], name: s
         folder: is made if it does not exist.
         title: heading of the page.
         parts: Markdown and tables; empty parts are left out.
-        name: of the page.
+        name: name of the page.
         show: which of the tables is printed.
         **figures: matplotlib figures by the name of their PNG file.
     """

@@ -26,7 +26,7 @@ class Figure:
     """A matplotlib figure.
 
     Attributes:
-        name: of its PNG file, beside the Markdown.
+        name: name of its PNG file, beside the Markdown.
         figure: the figure.
         text: what it shows, for those who do not see it.
     """
