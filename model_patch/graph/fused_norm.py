@@ -1,7 +1,7 @@
-"""Fused norms (tune mode): a bound model whose training steps compute frozen convolutions and their batch norms as one.
+"""Fused norms (tune mode): convolutions and their batch norms computed as one, where the convolutions are not trained.
 
 With frozen statistics a training step can do what `fold` does for good, and with those of the batch much of it: a good part
-of time and memory goes (docs/speed.md).
+of time and memory goes (docs/speed.md). So can inference while values still change.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import keras
 from model_patch.graph.keras_private import outside_calls
 from model_patch.graph.remat import Segments
 from model_patch.graph.rewrite import Graph, functional, rewrite
-from model_patch.layers import PatchedBatchNormalization
+from model_patch.layers import PatchedBatchNormalization, plain_class
 from model_patch.layers.conv_norm import ConvNorm, activation_of
 from model_patch.layers.joined import SeparateLayers
 
@@ -55,16 +55,18 @@ class FusedNormModel(keras.Model):
         return graph
 
 
-def fuse_norms(model: keras.Model) -> keras.Model:
-    """Returns a functional model that computes as `model` does in training, over the same variables.
+def fuse_norms(model: keras.Model, training: bool = True) -> keras.Model:
+    """Returns a functional model that computes as `model` does, over the same variables.
 
     Args:
         model: functional; unchanged. Models inside it are folded, too, and so are joined tasks where each has a
             convolution's output for itself.
+        training: whether in training or in inference, where trained convolutions are fused, too; the result is to be called
+            with the same.
     """
     fused: dict[str, keras.Layer] = {}
     gone: set[str] = set()
-    _plan(functional(model), "", fused, gone)
+    _plan(functional(model), "", fused, gone, training)
     passed: set[int] = set()
 
     def replace(path: str, layer: keras.Layer) -> keras.Layer:
@@ -82,31 +84,34 @@ def fuse_norms(model: keras.Model) -> keras.Model:
     return rewrite(model, replace, apply)
 
 
-def _plan(model: keras.Model, prefix: str, fused: dict[str, keras.Layer], gone: set[str]):
+def _plan(model: keras.Model, prefix: str, fused: dict[str, keras.Layer], gone: set[str], training: bool):
     """Adds to `fused`, by path, what takes the place of a norm, and to `gone` the layers that are in it then."""
     graph = Graph(model)
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            _plan(functional(layer), f"{prefix}{layer.name}/", fused, gone)
+            _plan(functional(layer), f"{prefix}{layer.name}/", fused, gone, training)
             continue
-        norm: Any = graph.follower(layer) if _is_frozen_convolution(layer) else None
+        is_convolution = _is_convolution(layer) and not (training and layer.trainable_variables)
+        norm: Any = graph.follower(layer) if is_convolution else None
         norms = norm.layers if isinstance(norm, SeparateLayers) else [norm]
-        if not all(map(_can_be_fused, norms)):
+        if not all(_can_be_fused(each, training) for each in norms):
+            continue
+        if any(node.arguments.kwargs.get("training") for node in graph.nodes[id(norm)]):
             continue
         activation: Any = graph.follower(norm)
         activation = activation if activation_of(activation) else None
         padding = _padding_before(layer, graph)
         gone |= {prefix + each.name for each in (layer, activation, padding) if each}
-        parts = [ConvNorm(layer, each, activation, padding) for each in norms]
+        parts = [ConvNorm(layer, each, activation, padding, training) for each in norms]
         fused[prefix + norm.name] = (
             SeparateLayers(parts, name=norm.name) if isinstance(norm, SeparateLayers) else parts[0]
         )
 
 
-def _is_frozen_convolution(layer: keras.Layer) -> bool:
+def _is_convolution(layer: Any) -> bool:
     return (
-        type(layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
-        and not layer.trainable_variables
+        plain_class(layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+        and "gamma" not in getattr(layer, "own", ())
         and layer.activation is keras.activations.linear
         and layer.data_format == "channels_last"
         and layer.padding in ("same", "valid")
@@ -135,9 +140,9 @@ def _padding_before(convolution: keras.Layer, graph: Graph) -> keras.layers.Zero
     return padding if tuple(map(tuple, padding.padding)) == same else None
 
 
-def _can_be_fused(layer: Any) -> bool:
+def _can_be_fused(layer: Any, training: bool) -> bool:
     """Whether it is a batch norm over the channels of images that is computed in float32 on one device."""
-    is_plain = type(layer) is keras.layers.BatchNormalization and not layer.trainable
+    is_plain = type(layer) is keras.layers.BatchNormalization and not (training and layer.trainable)
     if not (isinstance(layer, PatchedBatchNormalization) or is_plain):
         return False
     return layer.axis in (-1, 3) and _is_float32(layer) and not layer.renorm

@@ -32,7 +32,7 @@ def activation_of(layer: keras.Operation | None) -> str | None:
 
 
 class ConvNorm(keras.layers.Layer):
-    """Computes a convolution, a norm and an activation in training, with few passes over their maps.
+    """Computes a convolution, a norm and an activation with few passes over their maps.
 
     With frozen statistics it costs a folded convolution,
 
@@ -60,10 +60,11 @@ class ConvNorm(keras.layers.Layer):
     Owns nothing: all variables are those of the layers that it is made of.
 
     Args:
-        convolution: `Conv2D` or `DepthwiseConv2D`, channels last, without an activation; its variables are not trained.
+        convolution: `Conv2D` or `DepthwiseConv2D`, channels last, without an activation; gets no gradient.
         norm: batch norm over the channels.
         activation: layer after it, see `activation_of`; None for none.
         padding: `ZeroPadding2D` before the convolution that pads as `padding="same"` would; None for none.
+        training: whether the norm computes as in training.
         **kwargs: options of `keras.layers.Layer`.
 
     Input shape: that of the first layer, float32. Output shape: the convolution's.
@@ -72,8 +73,9 @@ class ConvNorm(keras.layers.Layer):
     training, too; Rota Bulo et al. 2018, "In-Place Activated BatchNorm", for a gradient from the output; the rest is ours.
     """
 
-    def __init__(self, convolution, norm, activation=None, padding=None, **kwargs):
+    def __init__(self, convolution, norm, activation=None, padding=None, training=True, **kwargs):
         super().__init__(name=norm.name, **kwargs)
+        self.training = training
         self.convolution, self.norm, self.activation, self.padding = convolution, norm, activation, padding
         self.built = True
 
@@ -106,7 +108,7 @@ class ConvNorm(keras.layers.Layer):
     @property
     def by_batch(self) -> bool:
         """Whether the statistics are those of the batch."""
-        return isinstance(self.norm, PatchedBatchNormalization) and self.norm.normalises_by_batch(training=True)
+        return isinstance(self.norm, PatchedBatchNormalization) and self.norm.normalises_by_batch(self.training)
 
     def traced(self, input_shape: tuple) -> Callable:
         """Returns the `tf.function` that computes the layer, which all layers of its kind share."""

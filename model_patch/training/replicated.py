@@ -15,6 +15,7 @@ import numpy as np
 from model_patch.bind import BoundTask
 from model_patch.data.autograph import without_autograph
 from model_patch.data.share import Share
+from model_patch.graph.fused_norm import fuse_norms
 from model_patch.graph.keras_private import layers_within, takes_training
 from model_patch.progress import progress
 from model_patch.training import strategies
@@ -161,7 +162,8 @@ def _predictor(layer: keras.Layer) -> Callable:
     import tensorflow as tf
 
     spec = tf.TensorSpec(layer.input.shape, layer.input.dtype)
-    return tf.function(lambda x: layer(x, **options), input_signature=[spec], autograph=False)
+    forward = fuse_norms(layer, training=False) if isinstance(layer, keras.Model) else layer
+    return tf.function(lambda x: forward(x, **options), input_signature=[spec], autograph=False)
 
 
 def own_share() -> Share | None:

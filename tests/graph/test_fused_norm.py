@@ -9,6 +9,7 @@ from model_patch import Preprocessing, Task, Trunk, bind, join
 from model_patch.graph.fused_norm import FusedNormModel, fuse_norms
 from model_patch.kinds import TrainSpec
 from model_patch.layers.conv_norm import ConvNorm
+from model_patch.training.replicated import predictor
 from tests.conftest import random_norms, train_steps
 
 FROZEN = TrainSpec.parse("scale_bias+last", "frozen")
@@ -181,3 +182,15 @@ def test_a_tuned_model_is_saved_and_loaded_as_others(trunk, task, images, labels
     bound.model.save(tmp_path / "net.keras")
     loaded = keras.models.load_model(tmp_path / "net.keras")
     assert np.array_equal(loaded(images), bound.model(images))
+
+
+@pytest.mark.parametrize("train", ["scale_bias+last", "depthwise+last", "full"])
+def test_inference_is_fused_whatever_is_trained_and_follows_the_values(train):
+    trunk = widening_net()
+    bound = bind(trunk, Task("two", ("a", "b"), trunk.preprocessing), train)
+    assert sum(isinstance(layer, ConvNorm) for layer in fuse_norms(bound.features, training=False).layers) == 5
+    images, forward = images_for(trunk), predictor(bound.features)
+    for _ in range(2):
+        expected = np.array(bound.features(images, training=False))
+        np.testing.assert_allclose(forward(images), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+        random_norms(bound.features)
