@@ -221,7 +221,7 @@ def test_the_tutorial_notebook_runs_from_top_to_bottom(tmp_path):
     from nbclient import NotebookClient
 
     notebook = nbformat.read(ROOT / "docs" / "notebooks" / "first_patch.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert any(
         "test accuracy" in output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())
     )

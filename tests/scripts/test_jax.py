@@ -32,7 +32,7 @@ EVEN = ("--epochs=2", "--max_train_images=48", "--max_test_images=31", "--batch_
 def run(script, *flags, devices=1):
     xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = {"KERAS_BACKEND": "jax", "XLA_FLAGS": xla}
-    return run_script(script, *flags, timeout=600, **environment)
+    return run_script(script, *flags, **environment)
 
 
 TASKS = {

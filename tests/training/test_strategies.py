@@ -58,7 +58,7 @@ def runs(tmp_path_factory):
     found = {}
     for name, process in processes.items():
         try:
-            _, stderr = process.communicate(timeout=400)
+            _, stderr = process.communicate(timeout=1800)
         finally:
             process.kill()
         assert process.returncode == 0, f"{name}: {stderr[-3000:]}"

@@ -126,7 +126,7 @@ def other_process(tmp_path_factory):
     closed = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # Nobody listens at that port.
     environment = {**os.environ, **closed, "no_proxy": "", "KERAS_HOME": str(home)}
     command = [sys.executable, "-c", OTHER_PROCESS]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=300)
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=1800)
     said = [line.removeprefix("said ") for line in ran.stdout.splitlines() if line.startswith("said ")]
     return SimpleNamespace(said=said, cache=cache, whole=trunk.fingerprint(trunk.variables()))
 
