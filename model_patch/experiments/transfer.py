@@ -13,8 +13,8 @@ import model_patch as mp
 from model_patch.bind import check_bind
 from model_patch.data.balance import imbalance
 from model_patch.errors import require_each_once, require_seeds
+from model_patch.experiments.best_patch import choose
 from model_patch.experiments.binder import Binder
-from model_patch.experiments.choice import choose
 from model_patch.experiments.evaluate import evaluate_task, splits_of
 from model_patch.experiments.report.machine import machine
 from model_patch.experiments.report.page import REPORT

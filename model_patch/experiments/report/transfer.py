@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from model_patch.data.images import ImageData
-from model_patch.experiments.choice import Choice
+from model_patch.experiments.best_patch import Choice
 from model_patch.experiments.evaluate import write_evaluation
 from model_patch.experiments.report.comparison import comparison_parts, comparison_table, title_of
 from model_patch.experiments.report.output import legend_below, new_axes

@@ -1,7 +1,7 @@
 import pytest
 
 from model_patch import Preprocessing, Task
-from model_patch.experiments.choice import choose
+from model_patch.experiments.best_patch import choose
 
 TASK = Task("task", ("a", "b"), Preprocessing(32, "tf"))
 IMAGES = {"train": 900, "validation": 100, "test": 400}
