@@ -45,6 +45,7 @@ from model_patch.experiments.report.sample import grouped
 from model_patch.experiments.report.table import Table, table
 from model_patch.files import as_path
 from model_patch.training.adam import adam
+from model_patch.training.replicated import predictor
 
 _logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
     if form.startswith(_FEATURES):
         return functools.partial(forms.make_form(form.removeprefix(_FEATURES), bound), images, np.zeros(batch, int))
     if form == "features":
-        return lambda: bound.features.predict_on_batch(images)
+        return lambda: np.asarray(predictor(bound.features)(images))
     if form == "last, cached":
         features = bound.features.predict_on_batch(images)
         inputs = keras.Input(features.shape[1:])
