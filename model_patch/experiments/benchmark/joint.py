@@ -1,16 +1,15 @@
 """Joint training: one step of K tasks together against K steps of one task each, on the same images."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
 from ml_collections import ConfigDict
 
 import model_patch as mp
 from model_patch.experiments.benchmark.output import new_results, write_suite
 from model_patch.experiments.benchmark.timing import interleaved, milliseconds
+from model_patch.experiments.benchmark.training import fitted
 from model_patch.experiments.report.table import table
 from model_patch.files import as_path
 from model_patch.training.adam import adam
@@ -68,10 +67,10 @@ def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) 
     singles = []
     for task in tasks:
         bound = mp.bind(trunk, task, single_spec)
-        loss, metrics = task.loss(), task.metrics()
-        singles.append(_step(bound.model, images[task.name], targets[task.name], loss, metrics))
+        given = images[task.name], targets[task.name]
+        singles.append(fitted(bound.model, *given, adam(1e-3), task.loss(), task.metrics()))
     joined = mp.join(trunk, tasks, train_spec, train_trunk=train_trunk)
-    joint = _step(joined.model, images, targets, joined.losses(), joined.metrics())
+    joint = fitted(joined.model, images, targets, adam(1e-3), joined.losses(), joined.metrics())
 
     calls = {"joint": joint, "single": lambda: [step() for step in singles]}
     seconds = interleaved(calls, config.rounds, 2, config.joint_seconds)
@@ -86,9 +85,3 @@ def _setting(config: ConfigDict, name: str, statistics: str, train_trunk: bool) 
         "ratio_p75": round(float(np.percentile(ratios, 75)), 3),
         "rounds": len(ratios),
     }
-
-
-def _step(model: keras.Model, images, targets, loss, metrics) -> Callable[[], object]:
-    """Returns a training step on one batch, as `fit` makes it, which waits for its loss."""
-    model.compile(adam(1e-3), loss=loss, metrics=metrics, jit_compile=False)
-    return lambda: model.train_on_batch(images, targets)

@@ -28,6 +28,7 @@ from model_patch.experiments.benchmark import lora_torch
 from model_patch.experiments.benchmark.forms import compiled, make_form
 from model_patch.experiments.benchmark.output import new_results, write_suite
 from model_patch.experiments.benchmark.timing import interleaved, milliseconds
+from model_patch.experiments.benchmark.training import RATE, fitted
 from model_patch.experiments.report.table import table
 from model_patch.experiments.workdir import Workdir
 from model_patch.files import as_path
@@ -187,11 +188,10 @@ def _times(
     images = random.uniform(-1, 1, (TASKS, size, size, 3)).astype("float32")
     labels = random.integers(0, classes, BATCH)
 
-    def step(bound: mp.BoundTask) -> Callable[[], object]:
-        bound.model.compile(keras.optimizers.Adam(1e-4), bound.task.loss(), jit_compile=False)
-        return lambda: bound.model.train_on_batch(images[:BATCH], labels)
-
-    steps = {form: step(make(seed=0)) for form, make in makers.items()}
+    steps = {
+        form: fitted(make(seed=0).model, images[:BATCH], labels, keras.optimizers.Adam(RATE))
+        for form, make in makers.items()
+    }
     if peft:
         steps |= lora_torch.step_forms(trunk, peft, images[:BATCH], labels, classes)
     stepped = interleaved(steps, config.rounds, 2, config.lora_seconds)

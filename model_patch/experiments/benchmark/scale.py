@@ -34,6 +34,7 @@ from model_patch.experiments.benchmark.timing import (
     peak_bytes,
     resident_bytes,
 )
+from model_patch.experiments.benchmark.training import fitted
 from model_patch.experiments.report.output import new_axes
 from model_patch.experiments.report.sample import grouped
 from model_patch.experiments.report.table import Table, table
@@ -110,12 +111,8 @@ def _joint(config: ConfigDict) -> list[dict]:
         start = time.perf_counter()
         tasks = [mp.Task(f"task{k}", labels, trunk.preprocessing) for k in range(number)]
         joined = mp.join(trunk, tasks, config.scale_joint_train)
-        joined.model.compile(adam(1e-3), joined.losses(), metrics=joined.metrics(), jit_compile=False)
         images, targets = ({task.name: each for task in tasks} for each in (image, np.arange(count) % config.classes))
-
-        def step(model=joined.model, images=images, targets=targets):
-            return model.train_on_batch(images, targets)
-
+        step = fitted(joined.model, images, targets, adam(1e-3), joined.losses(), joined.metrics())
         step()
         steps[str(number)], until[number] = step, time.perf_counter() - start
         _logger.info("%d tasks: first step after %.0f s", number, until[number])

@@ -171,13 +171,13 @@ def make_step(form: str, trunk: str, size: int, batch: int, classes: int) -> Ste
     return fitted(bound.model, images, labels, adam(RATE))
 
 
-def fitted(model: keras.Model, images, labels, optimizer: keras.optimizers.Optimizer, loss=None) -> Step:
-    """Returns a step of `fit` on one batch; without `loss` labels are classes."""
+def fitted(model: keras.Model, images, labels, optimizer: keras.optimizers.Optimizer, loss=None, metrics=None) -> Step:
+    """Returns a step of `fit` on one batch, which waits for its loss; without `loss` labels are classes."""
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     on_jax = keras.backend.backend() == "jax"
     if on_jax:
         images, labels = keras.tree.map_structure(keras.ops.convert_to_tensor, (images, labels))
-    model.compile(optimizer, loss, jit_compile=on_jax)
+    model.compile(optimizer, loss, metrics=metrics, jit_compile=on_jax)
     return lambda: model.train_on_batch(images, labels)
 
 
