@@ -202,7 +202,7 @@ def test_a_folder_and_a_table_of_images_are_the_same_there(place, tmp_path):
         open_data(f"folder:{place}/paints")
 
 
-@pytest.mark.parametrize("place", ["memory", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("place", ["memory", pytest.param("s3", marks=pytest.mark.soak)], indirect=True)
 def test_a_run_in_a_store_ends_as_on_disk(place, tmp_path):
     """Trunk, workdir, patches, export and predictions; the run is resumed after its first row."""
     small_net().save(tmp_path / "trunk.keras")

@@ -59,7 +59,7 @@ def test_serving(config, tmp_path):
     assert (tmp_path / "out" / "serving.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_serving_with_one_thread_for_each_operation(config, tmp_path):
     config.op_threads, config.tasks, config.mixes, config.batch_sizes = 1, (2,), ("distinct",), (64,)
     config.forms, config.memory_of = ("bank", "folded"), ()
