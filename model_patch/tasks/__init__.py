@@ -291,8 +291,8 @@ class Task:
 
         Args:
             outputs: outputs of the head.
-            labels, constants: those of a task that differs in nothing else, tensors as `self.labels` and `self.constants()`; by
-                default this one's.
+            labels: names of the labels, a string tensor; by default `self.labels`.
+            constants: tensors as in `self.constants()`, of a task that differs in nothing else; by default its own.
         """
         import tensorflow as tf
 
