@@ -2,7 +2,7 @@
 
     minimise  mean loss(link(features kernel + bias), targets) + weight_decay / 2 |kernel|^2
 
-by L-BFGS, with the weight decay of lowest loss on a validation split. The loss is that of the task's type: cross-entropy after a
+by L-BFGS, with the weight decay of lowest loss in cross-validation. The loss is that of the task's type: cross-entropy after a
 softmax or after sigmoids, or the squared error. No learning rate is involved. It is also where
 patches start from (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution"). They
 keep the weight decay, so that all minimise one objective, the last layer alone over fewer parameters.
@@ -122,7 +122,7 @@ LINKS = {"softmax": softmax_loss, "sigmoid": sigmoid_loss, "identity": squared_l
 
 
 def choose_weight_decay(features: np.ndarray, targets: np.ndarray, link: Callable = softmax_loss) -> float:
-    """Returns the one of `WEIGHT_DECAYS` with the lowest loss on a validation split.
+    """Returns the one of `WEIGHT_DECAYS` with the lowest loss in cross-validation.
 
     Folds split each class evenly. As weight decay falls, that loss falls and then rises: the search ends there.
 
