@@ -36,8 +36,8 @@ def imports(name: str, anywhere: bool = False) -> set[str]:
     return (found & FILES.keys()) - {name}
 
 
-def test_no_imports_form_a_circle():
-    TopologicalSorter({name: imports(name) for name in FILES}).prepare()
+def test_no_imports_form_a_circle_those_in_functions_included():
+    TopologicalSorter({name: imports(name, anywhere=True) - {"model_patch"} for name in FILES}).prepare()
 
 
 def test_the_library_imports_nothing_from_the_experiments():

@@ -9,27 +9,29 @@ from ml_collections import ConfigDict
 import model_patch as mp
 from model_patch.errors import ModelPatchError
 from model_patch.experiments.binder import Binder
-from model_patch.experiments.transfer import open_run
+from model_patch.experiments.run import open_run
 from model_patch.experiments.workdir import Workdir
 
 RETRIES = 5
 """How often a row is started again whose worker died; it resumes from its checkpoint."""
 
 
-def rows_in_cluster(
-    config: ConfigDict, workdir: str, data_of: Callable[[dict], str], name_of: Callable[..., str]
-) -> Callable[[Sequence[dict]], Iterator[tuple[dict, list[dict]]]]:
-    """Returns what `Workdir.run_rows` takes as `in_any_order`.
+def rows_in_any_order(
+    config: ConfigDict, folder: Workdir, data_of: Callable[[dict], str], name_of: Callable[..., str]
+) -> Callable[[Sequence[dict]], Iterator[tuple[dict, list[dict]]]] | None:
+    """Returns what `Workdir.run_rows` takes as `in_any_order`; None where rows are trained here, one after the other.
 
     Args:
-        config: see `configs/transfer.py`; `cores_per_row` is used.
-        workdir: the run's folder, which all workers can read and write.
+        config: see `configs/transfer.py`; `runner` and `cores_per_row` are used.
+        folder: the run's workdir, which all workers can read and write.
         data_of: returns the spec of a row's data, given its key.
         name_of: returns the name of a row's files, given its key as keyword arguments.
 
     Raises:
         ModelPatchError: Ray is not installed.
     """
+    if config.get("runner", "local") == "local":
+        return None
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -38,6 +40,8 @@ def rows_in_cluster(
         raise ModelPatchError(
             "--runner=ray needs Ray, which is not installed: pip install 'model_patch[ray]'"
         ) from None
+
+    workdir = str(folder.path.absolute())
 
     def trained(keys: Sequence[dict]) -> Iterator[tuple[dict, list[dict]]]:
         ray.init(os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False)

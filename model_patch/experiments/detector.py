@@ -18,7 +18,7 @@ from model_patch.experiments.report.machine import machine
 from model_patch.experiments.report.output import named, write_report
 from model_patch.experiments.report.sample import Sample
 from model_patch.experiments.report.table import Table, table
-from model_patch.experiments.transfer import make_recipe
+from model_patch.experiments.run import make_recipe
 from model_patch.experiments.workdir import Workdir, versions
 from model_patch.files import as_path, read_json
 from model_patch.patch import check_dtype

@@ -19,9 +19,10 @@ import model_patch as mp
 from configs import transfer as defaults
 from model_patch.bind import Counts
 from model_patch.data.noise import random_labels
-from model_patch.experiments import multitask, transfer
+from model_patch.experiments import multitask
 from model_patch.experiments.detector import make_task
 from model_patch.experiments.report.table import print_table, table
+from model_patch.experiments.run import make_recipe, open_run
 from model_patch.files import as_path
 from model_patch.spec import parse
 from model_patch.tasks import CLASSIFICATION
@@ -79,7 +80,7 @@ def dry_run_transfer(config: ConfigDict, *, step: bool = True) -> list[Row]:
     """
     random = {"trunk": random_trunk(config.trunk), "data": random_data(config.data)}
     random |= {"task_name": config.task_name or _name_of(config.data)}
-    run = transfer.open_run(ConfigDict(config.to_dict() | random))
+    run = open_run(ConfigDict(config.to_dict() | random))
 
     def rows() -> Iterator[Row]:
         for text, train_spec in run.train_specs.items():
@@ -128,7 +129,7 @@ def dry_run_detector(config: ConfigDict, *, step: bool = True) -> list[Row]:
     # Images, not scenes: the task takes name and labels of them alone.
     data: Any = dataclasses.replace(mp.open_data(random_data(config.data)), name=_name_of(config.data))
     task = make_task(config, trunk, data)
-    recipe = transfer.make_recipe(config, "none")
+    recipe = make_recipe(config, "none")
 
     def rows() -> Iterator[Row]:
         bound = mp.bind(trunk, task, mp.TrainSpec.parse(config.train, config.norm_statistics), momentum=config.momentum)

@@ -7,10 +7,11 @@ from ml_collections import ConfigDict
 
 from model_patch.errors import ModelPatchError
 from model_patch.experiments.binder import Binder
+from model_patch.experiments.cluster import rows_in_any_order
 from model_patch.experiments.report.output import write_report
 from model_patch.experiments.report.sample import Sample, figure_of
 from model_patch.experiments.report.table import table
-from model_patch.experiments.transfer import Run, facts_of, identity, open_run, runner
+from model_patch.experiments.run import Run, facts_of, identity, open_run
 from model_patch.experiments.workdir import Workdir
 
 FILE = "@"
@@ -109,7 +110,9 @@ def transfer_many(config: ConfigDict, workdir: str | Path) -> dict:
         for name in run_of
     ]
     facts = {"trunk": config.trunk, "data": config.data, **facts_of(trunk)}
-    results = folder.run_rows(facts, keys, train_row, runner(config, folder, lambda key: data_of[key["task"]], name_of))
+    results = folder.run_rows(
+        facts, keys, train_row, rows_in_any_order(config, folder, lambda key: data_of[key["task"]], name_of)
+    )
     rows = results["rows"]
     columns = {
         "task": "{task}",

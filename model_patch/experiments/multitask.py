@@ -15,7 +15,7 @@ from model_patch.errors import require_each_once, require_known, require_seeds
 from model_patch.experiments.choices import HEADS
 from model_patch.experiments.report.joint import write_joint_report
 from model_patch.experiments.report.sample import Sample, figure_of_all
-from model_patch.experiments.transfer import PATCHES, image_preprocessing, make_recipe, recommended_augmentation
+from model_patch.experiments.run import PATCHES, image_preprocessing, make_recipe, recommended_augmentation
 from model_patch.experiments.workdir import Workdir, versions
 from model_patch.files import as_path
 from model_patch.join import check_join

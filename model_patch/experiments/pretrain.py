@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 import model_patch as mp
 from model_patch.experiments.report.output import named
-from model_patch.experiments.transfer import make_recipe
+from model_patch.experiments.run import make_recipe
 from model_patch.experiments.workdir import Workdir, versions
 from model_patch.files import write_bytes
 from model_patch.trunks.weights import save_weights
