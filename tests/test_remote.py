@@ -34,7 +34,7 @@ from model_patch.files import (
 from model_patch.trunks.reusable import load_module
 from model_patch.trunks.slim import read_checkpoint
 from model_patch.trunks.weights import load_weights, save_weights
-from tests.conftest import small_net
+from tests.conftest import smaller_net
 from tests.s3_server import ROOT, Server
 from tests.scripts.run_script import error_of, run_script
 
@@ -205,7 +205,7 @@ def test_a_folder_and_a_table_of_images_are_the_same_there(place, tmp_path):
 @pytest.mark.parametrize("place", ["memory", pytest.param("s3", marks=pytest.mark.soak)], indirect=True)
 def test_a_run_in_a_store_ends_as_on_disk(place, tmp_path):
     """Trunk, workdir, patches, export and predictions; the run is resumed after its first row."""
-    small_net().save(tmp_path / "trunk.keras")
+    smaller_net().save(tmp_path / "trunk.keras")
     write_bytes(f"{place}/trunk.keras", (tmp_path / "trunk.keras").read_bytes())
     config = transfer_config.get_config()
     config.update(train=("last",), seeds=(0, 1), max_train_images=96, max_test_images=50)
@@ -228,9 +228,9 @@ def test_a_run_in_a_store_ends_as_on_disk(place, tmp_path):
         np.testing.assert_array_equal(value, values[str(tmp_path)][key])
 
     bound = bind_patch(open_trunk(f"file:{place}/trunk.keras"), patch)
-    assert export("saved_model", [bound], f"{place}/exported", verify=True).differences
+    assert export("litert", [bound], f"{place}/exported", verify=True).differences
     with local_copy(f"{place}/exported") as copy:
-        assert any(copy.rglob("saved_model.pb"))
+        assert any(copy.rglob("*.tflite"))
     for i in range(3):
         Image.new("RGB", (20 + i, 30), (200, 30 * i, 0)).save(tmp_path / f"{i}.png")
         write_bytes(f"{place}/images/{i}.png", (tmp_path / f"{i}.png").read_bytes())
@@ -321,7 +321,7 @@ def test_checkpoints_weights_and_modules_are_read_there(place, tmp_path, trunk):
 
 @pytest.mark.slow
 def test_a_killed_script_resumes_on_a_server(server, s3, tmp_path):
-    small_net().save(tmp_path / "trunk.keras")
+    smaller_net().save(tmp_path / "trunk.keras")
     flags = (f"--trunk=file:{tmp_path}/trunk.keras", "--data=digits", "--train=scale_bias+last,full", "--epochs=40")
     flags += ("--max_train_images=160", "--max_test_images=50")
     command = [sys.executable, str(ROOT / "scripts" / "transfer.py"), *flags, f"--workdir={s3}/run"]

@@ -150,9 +150,12 @@ class Split:
             import tensorflow as tf
 
             end = int(positions[number - 1]) + 1 if number else 0
+            examples = self.stored(end)
+            if not number or positions[0] == end - number:  # Those of a range.
+                return examples.skip(end - number)
             chosen = np.zeros(end, bool)
             chosen[positions[:number]] = True
-            examples = tf.data.Dataset.zip(self.stored(end), tf.data.Dataset.from_tensor_slices(chosen))
+            examples = tf.data.Dataset.zip(examples, tf.data.Dataset.from_tensor_slices(chosen))
             return examples.filter(lambda _, is_chosen: is_chosen).map(lambda example, _: example)
 
         image_bytes = self.image_bytes

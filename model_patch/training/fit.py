@@ -99,7 +99,6 @@ def fit_task(
         return wait.measured(replicated.read_together(functools.partial(batches, "none", shuffle=shuffle, cache=False)))
 
     validation = data.validation if isinstance(data, ImageData) else None
-    tested = _whole_batches(validation, bound, recipe) if validation else None
     weights = _class_weights(bound, data, recipe)
     spec, is_linear, decays = bound.train_spec, bound.task.link is not None, {}
 
@@ -117,6 +116,7 @@ def fit_task(
         if not spec.kinds:
             seconds = time.perf_counter() - start
             return Fitted(seconds, {}, min(1.0, wait.seconds / seconds))
+    tested = _whole_batches(validation, bound, recipe) if validation else None
     if is_linear and not spec.kinds:
         import tensorflow as tf
 

@@ -78,7 +78,6 @@ def fit_joined(
     train = {name: data[name].train.first(most) for name in joined.tasks}
     augmentation = augmentation or dict.fromkeys(train, recipe.augmentation)
     preprocessing = {name: bound.task.preprocessing for name, bound in joined.tasks.items()}
-    best = _keep_best(joined, data, recipe)
 
     def estimate():
         if moves_statistics(joined.model):
@@ -90,8 +89,10 @@ def fit_joined(
     if solves and spec.kinds:
         estimate()  # Features are those of the statistics that training begins with.
     decays = _learn_last_layers(joined, train, recipe, LEAST_SPREAD if spec.kinds else 0.0) if solves else {}
+    takes_steps = bool(joined.model.trainable_variables) and (bool(spec.kinds) or not solves)
+    best = _keep_best(joined, data, recipe) if takes_steps else None
     kept = Checkpoint(joined.model, checkpoint, best)
-    if joined.model.trainable_variables and (spec.kinds or not solves):
+    if takes_steps:
         _compile(joined, spec, recipe, len(sizes), weights, decays)
         finished, steps = kept.restore(), len(sizes) // recipe.epochs
         if finished < recipe.epochs and not (best and best.is_over(finished)):

@@ -5,12 +5,12 @@ from model_patch import ModelPatchError, Patch
 from model_patch.experiments.sweep import sweep
 from model_patch.experiments.transfer import transfer
 from model_patch.graph.fused_norm import FusedNormModel
-from tests.conftest import small_net
+from tests.conftest import smaller_net
 
 
 @pytest.fixture
 def config(tmp_path):
-    small_net().save(tmp_path / "trunk.keras")
+    smaller_net().save(tmp_path / "trunk.keras")
     config = transfer_config.get_config()
     config.update(trunk=f"file:{tmp_path}/trunk.keras", train=("last",), epochs=1, max_train_images=96)
     config.learning_rates = (0.1, 0.003)

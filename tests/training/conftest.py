@@ -1,12 +1,18 @@
-"""Real images for the trunk of `tests/conftest.py`: digits, as small as it takes."""
+"""Real images, digits, and a trunk for them, both as small as it takes."""
 
 import dataclasses
 
 import pytest
 
-from model_patch import Task
+from model_patch import Preprocessing, Task, Trunk
 from model_patch.data import open_data
 from model_patch.training.recipe import Recipe
+from tests.conftest import SIZE, smaller_net
+
+
+@pytest.fixture
+def trunk() -> Trunk:
+    return Trunk(smaller_net(), "test", Preprocessing(SIZE, "tf"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorflow import make_ndarray
 
-from model_patch import Task, bind, open_trunk
+from model_patch import Task, bind
 from model_patch.data import open_data
 from model_patch.data.sampling import Sampler, joint_batches
 from model_patch.errors import TrainingError
@@ -75,9 +75,8 @@ def test_a_shared_last_layer_is_solved_for_all_tasks_that_share_it(trunk, source
     assert bound.head is joined.tasks["first"].head and evaluate(bound, digits, recipe)["accuracy"] > 0.4
 
 
-def test_patches_of_tasks_begin_at_their_last_layers_and_keep_the_weight_decay_of_each(tasks, sources, recipe):
-    trunk = open_trunk("bundled")
-    joined = join(trunk, [Task(each.name, each.labels, trunk.preprocessing) for each in tasks])
+def test_patches_of_tasks_begin_at_their_last_layers_and_keep_the_weight_decay_of_each(trunk, tasks, sources, recipe):
+    joined = join(trunk, tasks)
     fit_joined(joined, sources, dataclasses.replace(recipe, epochs=1, learning_rate=1e-9))
     optimizer = joined.model.optimizer
     kernels = [bound.head.kernel for bound in joined.tasks.values()]
@@ -91,14 +90,16 @@ def test_patches_of_tasks_begin_at_their_last_layers_and_keep_the_weight_decay_o
 
 
 def test_more_steps_test_better_on_every_task(trunk, tasks, sources, recipe):
-    short, long = [], []
-    for accuracies, steps in ((short, 2), (long, 80)):
-        joined = join(trunk, tasks, train_trunk=True)
-        few = dataclasses.replace(recipe, learning_rate=0.02, max_train_images=0, max_test_images=200)
-        fit_joined(joined, sources, few, Sampler().sizes([1, 1], 24, steps))
-        joined.freeze()
-        accuracies += [evaluate(bound, sources[name], few)["accuracy"] for name, bound in joined.tasks.items()]
-    assert all(a < b for a, b in zip(short, long, strict=True)) and min(long) > 0.3
+    joined = join(trunk, tasks, train_trunk=True)
+    few = dataclasses.replace(recipe, learning_rate=0.02, max_train_images=0, max_test_images=200)
+
+    def accuracies():
+        return [evaluate(bound, sources[name], few)["accuracy"] for name, bound in joined.tasks.items()]
+
+    none = accuracies()
+    fit_joined(joined, sources, few, Sampler().sizes([1, 1], 24, 80))
+    many = accuracies()
+    assert all(a < b for a, b in zip(none, many, strict=True)) and min(many) > 0.3
 
 
 def test_the_same_seed_gives_the_same_values(trunk, tasks, sources, recipe, sizes):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors
 
-from model_patch import ModelPatchError, Task, bind
+from model_patch import ModelPatchError, Task, Trunk, bind
 from model_patch.data import open_data
 from model_patch.experiments.workdir import Workdir
 from model_patch.join import join
@@ -71,12 +71,9 @@ def test_one_task_goes_on_from_its_last_whole_epoch(
     assert same(run(checkpoint), whole), "a training that had ended is not trained again"
 
 
-def test_dropout_draws_the_numbers_that_would_have_come(digits, data, recipe, tmp_path, cut):
-    from model_patch import Preprocessing, Trunk
-    from tests.conftest import SIZE, small_net
-
-    net = small_net()
-    trunk = Trunk(keras.Model(net.input, keras.layers.Dropout(0.5)(net.output)), "test", Preprocessing(SIZE, "tf"))
+def test_dropout_draws_the_numbers_that_would_have_come(trunk, digits, data, recipe, tmp_path, cut):
+    net = trunk.model
+    trunk = Trunk(keras.Model(net.input, keras.layers.Dropout(0.5)(net.output)), "test", trunk.preprocessing)
 
     def run(checkpoint=None):
         keras.utils.set_random_seed(1)
