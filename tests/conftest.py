@@ -1,7 +1,9 @@
 """Fixtures that several tests share: small real nets, and images."""
 
 import contextlib
+import functools
 import gc
+import importlib
 import os
 import resource
 import tempfile
@@ -123,6 +125,27 @@ def full_disk(room: int = 8):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="session")
+def clean_runs():
+    """Starts each script of `clean_process` once, when it is first asked for."""
+    from model_patch.export.verify import clean_process
+
+    with contextlib.ExitStack() as processes:
+        yield functools.cache(lambda script: processes.enter_context(clean_process(script)))
+
+
+@pytest.fixture
+def one_clean_process(clean_runs, monkeypatch):
+    """Has exports verified in one process for all tests: importing TensorFlow takes longer than what it is asked. Returns it."""
+
+    @contextlib.contextmanager
+    def started(script):
+        yield clean_runs(script)
+
+    monkeypatch.setattr(importlib.import_module("model_patch.export"), "clean_process", started)
+    return started
 
 
 TAGS = ("bright", "left", "red")

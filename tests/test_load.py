@@ -13,7 +13,7 @@ from model_patch.export.bank import export_bank
 from tests.bank.test_bank import bound_task, tasks_of
 
 THREADS = 32
-CALLS_EACH = 10
+CALLS_EACH = 3
 TOLERANCE = 1e-4
 
 

@@ -28,6 +28,7 @@ def file(bound, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_saved_patch_makes_another_process_predict_the_same(bound, file, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     code = """
@@ -43,6 +44,12 @@ np.savez(sys.argv[1] + "/predictions.npz", predictions=predictions, trunk=np.arr
     predictions = np.load(tmp_path / "predictions.npz")
     assert np.array_equal(predictions["predictions"], bound.model(images, training=False))
     assert not np.allclose(predictions["trunk"], bound.features(images, training=False)), "the patch has an effect"
+
+
+def test_a_saved_patch_makes_the_same_net_opened_again_predict_the_same(bound, file, images):
+    again = bind_patch(Trunk(small_net(), "again", bound.trunk.preprocessing), Patch.load(file))
+    assert np.array_equal(again.model(images, training=False), bound.model(images, training=False))
+    assert not np.allclose(again.trunk.model(images), bound.features(images)), "the patch has an effect"
 
 
 def test_everything_in_the_file_comes_back(bound, file):

@@ -112,7 +112,7 @@ def test_the_files_for_tensorflow_serving_agree():
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_written_predicts_as_the_models_in_memory(tasks, written, format):
+def test_what_is_written_predicts_as_the_models_in_memory(tasks, written, format, one_clean_process):
     differences = check(format, tasks, written(format))
     assert differences.keys() == {bound.task.name for bound in tasks} and max(differences.values()) <= 1e-5
 
@@ -125,7 +125,7 @@ def test_a_prediction_that_differs_is_an_error(trunk, task, tmp_path):
         check("litert", [bound], tmp_path / "out")
 
 
-def test_tasks_that_scale_images_differently_keep_their_own_scaling_or_are_refused(trunk, tmp_path):
+def test_tasks_that_scale_images_differently_keep_their_own_scaling_or_are_refused(trunk, tmp_path, one_clean_process):
     tasks = [bind(trunk, Task(mode, ("a", "b"), Preprocessing(SIZE, mode))) for mode in ("tf", "caffe")]
     exported = export("signatures", tasks, tmp_path / "signatures", verify=True)
     assert max(exported.differences.values()) < 1e-3  # Logits of pixels in 0..255.

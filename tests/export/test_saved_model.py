@@ -13,7 +13,6 @@ from model_patch.data.decoding import decode
 from model_patch.data.pipeline import batches
 from model_patch.export import clean_saved_model, export
 from model_patch.export.saved_model import export_saved_model, read_task
-from model_patch.export.verify import clean_process
 from model_patch.predict import predict
 from model_patch.preprocessing import RESIZE
 from tests.conftest import small_net, train_steps
@@ -35,9 +34,9 @@ def pixels():
     return np.random.default_rng(4).integers(0, 256, (5, 40, 24, 3)).astype("float32")
 
 
-def test_a_process_without_this_package_gets_the_same_predictions(bound, pixels, tmp_path):
+def test_a_process_without_this_package_gets_the_same_predictions(bound, pixels, tmp_path, one_clean_process):
     export_saved_model(bound, tmp_path / "task")
-    with clean_process(clean_saved_model.__file__) as run:
+    with one_clean_process(clean_saved_model.__file__) as run:
         (predictions,) = run([(tmp_path / "task", pixels, ())])
     expected = in_memory(bound, pixels)
     np.testing.assert_allclose(predictions["probabilities"], expected, atol=1e-5)

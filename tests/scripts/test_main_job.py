@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from model_patch import Task, bind, open_data, open_trunk
-from tests.conftest import small_net
+from tests.conftest import smaller_net
 from tests.scripts.run_script import run_script
 
 SHORT = ("--epochs=1", "--max_train_images=64", "--max_test_images=50")
@@ -18,7 +18,7 @@ SHORT = ("--epochs=1", "--max_train_images=64", "--max_test_images=50")
 def work(tmp_path_factory):
     """A folder with a trunk, an image of a digit, what a run of transfer wrote, and a patch of another task."""
     work = tmp_path_factory.mktemp("work")
-    small_net().save(work / "trunk.keras")
+    smaller_net().save(work / "trunk.keras")
     pixels, _ = next(open_data("digits").test.dataset(1).as_numpy_iterator())
     Image.fromarray(pixels).resize((40, 40)).save(work / "digit.png")
     flags = ("--data=digits", "--train=last,scale_bias+last", f"--workdir={work}/digits")

@@ -8,7 +8,6 @@ import model_patch as mp
 from model_patch.export import FORMATS, check, check_on, clean_saved_model, export
 from model_patch.export.bank import export_bank
 from model_patch.export.signatures import ask_by_name
-from model_patch.export.verify import clean_process
 from tests.conftest import SIZE, small_net
 
 RECIPE = mp.Recipe(epochs=2, batch_size=32, learning_rate=0.01)
@@ -86,7 +85,7 @@ def largest(bound, images) -> float:
     "format",
     [name if name in ("saved_model", "litert") else pytest.param(name, marks=pytest.mark.slow) for name in FORMATS],
 )
-def test_every_export_says_the_same_in_a_fresh_process(trained, tmp_path, format):
+def test_every_export_says_the_same_in_a_fresh_process(trained, tmp_path, format, one_clean_process):
     bounds = list(trained.values())
     export(format, bounds, tmp_path / "out")
     images = np.random.default_rng(0).uniform(-1, 1, (8, SIZE, SIZE, 3)).astype("float32")
@@ -101,7 +100,7 @@ def test_exports_agree_on_images(trained, specs, tmp_path):
         assert check_on(specs[name], "litert", [bound], tmp_path / name) == {name: 1.0}
 
 
-def test_a_bank_holds_all_types(trained, small_trunk, tmp_path):
+def test_a_bank_holds_all_types(trained, small_trunk, tmp_path, one_clean_process):
     bank = mp.Bank(small_trunk, "scale_bias", capacity=4, classes=4)
     for bound in trained.values():
         bank.add(bound)
@@ -112,7 +111,7 @@ def test_a_bank_holds_all_types(trained, small_trunk, tmp_path):
         expected = np.asarray(bound.model(images[i : i + 1], training=False))[0]
         assert outputs[i, : len(expected)] == pytest.approx(expected, rel=1e-4)
     export_bank(bank, tmp_path / "bank")
-    with clean_process(clean_saved_model.__file__) as run:
+    with one_clean_process(clean_saved_model.__file__) as run:
         predictions = ask_by_name(run, tmp_path / "bank", list(trained.values()), pixels)
     for bound, found in zip(trained.values(), predictions, strict=True):
         expected = bound.task.read(np.asarray(bound.model(images, training=False)))
