@@ -62,7 +62,7 @@ def test_one_task_goes_on_from_its_last_whole_epoch(
         return snapshot(bound.patch_variables | bound.head_variables)
 
     whole, checkpoint = run(), tmp_path / "row.safetensors"
-    for epoch in (1, 3):
+    for epoch in (1, 3) if train == "last" else (2,):
         cut(epoch)
         with pytest.raises(Cut):
             run(checkpoint)

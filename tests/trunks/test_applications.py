@@ -18,7 +18,7 @@ from model_patch.trunks.applications import DECIDED, NETS, SIZES, build, mode_of
 from model_patch.trunks.weights import save_weights
 from tests.conftest import same, snapshot
 
-SMALL = "keras:MobileNetV2?alpha=0.35"
+SMALL = "keras:MobileNet?alpha=0.25"
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def other_process(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     cache = home / "models"
     cache.mkdir()
-    trunk = open_trunk(f"{SMALL}&weights=none&seed=5", 96)
+    trunk = open_trunk("keras:MobileNetV2?alpha=0.35&weights=none&seed=5", 96)
     trunk.model.save(cache / CACHED[0.35])
     (cache / CACHED[0.5]).write_bytes((cache / CACHED[0.35]).read_bytes()[:50_000])
     closed = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # Nobody listens at that port.
@@ -158,17 +158,17 @@ def test_weights_are_read_from_files_of_every_kind(small, tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [".safetensors", ".weights.h5", ".keras", ".h5"])
 def test_weights_of_another_net_and_damaged_weights_are_refused(small, tmp_path, suffix):
     path = _save(small, tmp_path / f"trunk{suffix}")
-    with pytest.raises(ModelPatchError, match=rf"{re.escape(str(path))} do not fit .*MobileNetV2.*: "):
-        open_trunk(f"keras:MobileNetV2?alpha=0.5&weights={path}", 32)
+    with pytest.raises(ModelPatchError, match=rf"{re.escape(str(path))} do not fit .*MobileNet.*: "):
+        open_trunk(f"keras:MobileNet?alpha=0.5&weights={path}", 32)
     path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(ModelPatchError, match=rf"{re.escape(str(path))} (is damaged|do not fit)"):
         open_trunk(f"{SMALL}&weights={path}", 32)
 
 
 def test_variables_that_a_file_lacks_are_named_and_do_not_stay_random(small, tmp_path):
-    shallow = keras.Model(small.model.input, small.model.get_layer("block_12_add").output)
+    shallow = keras.Model(small.model.input, small.model.get_layer("conv_pw_11_relu").output)
     shallow.save_weights(tmp_path / "shallow.weights.h5")
-    with pytest.raises(ModelPatchError, match=r"shallow.weights.h5 do not fit MobileNetV2 without its top: "):
+    with pytest.raises(ModelPatchError, match=r"shallow.weights.h5 do not fit MobileNet without its top: "):
         open_trunk(f"{SMALL}&weights={tmp_path / 'shallow.weights.h5'}", 32)
 
 
