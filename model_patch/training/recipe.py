@@ -65,10 +65,10 @@ docs/choices.md."""
 
 REFERENCE_WIDTH = 328.0
 """Width of MobileNetV2 1.0, see `Trunk.width`. A relative rate falls as the width rises: all channels of a layer move together, and
-the next layer adds them up (Yang et al. 2022, "Tensor Programs V")."""
+the next layer adds them up (Yang et al. 2022, "Tensor Programs V"). It falls with the square, as measured: docs/choices.md."""
 
-RELATIVE_RATES = (0.003, 0.03)
-"""Lowest and highest default, whatever the width."""
+RELATIVE_RATES = (0.003, 0.06)
+"""Lowest and highest default of one patch kind, whatever the width."""
 
 WARM_UP = 0.1
 """Share of the steps in which a relative rate rises to its highest: Adam's first steps are as long as any, in directions
@@ -169,7 +169,7 @@ class Recipe:
         if not relative:
             rate = self.learning_rate or default_learning_rate(self.optimizer, train_spec)
             return OPTIMIZERS[self.optimizer](SCHEDULES[self.schedule](rate, steps, steps_per_epoch), **options)
-        rate = self.learning_rate or relative_learning_rate(width)
+        rate = self.learning_rate or relative_learning_rate(train_spec, width)
         if self.schedule != "cosine":
             return _adam(SCHEDULES[self.schedule](rate, steps, steps_per_epoch), relative=True, **options)
         warm_up = max(1, round(WARM_UP * steps))
@@ -179,10 +179,15 @@ class Recipe:
         return _adam(_scaled(cosine, rate), relative=True, **options)
 
 
-def relative_learning_rate(width: float) -> float:
-    """Returns the relative rate to use where none is given, for a trunk of this width."""
+def relative_learning_rate(train_spec: TrainSpec, width: float) -> float:
+    """Returns the relative rate to use where none is given, for a trunk of this width.
+
+    Patch kinds that train together share it: where a norm and the kernel before it both move by a hundredth, the layer's
+    output moves by up to two.
+    """
     lowest, highest = RELATIVE_RATES
-    return min(highest, max(lowest, RELATIVE_LEARNING_RATE * REFERENCE_WIDTH / width))
+    rate = min(highest, max(lowest, RELATIVE_LEARNING_RATE * (REFERENCE_WIDTH / width) ** 2))
+    return rate / max(1, len(set(train_spec.kinds) - {"statistics"}))
 
 
 def default_learning_rate(optimizer: str, train_spec: TrainSpec) -> float:
