@@ -221,7 +221,7 @@ def _compile(
     steps_per_epoch, width = num_steps // recipe.epochs, joined.trunk.width()
     # XLA makes a convolutional step several times slower on CPUs, and Keras' own choice ("auto") knows that.
     joined.model.compile(
-        recipe.make_optimizer(spec, steps_per_epoch, recipe.is_relative(spec), decays, width),
+        recipe.make_optimizer(spec, steps_per_epoch, recipe.is_relative(spec), decays, width, joined.train_trunk),
         loss=joined.losses(),
         loss_weights=dict(weights) if weights else None,
         metrics=joined.metrics(),

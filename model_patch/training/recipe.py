@@ -65,7 +65,7 @@ docs/choices.md."""
 
 REFERENCE_WIDTH = 328.0
 """Width of MobileNetV2 1.0, see `Trunk.width`. A relative rate falls as the width rises: all channels of a layer move together, and
-the next layer adds them up (Yang et al. 2022, "Tensor Programs V"). It falls with the square, as measured: docs/choices.md."""
+the next layer adds them up (Yang et al. 2022, "Tensor Programs V")."""
 
 RELATIVE_RATES = (0.003, 0.06)
 """Lowest and highest default of one patch kind, whatever the width."""
@@ -155,6 +155,7 @@ class Recipe:
         relative: bool = False,
         decays: Mapping[str, np.ndarray] | None = None,
         width: float = REFERENCE_WIDTH,
+        trains_trunk: bool = False,
     ) -> keras.optimizers.Optimizer:
         """Returns a new optimizer with its schedule for `epochs * steps_per_epoch` steps.
 
@@ -164,12 +165,13 @@ class Recipe:
             relative: whether Adam's rate is relative to each variable's size; a cosine then has a warm-up.
             decays: Adam's weight decays by the key of a variable, see `training.adam.RelativeAdam`.
             width: width of the trunk, in channels; the default of a relative rate depends on it.
+            trains_trunk: whether the trunk is trained, too, as that of joined tasks may be.
         """
         steps, options = self.epochs * steps_per_epoch, {"decays": decays} if decays else {}
         if not relative:
             rate = self.learning_rate or default_learning_rate(self.optimizer, train_spec)
             return OPTIMIZERS[self.optimizer](SCHEDULES[self.schedule](rate, steps, steps_per_epoch), **options)
-        rate = self.learning_rate or relative_learning_rate(train_spec, width)
+        rate = self.learning_rate or relative_learning_rate(train_spec, width, trains_trunk)
         if self.schedule != "cosine":
             return _adam(SCHEDULES[self.schedule](rate, steps, steps_per_epoch), relative=True, **options)
         warm_up = max(1, round(WARM_UP * steps))
@@ -179,14 +181,16 @@ class Recipe:
         return _adam(_scaled(cosine, rate), relative=True, **options)
 
 
-def relative_learning_rate(train_spec: TrainSpec, width: float) -> float:
-    """Returns the relative rate to use where none is given, for a trunk of this width.
+def relative_learning_rate(train_spec: TrainSpec, width: float, trains_trunk: bool = False) -> float:
+    """Returns the relative rate to use where none is given, for a trunk of this width; as measured, see docs/choices.md.
 
-    Patch kinds that train together share it: where a norm and the kernel before it both move by a hundredth, the layer's
-    output moves by up to two.
+    With the trunk's kernels it falls as the width rises, of patches on a frozen trunk with the square of the width. Patch kinds
+    that train together share it: where a norm and the kernel before it both move by a hundredth, the layer's output moves by
+    up to two.
     """
     lowest, highest = RELATIVE_RATES
-    rate = min(highest, max(lowest, RELATIVE_LEARNING_RATE * (REFERENCE_WIDTH / width) ** 2))
+    power = 1 if trains_trunk or "full" in train_spec.kinds else 2
+    rate = min(highest, max(lowest, RELATIVE_LEARNING_RATE * (REFERENCE_WIDTH / width) ** power))
     return rate / max(1, len(set(train_spec.kinds) - {"statistics"}))
 
 

@@ -59,11 +59,16 @@ def test_a_relative_rate_rises_to_its_default_in_a_tenth_of_the_steps(train, rat
     assert [float(schedule(step)) for step in (0, 2, 20)] == pytest.approx([0.0, rate, 0.0], abs=1e-7)
 
 
-@pytest.mark.parametrize(("width", "rate"), [(164, 0.04), (464, 0.005), (1, 0.06), (1e5, 0.003)])
-def test_a_relative_default_falls_as_the_trunk_is_wider(width, rate):
-    recipe = Recipe(epochs=1)
-    optimizer = recipe.make_optimizer(TrainSpec.parse("scale_bias+last"), 10, relative=True, width=width)
-    assert float(optimizer._learning_rate(1)) == pytest.approx(rate, rel=1e-2)
+@pytest.mark.parametrize(("width", "rate", "with_kernels"), [(164, 0.04, 0.02), (464, 0.005, 0.00707), (1, 0.06, 0.06)])
+def test_a_relative_default_falls_as_the_trunk_is_wider(width, rate, with_kernels):
+    recipe, patch = Recipe(epochs=1), TrainSpec.parse("scale_bias+last")
+    for spec, trains_trunk, expected in (
+        (patch, False, rate),
+        (patch, True, with_kernels),
+        (TrainSpec.parse("full"), False, with_kernels),
+    ):
+        optimizer = recipe.make_optimizer(spec, 10, relative=True, width=width, trains_trunk=trains_trunk)
+        assert float(optimizer._learning_rate(1)) == pytest.approx(expected, rel=1e-2)
     given = Recipe(epochs=1, learning_rate=0.01).make_optimizer(
         TrainSpec.parse("scale_bias"), 10, relative=True, width=width
     )
