@@ -1,10 +1,9 @@
 """One figure over several seeds."""
 
 import dataclasses
+import statistics
 from collections.abc import Iterable
 from typing import Any
-
-import numpy as np
 
 
 def grouped(rows: Iterable[dict], *fields: str) -> dict[Any, list[dict]]:
@@ -40,8 +39,8 @@ class Sample:
 
     @property
     def mean(self) -> float:
-        """Their mean."""
-        return float(np.mean(self.values))
+        """Their mean, correctly rounded: that of equal values is their value, so that no bar is negative."""
+        return float(statistics.mean(self.values))
 
     @property
     def spread(self) -> float:
