@@ -295,7 +295,12 @@ def _collect(experiment: Experiment, suite: str, workdir: Path | None, output: P
         if (folder / FINISHED).exists():
             found |= read_json(folder / FINISHED) | {"finished": True}
         else:
-            seconds = sum(row.get("train_seconds", 0.0) for row in found["rows"])
+            # The tasks of a join are rows of one training.
+            trainings = {
+                (row.get("share", i), row.get("seed")): row.get("train_seconds", 0.0)
+                for i, row in enumerate(found["rows"])
+            }
+            seconds = sum(trainings.values())
             found |= {"command": said, "seconds": seconds, "hardware": _hardware(), "finished": False}
         write_json(raw, found)
         figure = folder / f"{SORTS[experiment.sort].figure}.png"
