@@ -338,9 +338,9 @@ out of public packages ([real nets, real pictures](real_bench.md)). `make real` 
     "small": """The data are real and come with packages. The trunk is a MobileNetV2 0.35 trained on Fashion-MNIST, and runs take two to
 five hundred steps.
 
-**All figures but those of three resolutions are of the default recipe.** These were measured before it, with a random last
-layer, one absolute learning rate and the data's augmentation; with the present defaults ([design choices](choices.md))
-they were *not run*. Two of three seeds were run of three tasks at once.
+**All figures but those of three resolutions are of the default recipe.** These were measured before it, with a random
+last layer, one absolute learning rate and the data's augmentation; with the present defaults ([design
+choices](choices.md)) they were *not run*. Two of three seeds were run of three tasks at once.
 """,
 }
 """By suite. The last paragraph goes when all of the small suite is run again."""
