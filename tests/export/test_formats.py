@@ -2,8 +2,6 @@
 
 import base64
 import contextlib
-import functools
-import hashlib
 import json
 import os
 import signal
@@ -16,60 +14,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from safetensors import safe_open
-from safetensors.numpy import load_file
 
 from model_patch import ModelPatchError, Preprocessing, Task, Trunk, bind, fold
 from model_patch.detection.task import DetectionTask
 from model_patch.export import FORMATS, check, export, next_version
 from model_patch.export.litert_file import read_manifest
 from model_patch.graph.settings import dtype_policy
-from model_patch.trunks import open_trunk
-from tests.conftest import SIZE, random_norms, small_net
+from tests.conftest import SIZE, small_net
+from tests.export.conftest import LABELS, in_memory, size
 
 DOCS = Path(__file__).parents[2] / "docs" / "tf_serving"
-
-LABELS = {"encoded": tuple("0123456789"), "serving_default": ("a", "b"), "-two words ☂": ("circle", "square", "star")}
-"""By task; the names are those of signatures, or look like a flag."""
-
-
-@pytest.fixture(scope="module")
-def tasks():
-    """Three tasks on one trunk, of different kinds and numbers of classes, each with values of its own."""
-    trunk = Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
-    bounds = []
-    for seed, (name, labels) in enumerate(LABELS.items()):
-        kind = ("scale_bias+last", "depthwise+last", "last")[seed]
-        bounds.append(bind(trunk, Task(name, labels, trunk.preprocessing), kind, seed=seed))
-        for variable in bounds[-1].patch_variables.values():
-            variable.assign(variable * np.random.default_rng(seed).uniform(0.7, 1.3, variable.shape))
-    return bounds
-
-
-@pytest.fixture(scope="module")
-def written(tasks, tmp_path_factory):
-    """A function from a format to the folder that holds the tasks in it, which is written once."""
-
-    @functools.cache
-    def folder(format):
-        path = tmp_path_factory.mktemp(format) / "out"
-        export(format, tasks, path)
-        return path
-
-    return folder
-
-
-@pytest.fixture
-def pixels():
-    return np.random.default_rng(4).uniform(0, 255, (3, SIZE, SIZE, 3)).astype("float32")
-
-
-def in_memory(bound, pixels):
-    return np.array(bound.model(bound.task.preprocessing.scale(pixels), training=False))
-
-
-def size(folder) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def test_versions_are_numbered_and_whole(tasks, tmp_path):
@@ -306,76 +260,11 @@ def test_scaling_and_labels_are_in_a_litert_file(images, mode, tmp_path, pixels)
         np.testing.assert_allclose(runner(images=batch)["logits"], in_memory(bound, batch), atol=1e-4)
 
 
-def test_one_litert_file_predicts_for_every_task_in_turn(tasks, pixels, written):
-    runner = Interpreter(str(written("litert_set") / "net.tflite")).get_signature_runner("serving_default")
-    for bound in [*tasks, *tasks[::-1]]:
-        predictions = runner(images=pixels, **load_file(written("litert_set") / f"{bound.task.name}.safetensors"))
-        expected, classes = in_memory(bound, pixels), len(bound.task.labels)
-        np.testing.assert_allclose(predictions["logits"][:, :classes], expected, atol=1e-5)
-        np.testing.assert_allclose(predictions["probabilities"][:, :classes], tf.nn.softmax(expected), atol=1e-5)
-        assert (predictions["probabilities"][:, classes:] == 0).all()
-    with pytest.raises(ValueError, match="expected 2 vs provided 1"):  # Without a task's vector there is no prediction.
-        runner(images=pixels)
-
-
-def test_a_litert_set_says_what_stands_where_and_which_net_a_vector_belongs_to(tasks, written):
-    net = written("litert_set") / "net.tflite"
-    manifest = read_manifest(net)
-    slots = {slot["key"]: slot for slot in manifest["slots"]}
-    assert manifest["num_classes"] == 10 and manifest["input"]["shape"] == ["batch", SIZE, SIZE, 3]
-    assert {"stem_bn/scale", "stem_bn/bias", "depthwise/depthwise_kernel", "head/kernel"} <= slots.keys()
-    with safe_open(net.with_name(f"{tasks[1].task.name}.safetensors"), "numpy") as file:
-        metadata, vector = json.loads(file.metadata()["model_patch"]), file.get_tensor("vector")
-    assert vector.shape == (manifest["num_values"],)
-    assert metadata["net"] == hashlib.sha256(net.read_bytes()).hexdigest()
-    assert Task.from_json(metadata["task"]) == tasks[1].task
-    slot = slots["depthwise/depthwise_kernel"]
-    kernel = vector[slot["offset"] :][: np.prod(slot["shape"])].reshape(slot["shape"])
-    np.testing.assert_array_equal(kernel, tasks[1].patch_variables["depthwise/depthwise_kernel"])
-
-
-def test_a_task_that_fits_the_slots_of_a_litert_set_is_added_without_a_new_net(tasks, written, tmp_path):
-    export("litert_set", tasks[:2], tmp_path / "first")
-    for file in ("net.tflite", *(f"{bound.task.name}.safetensors" for bound in tasks[:2])):
-        assert (tmp_path / "first" / file).read_bytes() == (written("litert_set") / file).read_bytes()
-    export("litert_set", tasks[1:], tmp_path / "narrower")  # Without the task whose head was the widest.
-    assert (tmp_path / "narrower" / "net.tflite").read_bytes() != (tmp_path / "first" / "net.tflite").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def mobilenets():
-    """Three tasks on MobileNetV2 1.0 at 96 px, with uneven values."""
-    trunk = open_trunk("keras:MobileNetV2?weights=none", 96)
-    random_norms(trunk.model)
-    bounds = []
-    for i, (name, labels) in enumerate(LABELS.items()):
-        bound = bind(trunk, Task(name, labels, trunk.preprocessing), seed=i)
-        random_norms(bound.model, seed=i + 1)
-        bounds.append(bound)
-    return bounds
-
-
 @pytest.mark.slow
 def test_a_saved_model_of_three_mobilenets_has_at_most_10_megabytes(mobilenets, tmp_path):
     export("signatures", mobilenets, tmp_path / "out")
     assert size(tmp_path / "out") <= 10e6
     assert max(check("signatures", mobilenets, tmp_path / "out").values()) <= 1e-4
-
-
-@pytest.mark.slow
-def test_a_litert_set_of_three_mobilenets_is_hardly_larger_than_one_of_them(mobilenets, tmp_path):
-    for quantize, most, difference in (("none", 1.1, 1e-4), ("dynamic", 1.25, 0.1)):
-        one, all_three = (tmp_path / f"{format}_{quantize}" for format in ("litert", "litert_set"))
-        export("litert", mobilenets[:1], one, quantize)
-        export("litert_set", mobilenets, all_three, quantize)
-        # Not only the net: the vectors of all three tasks, too, which stay float32.
-        assert size(all_three) <= most * size(one)
-        assert max(check("litert_set", mobilenets, all_three, quantize).values()) <= difference
-        assert check("litert", mobilenets[:1], one, quantize)["encoded"] <= difference
-    nets = [(tmp_path / f"litert_set_{quantize}" / "net.tflite").stat().st_size for quantize in ("none", "dynamic")]
-    assert nets[1] < 0.35 * nets[0]
-    vectors = [load_file(path)["vector"] for path in sorted(tmp_path.glob("litert_set_*/encoded.safetensors"))]
-    assert np.array_equal(*vectors)
 
 
 @pytest.mark.parametrize(
