@@ -28,16 +28,21 @@ def pytest_collection_finish():
     gc.set_threshold(50_000, 20, 20)
 
 
+def _first_layers(seed: int, size: int, filters: int, strides: int) -> tuple:
+    """Seeds Keras; returns the input of a net and the map after its first convolution, norm and activation."""
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((size, size, 3))
+    x = keras.layers.Conv2D(filters, 3, strides=strides, use_bias=False, name="stem")(image)
+    x = keras.layers.BatchNormalization(name="stem_bn")(x)
+    return image, keras.layers.ReLU(name="stem_relu")(x)
+
+
 def small_net(seed: int = 0, size: int = SIZE) -> keras.Model:
     """A net with every layer that patches know, small enough to trace and train in a second.
 
     Its batch norms hold uneven values, as after training. 3 of them, 1 depthwise and 1 separable convolution.
     """
-    keras.utils.set_random_seed(seed)
-    image = keras.Input((size, size, 3))
-    x = keras.layers.Conv2D(8, 3, strides=2, use_bias=False, name="stem")(image)
-    x = keras.layers.BatchNormalization(name="stem_bn")(x)
-    x = keras.layers.ReLU(name="stem_relu")(x)
+    image, x = _first_layers(seed, size, filters=8, strides=2)
     y = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(x)
     y = keras.layers.BatchNormalization(scale=False, name="depthwise_bn")(y)
     x = keras.layers.Add(name="add")([x, keras.layers.ReLU(name="depthwise_relu")(y)])
@@ -55,11 +60,7 @@ def smaller_net(seed: int = 0, size: int = SIZE) -> keras.Model:
     Its features differ enough between images for patches to start from a learnt last layer. 2 batch norms, 1 depthwise
     convolution.
     """
-    keras.utils.set_random_seed(seed)
-    image = keras.Input((size, size, 3))
-    x = keras.layers.Conv2D(16, 3, strides=4, use_bias=False, name="stem")(image)
-    x = keras.layers.BatchNormalization(name="stem_bn")(x)
-    x = keras.layers.ReLU(name="stem_relu")(x)
+    image, x = _first_layers(seed, size, filters=16, strides=4)
     x = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(x)
     x = keras.layers.BatchNormalization(name="depthwise_bn")(x)
     x = keras.layers.ReLU(name="depthwise_relu")(x)
@@ -129,7 +130,7 @@ def full_disk(room: int = 8):
 
 @pytest.fixture(scope="session")
 def clean_runs():
-    """Starts each script of `clean_process` once, when it is first asked for."""
+    """The session's clean processes: a function that starts one for a script, once."""
     from model_patch.export.verify import clean_process
 
     with contextlib.ExitStack() as processes:
@@ -138,7 +139,7 @@ def clean_runs():
 
 @pytest.fixture
 def one_clean_process(clean_runs, monkeypatch):
-    """Has exports verified in one process for all tests: importing TensorFlow takes longer than what it is asked. Returns it."""
+    """Exports of the test are verified in the one clean process of the session, which saves importing TensorFlow again."""
 
     @contextlib.contextmanager
     def started(script):

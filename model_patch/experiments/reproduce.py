@@ -340,7 +340,7 @@ five hundred steps.
 
 **All figures but those of three resolutions are of the default recipe.** These were measured before it, with a random
 last layer, one absolute learning rate and the data's augmentation; with the present defaults ([design
-choices](choices.md)) they were *not run*. Two of three seeds were run of three tasks at once.
+choices](choices.md)) they were *not run*.
 """,
 }
 """By suite. The last paragraph goes when all of the small suite is run again."""

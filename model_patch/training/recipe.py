@@ -184,9 +184,8 @@ class Recipe:
 def relative_learning_rate(train_spec: TrainSpec, width: float, trains_trunk: bool = False) -> float:
     """Returns the relative rate to use where none is given, for a trunk of this width; as measured, see docs/choices.md.
 
-    With the trunk's kernels it falls as the width rises, of patches on a frozen trunk with the square of the width. Patch kinds
-    that train together share it: where a norm and the kernel before it both move by a hundredth, the layer's output moves by
-    up to two.
+    It is inversely proportional to the width where kernels of the trunk are trained, and to its square for patches on a frozen
+    trunk. Patch kinds that train together share it: a layer whose norm and kernel both move changes by more.
     """
     lowest, highest = RELATIVE_RATES
     power = 1 if trains_trunk or "full" in train_spec.kinds else 2

@@ -71,6 +71,16 @@ def test_the_page_in_the_docs_is_what_its_raw_numbers_make(tmp_path):
     assert (tmp_path / "results.md").read_text() == (ROOT / "docs" / "results.md").read_text()
 
 
+def test_the_seconds_of_an_unfinished_joint_run_count_each_training_once(tmp_path):
+    found = json.loads((ROOT / "docs" / "results" / "multitask.json").read_text())
+    rows = [row | {"train_seconds": 60.0} for row in found["rows"] if row["share"] != "nothing" and row["seed"] == 0]
+    assert len(rows) == 6  # Two trainings of three tasks.
+    (tmp_path / "multitask").mkdir()
+    (tmp_path / "multitask" / "results.json").write_text(json.dumps(found | {"rows": rows}))
+    write_results_page("small", tmp_path, tmp_path)
+    assert "Trained in 2.0 minutes" in (tmp_path / "results.md").read_text()
+
+
 def test_what_is_unknown_is_refused(tmp_path):
     with pytest.raises(ModelPatchError, match="unknown suite 'large': expected one of real, small"):
         reproduce("large", tmp_path, tmp_path)
