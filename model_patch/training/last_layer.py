@@ -31,9 +31,9 @@ FOLDS = 5
 MOST_CROSS_VALIDATED = 2000
 """With up to this many images, every fold is held out once; with more, the first fold alone."""
 
-SMALL = 2**22
-"""Images times channels times classes: up to this, NumPy computes a step in less time than starting the operations of a
-framework takes."""
+SMALL = 2**25
+"""Images times channels times classes: up to this NumPy, with one thread, takes less time for a step than a framework takes to
+start its operations: 1.4 ms and 3.7 ms for 1,000 x 1,280 x 10, 4.8 ms and 6.1 ms for 3,000, on two idle cores."""
 
 MOST_WORK = 2**28
 """Images times channels times classes: the weight decay is chosen on as many images as keep within it."""
