@@ -18,6 +18,8 @@ $(STAMP): setup.py
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 test test-slow test-kerashub test-jax: export TF_NUM_INTRAOP_THREADS := 1
 test test-slow test-kerashub test-jax: export OMP_NUM_THREADS := 1
+# With bytecode written, the scripts that tests start compile the package once.
+test test-slow test-kerashub test-jax: export PYTHONDONTWRITEBYTECODE :=
 
 # All behaviours in their short form.
 test: install

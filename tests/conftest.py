@@ -1,5 +1,7 @@
 """Fixtures that several tests share: small real nets, and images."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import gc
@@ -7,17 +9,20 @@ import importlib
 import os
 import resource
 import tempfile
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Folder indexes of tests go into a folder of their own, which processes started by tests share.
 os.environ.setdefault("MODEL_PATCH_CACHE", tempfile.mkdtemp(prefix="model_patch-tests-"))
 
-import keras
 import numpy as np
 import pytest
 from PIL import Image
 
-from model_patch import Preprocessing, Task, Trunk
+if TYPE_CHECKING:  # The process that hands tests out to others reads this file, too, and needs no Keras.
+    import keras
+
+    from model_patch import Task, Trunk
 
 SIZE = 32
 
@@ -30,6 +35,8 @@ def pytest_collection_finish():
 
 def _first_layers(seed: int, size: int, filters: int, strides: int) -> tuple:
     """Seeds Keras; returns the input of a net and the map after its first convolution, norm and activation."""
+    import keras
+
     keras.utils.set_random_seed(seed)
     image = keras.Input((size, size, 3))
     x = keras.layers.Conv2D(filters, 3, strides=strides, use_bias=False, name="stem")(image)
@@ -42,6 +49,8 @@ def small_net(seed: int = 0, size: int = SIZE) -> keras.Model:
 
     Its batch norms hold uneven values, as after training. 3 of them, 1 depthwise and 1 separable convolution.
     """
+    import keras
+
     image, x = _first_layers(seed, size, filters=8, strides=2)
     y = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(x)
     y = keras.layers.BatchNormalization(scale=False, name="depthwise_bn")(y)
@@ -60,6 +69,8 @@ def smaller_net(seed: int = 0, size: int = SIZE) -> keras.Model:
     Its features differ enough between images for patches to start from a learnt last layer. 2 batch norms, 1 depthwise
     convolution.
     """
+    import keras
+
     image, x = _first_layers(seed, size, filters=16, strides=4)
     x = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(x)
     x = keras.layers.BatchNormalization(name="depthwise_bn")(x)
@@ -71,6 +82,8 @@ def smaller_net(seed: int = 0, size: int = SIZE) -> keras.Model:
 
 def random_norms(model: keras.Model, seed: int = 0, scale: float = 1.0):
     """Gives every batch norm scales, `scale` on average, biases and statistics as uneven as a trained net's."""
+    import keras
+
     rng = np.random.default_rng(seed)
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -82,11 +95,15 @@ def random_norms(model: keras.Model, seed: int = 0, scale: float = 1.0):
 
 @pytest.fixture
 def trunk() -> Trunk:
+    from model_patch import Preprocessing, Trunk
+
     return Trunk(small_net(), "test", Preprocessing(SIZE, "tf"))
 
 
 @pytest.fixture
 def task() -> Task:
+    from model_patch import Preprocessing, Task
+
     return Task("shapes", ("circle", "square", "star"), Preprocessing(SIZE, "tf"))
 
 
@@ -100,9 +117,22 @@ def labels() -> np.ndarray:
     return np.arange(12) % 3
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """A task whose patch two steps have trained. Tests leave it unchanged."""
+    from model_patch import Preprocessing, Task, Trunk, bind
+
+    trunk, images = Trunk(small_net(), "test", Preprocessing(SIZE, "tf")), np.random.default_rng(1)
+    bound = bind(trunk, Task("shapes", ("circle", "square", "star"), trunk.preprocessing), "scale_bias+last")
+    train_steps(bound, images.uniform(-1, 1, (12, SIZE, SIZE, 3)).astype("float32"), np.arange(12) % 3)
+    return bound
+
+
 def snapshot(variables) -> dict[str, np.ndarray]:
     """Copies the values of a dict of variables."""
-    return {key: np.array(keras.ops.convert_to_numpy(v)) for key, v in variables.items()}
+    from keras import ops
+
+    return {key: np.array(ops.convert_to_numpy(v)) for key, v in variables.items()}
 
 
 def same(before: dict, after: dict) -> bool:
@@ -112,6 +142,8 @@ def same(before: dict, after: dict) -> bool:
 
 def train_steps(bound, images, labels, steps: int = 2, learning_rate: float = 0.05, eager: bool = True):
     """Trains a bound task for a few real steps; a graph takes longer to trace than these take."""
+    import keras
+
     optimizer = keras.optimizers.Adam(learning_rate)
     bound.model.compile(optimizer, bound.task.loss(), jit_compile=False, run_eagerly=eager)
     bound.model.fit(images, labels, batch_size=len(images), epochs=steps, verbose=0)

@@ -10,26 +10,25 @@ import safetensors.numpy
 
 from model_patch import ModelPatchError, Patch, PatchError, Preprocessing, Task, Trunk, bind, bind_patch
 from model_patch.patch import METADATA_KEY
-from tests.conftest import SIZE, same, small_net, snapshot, train_steps
+from tests.conftest import SIZE, same, small_net, snapshot
 from tests.test_patch_fuzz import parts, signed
 
 
 @pytest.fixture
-def bound(trunk, task, images, labels):
-    bound = bind(trunk, task, "scale_bias+last")
-    train_steps(bound, images, labels)
-    return bound
+def bound(trunk, trained):
+    """Another task with its values, on a trunk of its own."""
+    return bind_patch(trunk, trained.patch())
 
 
 @pytest.fixture
-def file(bound, tmp_path):
+def file(trained, tmp_path):
     path = tmp_path / "shapes.safetensors"
-    bound.patch({"accuracy": 0.5}).save(path)
+    trained.patch({"accuracy": 0.5}).save(path)
     return path
 
 
 @pytest.mark.slow
-def test_a_saved_patch_makes_another_process_predict_the_same(bound, file, images, tmp_path):
+def test_a_saved_patch_makes_another_process_predict_the_same(trained, file, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     code = """
 import sys, numpy as np
@@ -42,18 +41,18 @@ np.savez(sys.argv[1] + "/predictions.npz", predictions=predictions, trunk=np.arr
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     predictions = np.load(tmp_path / "predictions.npz")
-    assert np.array_equal(predictions["predictions"], bound.model(images, training=False))
-    assert not np.allclose(predictions["trunk"], bound.features(images, training=False)), "the patch has an effect"
+    assert np.array_equal(predictions["predictions"], trained.model(images, training=False))
+    assert not np.allclose(predictions["trunk"], trained.features(images, training=False)), "the patch has an effect"
 
 
-def test_a_saved_patch_makes_the_same_net_opened_again_predict_the_same(bound, file, images):
-    again = bind_patch(Trunk(small_net(), "again", bound.trunk.preprocessing), Patch.load(file))
-    assert np.array_equal(again.model(images, training=False), bound.model(images, training=False))
-    assert not np.allclose(again.trunk.model(images), bound.features(images)), "the patch has an effect"
+def test_a_saved_patch_makes_the_same_net_opened_again_predict_the_same(trained, file, images):
+    again = bind_patch(Trunk(small_net(), "again", trained.trunk.preprocessing), Patch.load(file))
+    assert np.array_equal(again.model(images, training=False), trained.model(images, training=False))
+    assert not np.allclose(again.trunk.model(images), trained.features(images)), "the patch has an effect"
 
 
-def test_everything_in_the_file_comes_back(bound, file):
-    patch, loaded = bound.patch({"accuracy": 0.5}), Patch.load(file)
+def test_everything_in_the_file_comes_back(trained, file):
+    patch, loaded = trained.patch({"accuracy": 0.5}), Patch.load(file)
     assert same(patch.values, loaded.values)
     assert dataclasses.replace(patch, values={}) == dataclasses.replace(loaded, values={})
     assert loaded.to_bytes() == file.read_bytes(), "save, load, save gives the same file"
@@ -65,19 +64,19 @@ def test_keys_are_layer_path_and_variable_name_and_the_heads_have_no_slash(file)
     assert {key for key in values if "/" not in key} == {"head.kernel", "head.bias"}
 
 
-def test_a_patch_can_be_taken_up_under_another_task_name(trunk, file, images, bound):
+def test_a_patch_can_be_taken_up_under_another_task_name(trunk, file, images, trained):
     patch = Patch.load(file)
     renamed = dataclasses.replace(patch, task=dataclasses.replace(patch.task, name="sh"))
-    assert np.array_equal(bind_patch(trunk, renamed).model(images), bound.model(images, training=False))
+    assert np.array_equal(bind_patch(trunk, renamed).model(images), trained.model(images, training=False))
 
 
-def test_float16_halves_the_file_and_stays_close(bound, file, trunk, images, tmp_path):
+def test_float16_halves_the_file_and_stays_close(trained, file, trunk, images, tmp_path):
     half = tmp_path / "half.safetensors"
-    bound.patch().save(half, "float16")
-    num_values = sum(value.size for value in bound.patch().values.values())
+    trained.patch().save(half, "float16")
+    num_values = sum(value.size for value in trained.patch().values.values())
     assert file.stat().st_size - half.stat().st_size >= 2 * num_values
     loaded = bind_patch(trunk, Patch.load(half))
-    np.testing.assert_allclose(loaded.model(images), bound.model(images, training=False), rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(loaded.model(images), trained.model(images, training=False), rtol=0.05, atol=0.05)
 
 
 def test_values_that_float16_cannot_hold_stay_float32(bound, tmp_path):

@@ -292,7 +292,7 @@ def array_split(images: np.ndarray, labels: np.ndarray) -> Split:
     def load(image, *decoding):
         import tensorflow as tf
 
-        return tf.repeat(image[..., None], 3, axis=-1) if grey else image
+        return tf.stack([image] * 3, axis=-1) if grey else image
 
     image_bytes = images.nbytes * (3 if grey else 1)
     return Split(len(labels), stored, load, images.nbytes, lambda least_side: image_bytes, known_labels=labels)

@@ -9,9 +9,13 @@ import keras
 import numpy as np
 from keras.src.backend.common import global_state
 from keras.src.legacy.saving import saving_utils
+from keras.src.models.functional import Functional
 
 OF_KERAS = {"_layers", "_metrics", "_losses", "_tracker", "_functional", "_inbound_nodes", "_outbound_nodes"}
 """Attributes of a layer through which Keras itself finds layers, besides those that the author of a net gave it."""
+
+GRAPH = Functional
+"""The class of what `keras.Model(inputs, outputs)` makes. Public `keras.Function` is also that of subclasses."""
 
 
 def nodes(model: keras.Model) -> list:

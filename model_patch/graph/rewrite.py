@@ -24,6 +24,8 @@ def functional(model: keras.Model) -> keras.Model:
     Raises:
         ModelPatchError: the model is subclassed, or a sequential model that was never built.
     """
+    if type(model) is keras_private.GRAPH:
+        return model
     if isinstance(model, keras.Sequential):
         if not model.built or not model.inputs:
             raise ModelPatchError(f"the model {model.name!r} has no input shape yet: build it or call it on data first")
@@ -33,8 +35,7 @@ def functional(model: keras.Model) -> keras.Model:
             f"the model {model.name!r} is a subclassed {type(model).__name__} without a layer graph: expected a "
             "functional or sequential model, so rebuild it as keras.Model(inputs, outputs)"
         )
-    graph = keras.Model(model.input, model.output, name=model.name)
-    return model if type(model) is type(graph) else graph
+    return keras.Model(model.input, model.output, name=model.name)
 
 
 def walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:

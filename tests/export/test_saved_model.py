@@ -15,14 +15,7 @@ from model_patch.export import clean_saved_model, export
 from model_patch.export.saved_model import export_saved_model, read_task
 from model_patch.predict import predict
 from model_patch.preprocessing import RESIZE
-from tests.conftest import small_net, train_steps
-
-
-@pytest.fixture
-def bound(trunk, task, images, labels):
-    bound = bind(trunk, task, "scale_bias+last")
-    train_steps(bound, images, labels)
-    return bound
+from tests.conftest import small_net
 
 
 def in_memory(bound, pixels):
@@ -34,14 +27,14 @@ def pixels():
     return np.random.default_rng(4).integers(0, 256, (5, 40, 24, 3)).astype("float32")
 
 
-def test_a_process_without_this_package_gets_the_same_predictions(bound, pixels, tmp_path, one_clean_process):
-    export_saved_model(bound, tmp_path / "task")
+def test_a_process_without_this_package_gets_the_same_predictions(trained, pixels, tmp_path, one_clean_process):
+    export_saved_model(trained, tmp_path / "task")
     with one_clean_process(clean_saved_model.__file__) as run:
         (predictions,) = run([(tmp_path / "task", pixels, ())])
-    expected = in_memory(bound, pixels)
+    expected = in_memory(trained, pixels)
     np.testing.assert_allclose(predictions["probabilities"], expected, atol=1e-5)
     np.testing.assert_allclose(tf.nn.softmax(predictions["logits"]), expected, atol=1e-5)
-    assert [x.decode() for x in predictions["label"]] == [bound.task.labels[i] for i in expected.argmax(-1)]
+    assert [x.decode() for x in predictions["label"]] == [trained.task.labels[i] for i in expected.argmax(-1)]
 
 
 @pytest.mark.parametrize("mode", ["caffe", "torch"])  # The other modes do less.
@@ -54,19 +47,19 @@ def test_every_preprocessing_is_part_of_it(images, pixels, mode, tmp_path):
         np.testing.assert_allclose(serve(images=batch)["probabilities"], in_memory(bound, batch), atol=1e-5)
 
 
-def test_encoded_files_of_different_sizes_are_predicted_as_their_pixels(bound, tmp_path):
+def test_encoded_files_of_different_sizes_are_predicted_as_their_pixels(trained, tmp_path):
     rng, contents = np.random.default_rng(0), []
     for name, size in (("a.png", (20, 30)), ("b.jpg", (64, 48)), ("c.bmp", (32, 32)), ("d.gif", (9, 50))):
         Image.fromarray(rng.integers(0, 256, (*size, 3), "uint8")).save(tmp_path / name)
         contents.append((tmp_path / name).read_bytes())
-    export_saved_model(bound, tmp_path / "task")
+    export_saved_model(trained, tmp_path / "task")
     predictions = tf.saved_model.load(tmp_path / "task").signatures["encoded"](contents=tf.constant(contents))
     for content, probabilities in zip(contents, predictions["probabilities"], strict=True):
-        np.testing.assert_allclose(probabilities, in_memory(bound, decode(content)[None])[0], atol=1e-5)
+        np.testing.assert_allclose(probabilities, in_memory(trained, decode(content)[None])[0], atol=1e-5)
 
 
 def test_each_weight_is_stored_once_and_the_labels_are_an_asset(task, tmp_path):
-    net = keras.applications.MobileNetV2(alpha=0.35, weights=None, include_top=False, input_shape=(32, 32, 3))
+    net = keras.applications.MobileNet(alpha=0.25, weights=None, include_top=False, input_shape=(32, 32, 3))
     trunk = Trunk(net, "test", task.preprocessing)
     bound = bind(trunk, task, "scale_bias+last")
     export_saved_model(bound, tmp_path / "task")
@@ -100,17 +93,17 @@ def test_tasks_that_differ_in_values_alone_are_traced_once(trunk, pixels, tmp_pa
         assert read_task(folder) == task
 
 
-def test_an_existing_folder_is_neither_overwritten_nor_touched(bound, tmp_path):
+def test_an_existing_folder_is_neither_overwritten_nor_touched(trained, tmp_path):
     (tmp_path / "task").mkdir()
     with pytest.raises(ModelPatchError, match="task exists: choose another --output, or delete it"):
-        export_saved_model(bound, tmp_path / "task")
+        export_saved_model(trained, tmp_path / "task")
     assert list(tmp_path.rglob("*")) == [tmp_path / "task"]
 
 
-def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(bound, tmp_path):
+def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(trained, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelPatchError, match="file/task cannot be written"):
-        export_saved_model(bound, tmp_path / "file" / "task")
+        export_saved_model(trained, tmp_path / "file" / "task")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

@@ -80,7 +80,7 @@ def _split(source: Split, size: int, number: int, objects: int, random: np.rando
     def load(canvas, *decoding):
         import tensorflow as tf
 
-        return tf.repeat(canvas[..., None], 3, axis=-1)
+        return tf.stack([canvas] * 3, axis=-1)
 
     stored = np.stack(canvases)
     ignored = [np.zeros(len(each), bool) for each in boxes]
