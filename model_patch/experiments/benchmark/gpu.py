@@ -103,7 +103,8 @@ def _make(form: str, config: ConfigDict, batch: int) -> Callable[[], object]:
     images = random.uniform(-1, 1, (batch, config.gpu_size, config.gpu_size, 3)).astype("float32")
     if form in _TORCH_PREDICTIONS:
         predict = torch_nets.predict(config.trunk, config.classes, compiled=form != "torch")
-        return lambda: predict(images)
+        there = torch_nets.on_device(images)
+        return lambda: predict(there)
     if form in STEPS and form != "joint":
         return training.make_step(form, config.trunk, config.gpu_size, batch, config.classes)
     trunk = mp.open_trunk(config.trunk, config.gpu_size)

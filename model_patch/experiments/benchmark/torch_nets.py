@@ -37,8 +37,8 @@ def import_torch():
 def predict(
     trunk: str, classes: int, threads: int = 0, *, compiled: bool = False
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the forward pass of a net with random weights, on the GPU if there is one: images `(batch, height, width, 3)` to
-    logits.
+    """Returns the forward pass of a net with random weights, on the GPU if there is one: images `(batch, height, width, 3)`, or
+    what `on_device` makes of them, to logits.
 
     Args:
         trunk: spec of the trunk whose net it is.
@@ -54,9 +54,15 @@ def predict(
 
     @torch.inference_mode()
     def run(images):
-        return net(torch.from_numpy(images).to(device).permute(0, 3, 1, 2)).cpu().numpy()
+        return net(torch.as_tensor(images).to(device).permute(0, 3, 1, 2)).cpu().numpy()
 
     return run
+
+
+def on_device(images: np.ndarray):
+    """Returns images as a tensor on the GPU if there is one, so that copying them is not timed."""
+    torch, _ = import_torch()
+    return torch.from_numpy(images).to(_device())
 
 
 def train(

@@ -26,10 +26,11 @@ def write_report(folder: Path, title: str, parts: Sequence[str | Table], name: s
         title: heading of the page.
         parts: Markdown and tables; empty parts are left out.
         name: name of the page.
-        show: which of the tables is printed.
+        show: which of the tables is printed, if there are any.
         **figures: matplotlib figures by the name of their PNG file.
     """
-    print_table(title, *[part for part in parts if isinstance(part, tuple)][show])
+    if tables := [part for part in parts if isinstance(part, tuple)]:
+        print_table(title, *tables[show])
     texts = [markdown(*part) if isinstance(part, tuple) else part for part in parts if part]
     page = "\n\n".join(text.rstrip("\n") for text in (f"# {title}", *texts))
     write_bytes(folder / f"{name}.md", f"{page}\n".encode())

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from model_patch.experiments.report.comparison import comparison_parts, summarise
-from model_patch.experiments.report.output import prediction_grid, save_figure
+from model_patch.experiments.report.output import prediction_grid, save_figure, write_report
 from model_patch.experiments.report.page import Section, write_page
 from model_patch.experiments.report.table import markdown, print_table, table
 
@@ -32,6 +32,11 @@ def test_rows_are_averaged_over_seeds_in_their_order(results):
     assert (patched["train"], patched["accuracy"].values) == ("scale_bias+last", (0.75, 0.875))
     assert patched["train_seconds"] == 2.5
     assert (last["train"], last["accuracy"].values) == ("last", (0.5,))
+
+
+def test_a_report_of_which_nothing_could_run_says_why_without_a_table(tmp_path):
+    write_report(tmp_path, "title", ["`torch`: PyTorch is not installed."], show=-1)
+    assert (tmp_path / "results.md").read_text() == "# title\n\n`torch`: PyTorch is not installed.\n"
 
 
 def test_a_comparison_is_a_table_and_a_picture(results, tmp_path):
