@@ -56,10 +56,27 @@ def in_epochs(one_epoch: Callable, epochs: range, number: int, batch_size: int):
         tf.random.set_seed(1)
         return one_epoch(epoch).batch(batch_size)
 
+    return of_equal_sizes(
+        tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(traced), len(epochs), number, batch_size
+    )
+
+
+def of_equal_sizes(batches, num_epochs: int, number: int, batch_size: int):
+    """Returns the examples of full batches in those of `batch_sizes`.
+
+    Args:
+        batches: `tf.data.Dataset` of batches of `batch_size` examples each, the last ones of an epoch fewer.
+        num_epochs: how many epochs there are.
+        number: examples of each.
+        batch_size: as for `batch_sizes`.
+    """
+    import tensorflow as tf
+
     sizes = batch_sizes(number, batch_size)
-    batches = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(traced).rebatch(sizes)
+    if len(sizes) > 1 and sizes.min() < batch_size:  # Else they are those already.
+        batches = batches.rebatch(sizes)
     # `tf.data` cannot know how many there are, and Keras warns at the end of data whose length it did not know.
-    return batches.apply(tf.data.experimental.assert_cardinality(len(epochs) * len(sizes)))
+    return batches.apply(tf.data.experimental.assert_cardinality(num_epochs * len(sizes)))
 
 
 def epoch_seed(seed: int, epoch):

@@ -18,7 +18,7 @@ SCENES = "scenes:digits?size=64&train=48&test=12&objects=2"
 
 def config(trunk, **fields):
     config = detect_scenes.get_config()
-    small = {"data": SCENES, "image_size": SIZE, "num_trunk_maps": 2, "num_maps": 4, "width": 0.1, "batch_size": 16}
+    small = {"data": SCENES, "image_size": SIZE, "num_trunk_maps": 2, "num_maps": 2, "width": 0.1, "batch_size": 16}
     config.update(trunk=f"file:{trunk}", epochs=2, seeds=(0,), **small)
     config.update(fields)
     return config

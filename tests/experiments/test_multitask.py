@@ -13,18 +13,24 @@ from model_patch.trunks import open_trunk
 from tests.conftest import smaller_net
 
 
-def make_config(name, folder, **fields):
-    smaller_net().save(folder / "trunk.keras")
+@pytest.fixture(scope="module")
+def trunk_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trunk") / "trunk.keras"
+    smaller_net().save(path)
+    return path
+
+
+def make_config(name, trunk_file, **fields):
     config = importlib.import_module(f"configs.{name}").get_config()
     config.update(
-        trunk=f"file:{folder}/trunk.keras", epochs=1, batch_size=16, max_train_images=48, max_test_images=50, **fields
+        trunk=f"file:{trunk_file}", epochs=1, batch_size=16, max_train_images=48, max_test_images=50, **fields
     )
     return config
 
 
 @pytest.fixture
-def config(tmp_path):
-    return make_config("multitask", tmp_path, data=("digits", "textures"))
+def config(trunk_file):
+    return make_config("multitask", trunk_file, data=("digits", "textures"))
 
 
 def accuracy_again(row, workdir, data):
@@ -60,9 +66,9 @@ def test_every_row_is_trained_saved_and_reported_and_its_files_are_enough(config
         assert (tmp_path / "run" / name).exists()
 
 
-def test_tasks_of_three_types_are_trained_together_and_reported(specs, tmp_path):
+def test_tasks_of_three_types_are_trained_together_and_reported(specs, trunk_file, tmp_path):
     names = tuple(specs)
-    config = make_config("multitask", tmp_path, data=tuple(specs.values()), task_names=names, share=("trunk",))
+    config = make_config("multitask", trunk_file, data=tuple(specs.values()), task_names=names, share=("trunk",))
     config.update(train="last", train_trunk=False, validation_fraction=0.25)
     rows = multitask(config, tmp_path / "run")["rows"]
     figures = {row["task"]: row["figure"] for row in rows}
@@ -96,8 +102,8 @@ def test_the_same_run_goes_on_with_the_rows_that_are_missing(config, tmp_path):
     assert again["rows"] == whole["rows"]
 
 
-def test_resolutions_share_a_head_and_another_is_added_to_the_frozen_trunk(tmp_path):
-    config = make_config("resolutions", tmp_path, share=("trunk",), data=("digits",), resolutions=(32, 23))
+def test_resolutions_share_a_head_and_another_is_added_to_the_frozen_trunk(trunk_file, tmp_path):
+    config = make_config("resolutions", trunk_file, share=("trunk",), data=("digits",), resolutions=(32, 23))
     results = multitask(config, tmp_path / "run")
     assert [(row["task"], row["image_size"]) for row in results["rows"]] == [("digits-32px", 32), ("digits-23px", 23)]
     spec = results["rows"][0]["trunk"]
@@ -106,7 +112,7 @@ def test_resolutions_share_a_head_and_another_is_added_to_the_frozen_trunk(tmp_p
     assert np.array_equal(*heads)
     assert not np.array_equal(*(patch.values["stem_bn/gamma"] for patch in patches.values()))
 
-    later = make_config("resolutions", tmp_path, share=("trunk",), data=("digits",), resolutions=(41,))
+    later = make_config("resolutions", trunk_file, share=("trunk",), data=("digits",), resolutions=(41,))
     head_from = str(patch_path(tmp_path / "run", "trunk", "digits-32px", 0))
     later.update(trunk=spec, train="scale_bias", train_trunk=False, head_from=head_from)
     (row,) = multitask(later, tmp_path / "added")["rows"]

@@ -11,7 +11,7 @@ from model_patch.trunks.saving import save_trunk
 from tests.trunks import slim_nets
 from tests.trunks.slim_nets import SlimNet
 
-SMALL = ("MobilenetV2", slim_nets.mobilenet_v2(0.35), 32)
+SMALL = ("MobilenetV1", slim_nets.mobilenet_v1(0.25), 32)
 
 
 def write_checkpoint(values: dict, path, version=tf.compat.v1.train.SaverDef.V2) -> str:
@@ -31,11 +31,16 @@ def as_detector(values: dict) -> dict:
     """Returns a net's values as a checkpoint of the Object Detection API holds them, with some of an SSD's further layers."""
     further = {
         # Of SSD, SSDLite and FPN.
-        "FeatureExtractor/MobilenetV2/layer_19_2_Conv2d_2_3x3_s2_512/weights": (3, 3, 4, 4),
-        "FeatureExtractor/MobilenetV2/layer_19_2_Conv2d_2_3x3_s2_512/BatchNorm/gamma": (4,),
-        "FeatureExtractor/MobilenetV2/layer_19_1_Conv2d_2_1x1_256/weights": (1, 1, 4, 4),
-        "FeatureExtractor/MobilenetV2/layer_19_2_Conv2d_2_3x3_s2_512_depthwise/depthwise_weights": (3, 3, 4, 1),
-        "FeatureExtractor/MobilenetV2/fpn/bottom_up_Conv2d_14/weights": (3, 3, 4, 4),
+        "FeatureExtractor/MobilenetV1/Conv2d_13_pointwise_2_Conv2d_2_3x3_s2_512/weights": (3, 3, 4, 4),
+        "FeatureExtractor/MobilenetV1/Conv2d_13_pointwise_2_Conv2d_2_3x3_s2_512/BatchNorm/gamma": (4,),
+        "FeatureExtractor/MobilenetV1/Conv2d_13_pointwise_1_Conv2d_2_1x1_256/weights": (1, 1, 4, 4),
+        "FeatureExtractor/MobilenetV1/Conv2d_13_pointwise_2_Conv2d_2_3x3_s2_512_depthwise/depthwise_weights": (
+            3,
+            3,
+            4,
+            1,
+        ),
+        "FeatureExtractor/MobilenetV1/fpn/bottom_up_Conv2d_14/weights": (3, 3, 4, 4),
         "BoxPredictor_0/BoxEncodingPredictor/biases": (3,),
         "BoxPredictor_0/ClassPredictor_depthwise/depthwise_weights": (3, 3, 4, 1),
         "WeightSharedConvolutionalBoxPredictor/BoxPredictionTower/conv2d_0/weights": (3, 3, 4, 4),
@@ -118,7 +123,7 @@ def test_what_belongs_to_optimizers_and_heads_is_passed_over_and_averages_are_ta
     extra = {f"{name}/RMSProp": value * 0 for name, value in values.items()}
     extra |= {f"{name}/ExponentialMovingAverage": value for name, value in values.items() if "moving" not in name}
     extra |= {
-        "MobilenetV2/Logits/Conv2d_1c_1x1/weights": np.zeros((1, 1, 1280, 5), "float32"),
+        "MobilenetV1/Logits/Conv2d_1c_1x1/weights": np.zeros((1, 1, 256, 5), "float32"),
         "global_step": np.int64(7),
     }
     last_step = {name: value + 1 if "moving" not in name else value for name, value in values.items()}
@@ -146,17 +151,17 @@ def test_checkpoints_old_and_new_are_found_by_what_people_write(small, version, 
     ("change", "message"),
     [
         (
-            lambda v: v | {"MobilenetV2/Conv/scales": v.pop("MobilenetV2/Conv/weights")},
-            "missing: MobilenetV2/Conv/weights; unexpected: MobilenetV2/Conv/scales",
+            lambda v: v | {"MobilenetV1/Conv2d_0/scales": v.pop("MobilenetV1/Conv2d_0/weights")},
+            "missing: MobilenetV1/Conv2d_0/weights; unexpected: MobilenetV1/Conv2d_0/scales",
         ),
         pytest.param(
-            lambda v: v.pop("MobilenetV2/Conv_1/BatchNorm/gamma"),
-            "missing: MobilenetV2/Conv_1/BatchNorm/gamma",
+            lambda v: v.pop("MobilenetV1/Conv2d_13_pointwise/BatchNorm/gamma"),
+            "missing: MobilenetV1/Conv2d_13_pointwise/BatchNorm/gamma",
             marks=pytest.mark.slow,
         ),
         (
-            lambda v: v | {"MobilenetV2/Conv/weights": np.zeros((5, 5, 3, 16), "float32")},
-            "of another shape: MobilenetV2/Conv/weights (5, 5, 3, 16) instead of (3, 3, 3, 16)",
+            lambda v: v | {"MobilenetV1/Conv2d_0/weights": np.zeros((5, 5, 3, 8), "float32")},
+            "of another shape: MobilenetV1/Conv2d_0/weights (5, 5, 3, 8) instead of (3, 3, 3, 8)",
         ),
         pytest.param(
             lambda v: v | {"encoder/weights": np.zeros(3, "float32")},
@@ -169,7 +174,7 @@ def test_variables_that_are_not_those_of_the_net_are_named(small, change, messag
     values = values_of(small)
     changed = change(values)
     path = write_checkpoint(changed if isinstance(changed, dict) else values, tmp_path / "model.ckpt")
-    with pytest.raises(ModelPatchError, match=re.escape(f"{path} are not those of MobilenetV2: {message}")):
+    with pytest.raises(ModelPatchError, match=re.escape(f"{path} are not those of MobilenetV1: {message}")):
         open_trunk(f"slim:{path}", 32)
 
 
