@@ -97,7 +97,7 @@ def test_opening_a_trunk_leaves_keras_names_and_pythons_random_numbers_as_they_w
     assert keras.layers.Dense(1).name == f"dense_{number + 1}"
 
 
-CACHED = {alpha: f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_96_no_top.h5" for alpha in (0.35, 0.5)}
+CACHED = {0.25: "mobilenet_2_5_128_tf_no_top.h5", 0.5: "mobilenet_5_0_128_tf_no_top.h5"}
 
 OTHER_PROCESS = f"""
 import keras
@@ -105,9 +105,9 @@ from model_patch import ModelPatchError, open_trunk
 keras.layers.Dense(3).build((1, 2))
 trunk = open_trunk("{SMALL}&weights=none", 48)
 print("said", trunk.fingerprint(trunk.variables()))
-for alpha in (0.35, 0.5, 0.75):
+for alpha in (0.25, 0.5, 0.75):
     try:
-        trunk = open_trunk(f"keras:MobileNetV2?alpha={{alpha}}", 96)
+        trunk = open_trunk(f"keras:MobileNet?alpha={{alpha}}", 128)
         print("said", trunk.fingerprint(trunk.variables()))
     except ModelPatchError as error:
         print("said", error)
@@ -120,9 +120,9 @@ def other_process(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     cache = home / "models"
     cache.mkdir()
-    trunk = open_trunk("keras:MobileNetV2?alpha=0.35&weights=none&seed=5", 96)
-    trunk.model.save(cache / CACHED[0.35])
-    (cache / CACHED[0.5]).write_bytes((cache / CACHED[0.35]).read_bytes()[:50_000])
+    trunk = open_trunk(f"{SMALL}&weights=none&seed=5", 128)
+    trunk.model.save(cache / CACHED[0.25])
+    (cache / CACHED[0.5]).write_bytes((cache / CACHED[0.25]).read_bytes()[:50_000])
     closed = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # Nobody listens at that port.
     environment = {**os.environ, **closed, "no_proxy": "", "KERAS_HOME": str(home)}
     command = [sys.executable, "-c", OTHER_PROCESS]
@@ -229,11 +229,11 @@ def test_the_cache_is_used_and_what_is_not_whole_in_it_is_not_and_no_file_is_lef
     assert len(refused) == 2
     for said in refused:
         assert said.startswith(
-            f"the ImageNet weights of MobileNetV2 are not whole in {other_process.cache} and cannot be downloaded ("
+            f"the ImageNet weights of MobileNet are not whole in {other_process.cache} and cannot be downloaded ("
         )
         assert said.endswith("or give weights=PATH or weights=none")
     assert "delete its file there if there is one, and connect to the network, " in refused[0]
     url, name = re.search(r"or fetch (https://\S+) elsewhere and put it there as (\S+),", refused[1]).groups()
-    assert url.endswith(f"/mobilenet_v2/{name}") and "_0.75_96_no_top.h5" in name
+    assert url.endswith(f"/mobilenet/{name}") and name == "mobilenet_7_5_128_tf_no_top.h5"
     left = {path.name for path in other_process.cache.iterdir()}
     assert left == set(CACHED.values()), "nothing new, and nothing half"
