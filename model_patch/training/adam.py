@@ -16,10 +16,6 @@ SIBLINGS = {"beta": "gamma", "bias": "kernel"}
 """An offset is measured by the scale beside it: what it is added to varies by about that much."""
 
 
-LEAST_CHANNEL = 0.01
-"""Least size of a channel of a depthwise kernel, relative to the whole kernel."""
-
-
 def keys(variables: Sequence[keras.Variable]) -> list[str]:
     """Returns a key for each variable: its path, with a number where others have it, too, as the tasks of a joined model do."""
     times: collections.Counter[str] = collections.Counter()
@@ -45,21 +41,6 @@ def sizes(variables: Sequence[keras.Variable]) -> list[float]:
         return max(LEAST_SIZE, by_key.get(sibling, by_key[key]))
 
     return [size(key) for key in by_key]
-
-
-def channel_sizes(variable: keras.Variable) -> np.ndarray | None:
-    """Returns the root mean square of each channel of a depthwise kernel, relative to that of the whole kernel; None for others.
-
-    No channel of a depthwise convolution meets another, and a normalization brings each to its own scale: a step that is small
-    for the kernel may be large for a channel. Kernels are recognised by their shape, `(height, width, channels, 1)`.
-    Dimensions are kept, so that the result broadcasts to the kernel.
-    """
-    shape = variable.shape
-    if len(shape) != 4 or shape[-1] != 1 or shape[-2] == 1:
-        return None
-    kernel = ops.convert_to_numpy(variable)
-    each = np.sqrt(np.mean(np.square(kernel), axis=(0, 1), keepdims=True))
-    return np.maximum(LEAST_CHANNEL, each / max(LEAST_SIZE, float(np.sqrt(np.mean(np.square(kernel))))))
 
 
 @keras.saving.register_keras_serializable(package="model_patch")
@@ -115,8 +96,7 @@ class RelativeAdam(keras.optimizers.Adam):
     """`keras.optimizers.Adam` whose learning rate may be relative to each variable's size when training starts.
 
     A step of Adam moves every value by about the learning rate, whatever its gradient. A relative rate of 0.01 moves it by
-    one hundredth of its variable's root mean square, so that one rate fits kernels, scales and last layers of any net; in a
-    depthwise kernel of its channel's, see `channel_sizes`.
+    one hundredth of its variable's root mean square, so that one rate fits kernels, scales and last layers of any net.
 
     Args:
         learning_rate: a number or a schedule.
@@ -143,13 +123,8 @@ class RelativeAdam(keras.optimizers.Adam):
             self.add_variable(self.decays[key].shape, dtype="float32", name="decay") if key in self.decays else None
             for key in keys(variables)
         ]
-        self._channels_of = [None] * len(variables)
         if self.relative:
             self.sizes = self.add_variable((len(variables),), dtype="float32", name="sizes")
-            each = [channel_sizes(v) for v in variables]
-            self._channels_of = [
-                None if of is None else self.add_variable(of.shape, dtype="float32", name="channels") for of in each
-            ]
         self._set_by_start(variables)
 
     def _set_by_start(self, variables):
@@ -158,9 +133,6 @@ class RelativeAdam(keras.optimizers.Adam):
                 decay.assign(self.decays[key])
         if self.relative:
             self.sizes.assign(sizes(variables))
-        for variable, channels in zip(variables, self._channels_of, strict=True):
-            if channels is not None:
-                channels.assign(channel_sizes(variable))
 
     def restart(self, decays: Mapping[str, np.ndarray]):
         """Sets the state to that of a training that begins now, with other weight decays for the same variables.
@@ -174,11 +146,8 @@ class RelativeAdam(keras.optimizers.Adam):
         self._set_by_start(self._trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
         if self.relative:
-            learning_rate = learning_rate * self.sizes[index]
-        if self._channels_of[index] is not None:
-            learning_rate = learning_rate * self._channels_of[index]
+            learning_rate = learning_rate * self.sizes[self._get_variable_index(variable)]
         super().update_step(self._penalised(gradient, variable), variable, learning_rate)
 
     def _penalised(self, gradient, variable: keras.Variable):
@@ -224,13 +193,10 @@ class FusedAdam(RelativeAdam):
         scalars = {name: tf.convert_to_tensor(value, "float32") for name, value in scalars.items()}
         rate = ops.cast(self.learning_rate, "float32")
         rates = ops.unstack(rate * self.sizes, len(trainable_variables)) if self.relative else [rate] * len(grads)
-        for gradient, lr, variable, channels, *moments in zip(
-            grads, rates, trainable_variables, self._channels_of, self._momentums, self._velocities, strict=True
+        for gradient, lr, variable, *moments in zip(
+            grads, rates, trainable_variables, self._momentums, self._velocities, strict=True
         ):
             if gradient is None:
-                continue
-            if channels is not None:  # The kernel takes one rate for all values.
-                self.update_step(gradient, variable, rate)
                 continue
             gradient = ops.cast(self._penalised(gradient, variable), "float32")
             var, m, v = (each.value.handle for each in (variable, *moments))

@@ -81,19 +81,6 @@ def test_variables_of_joined_tasks_with_one_name_are_told_apart():
 
 
 @pytest.mark.parametrize("kind", [FusedAdam, RelativeAdam])
-def test_a_depthwise_kernel_moves_in_each_channels_own_size(kind):
-    start = np.ones((3, 3, 4, 1), "float32") * np.array([1.0, 0.1, 4.0, 0.0], "float32")[:, None]
-    with keras.name_scope("layer"):
-        kernel = keras.Variable(start, name="depthwise_kernel")
-    optimizer = kind(0.01, relative=True)
-    optimizer.build([kernel])
-    optimizer.apply([np.full(start.shape, 1e-2, "float32")], [kernel])
-    moved = np.abs(np.array(kernel) - start).max(axis=(0, 1, 3))
-    dead = 0.01 * 0.01 * np.sqrt(np.mean(np.square(start)))
-    assert moved == pytest.approx([0.01, 0.001, 0.04, dead], rel=1e-3)
-
-
-@pytest.mark.parametrize("kind", [FusedAdam, RelativeAdam])
 def test_weight_decay_is_a_penalty_on_the_loss(kind):
     decay = np.array([[0.0], [0.5], [2.0]], "float32")
     kernels = [keras.Variable(np.full((3, 2), 2.0, "float32")) for _ in range(2)]
