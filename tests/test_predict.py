@@ -1,3 +1,5 @@
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -7,17 +9,30 @@ from model_patch import ModelPatchError, Patch, Preprocessing, Task, Trunk, bind
 from model_patch.data.stream import BATCH, BadImagesError
 from model_patch.errors import PatchError
 from model_patch.predict import choose_tasks, open_tasks, pick, predict
-from tests.conftest import small_net
+from tests.conftest import SIZE, smaller_net
+
+
+@pytest.fixture(scope="module")
+def trunk() -> Trunk:
+    return Trunk(smaller_net(), "test", Preprocessing(SIZE, "tf"))
+
+
+@pytest.fixture(scope="module")
+def written(trunk, tmp_path_factory):
+    """A folder with the trunk, the patches of two tasks, and two images."""
+    folder = tmp_path_factory.mktemp("written")
+    trunk.model.save(folder / "trunk.keras")
+    names = {"shapes": ("circle", "square", "star"), "colours": ("red", "blue")}
+    for i, (name, labels) in enumerate(names.items()):
+        bind(trunk, Task(name, labels, trunk.preprocessing), seed=i).patch().save(folder / f"{name}.safetensors")
+        Image.new("RGB", (20 + i, 30), (200, 30 * i, 0)).save(folder / f"{i}.png")
+    return folder
 
 
 @pytest.fixture
-def files(trunk, tmp_path):
-    small_net().save(tmp_path / "trunk.keras")
-    names = {"shapes": ("circle", "square", "star"), "colours": ("red", "blue")}
-    for i, (name, labels) in enumerate(names.items()):
-        bind(trunk, Task(name, labels, trunk.preprocessing), seed=i).patch().save(tmp_path / f"{name}.safetensors")
-        Image.new("RGB", (20 + i, 30), (200, 30 * i, 0)).save(tmp_path / f"{i}.png")
-    return tmp_path
+def files(written, tmp_path):
+    """A copy of the folder, for the test alone."""
+    return shutil.copytree(written, tmp_path / "files")
 
 
 def tasks_of(files, *names):
@@ -105,7 +120,7 @@ def test_a_folder_is_all_images_below_it(files):
 def test_a_patch_is_loaded_and_not_passed_over(files, trunk):
     patch = Patch.load(files / "shapes.safetensors")
     (before,) = predict(tasks_of(files, "shapes"), [f"{files}/0.png"])
-    key = next(key for key in patch.values if key.endswith("separable_bn/beta"))
+    key = next(key for key in patch.values if key.endswith("depthwise_bn/beta"))
     patch.values[key] = patch.values[key] + 1
     patch.save(files / "shapes.safetensors")
     (after,) = predict(tasks_of(files, "shapes"), [f"{files}/0.png"])
@@ -114,7 +129,7 @@ def test_a_patch_is_loaded_and_not_passed_over(files, trunk):
 
 def test_each_image_is_predicted_at_the_resolution_nearest_to_its_own(trunk, files):
     for size in (23, 41):
-        other = Trunk(small_net(size=size), "test", Preprocessing(size, "tf"))
+        other = Trunk(smaller_net(size=size), "test", Preprocessing(size, "tf"))
         task = Task(f"shapes-{size}px", ("circle", "square"), other.preprocessing)
         bind(other, task).patch().save(files / f"shapes-{size}px.safetensors")
     Image.new("RGB", (300, 400)).save(files / "2.png")
@@ -132,7 +147,7 @@ def sizes():
     bound = []
     for size in (32, 48, 96):
         preprocessing = Preprocessing(size, "tf")
-        trunk = Trunk(small_net(size=size), "test", preprocessing)
+        trunk = Trunk(smaller_net(size=size), "test", preprocessing)
         bound.append(bind(trunk, Task(f"{size}px", ("a", "b"), preprocessing)))
     return bound
 

@@ -35,7 +35,7 @@ def boxes() -> np.ndarray:
     return boxes
 
 
-def train_steps(bound, images, boxes, steps: int = 3):
+def train_steps(bound, images, boxes, steps: int = 2):
     """Trains a bound detection task for a few real steps; returns the loss of each."""
     bound.model.compile(keras.optimizers.Adam(0.01), bound.task.loss(), run_eagerly=True)  # Tracing takes longer.
     return bound.model.fit(images, boxes, batch_size=len(images), epochs=steps, verbose=0).history["loss"]

@@ -155,7 +155,7 @@ def nested_net(number: int) -> keras.Model:
 def test_maps_are_found_inside_nested_graphs_and_shared_layers_passed_over(number, images, boxes, tmp_path):
     trunk = Trunk(nested_net(number), "nested", Preprocessing(SIZE, "none"))
     prefix = ["", "inner/", "outer0/inner/"][number]
-    task = DetectionTask.on(trunk, "d", ("x", "y", "z"))
+    task = DetectionTask.on(trunk, "d", ("x", "y", "z"), num_maps=3, width=0.1)
     assert task.layers == (f"{prefix}bn12", f"{prefix}bn16") and task.default_boxes.grids[:2] == (16, 8)
     bound = bind(trunk, task)
     plain = nested_net(0)
