@@ -74,7 +74,7 @@ for path in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def imported():
-    """Of what is heavy, what a script imported, by its path and its argument."""
+    """The heavy packages that a script imported, by its path and its argument."""
     program = PROGRAM.replace("HEAVY", repr(HEAVY))
     paths = [str(ROOT / "scripts" / f"{name}.py") for name in SCRIPTS]
     ran = subprocess.run(
