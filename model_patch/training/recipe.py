@@ -70,6 +70,10 @@ the next layer adds them up (Yang et al. 2022, "Tensor Programs V")."""
 RELATIVE_RATES = (0.003, 0.06)
 """Lowest and highest default of one patch kind, whatever the width."""
 
+BATCH_STATISTICS_FACTOR = 3.0
+"""How much larger the default of a patch on a frozen trunk is with the batch's statistics: they undo what a step does to the scale of
+a layer's input, so that larger steps are safe."""
+
 WARM_UP = 0.1
 """Share of the steps in which a relative rate rises to its highest: Adam's first steps are as long as any, in directions
 that one batch gave."""
@@ -185,12 +189,17 @@ def relative_learning_rate(train_spec: TrainSpec, width: float, trains_trunk: bo
     """Returns the relative rate to use where none is given, for a trunk of this width; as measured, see docs/choices.md.
 
     It is inversely proportional to the width where kernels of the trunk are trained, and to its square for patches on a frozen
-    trunk. Patch kinds that train together share it: a layer whose norm and kernel both move changes by more.
+    trunk, for which it is larger with the batch's statistics. Patch kinds that train together share it: a layer whose norm and
+    kernel both move changes by more.
     """
+    kinds = set(train_spec.kinds) - {"statistics"}
+    rate = RELATIVE_LEARNING_RATE * REFERENCE_WIDTH / width
+    if not trains_trunk and "full" not in kinds:
+        rate *= REFERENCE_WIDTH / width
+        if kinds and train_spec.norm_statistics == "batch":
+            rate *= BATCH_STATISTICS_FACTOR
     lowest, highest = RELATIVE_RATES
-    power = 1 if trains_trunk or "full" in train_spec.kinds else 2
-    rate = min(highest, max(lowest, RELATIVE_LEARNING_RATE * (REFERENCE_WIDTH / width) ** power))
-    return rate / max(1, len(set(train_spec.kinds) - {"statistics"}))
+    return min(highest, max(lowest, rate)) / max(1, len(kinds))
 
 
 def default_learning_rate(optimizer: str, train_spec: TrainSpec) -> float:

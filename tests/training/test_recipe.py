@@ -48,7 +48,7 @@ def test_the_default_rate_follows_what_is_trained(train, statistics, name):
         ("scale_bias+last", 0.01),
         ("depthwise+last", 0.01),
         ("scale_bias+depthwise+last", 0.005),
-        ("scale_bias+statistics+last", 0.01),
+        ("scale_bias+statistics+last", 0.03),
         ("full", 0.01),
     ],
 )
@@ -60,7 +60,7 @@ def test_a_relative_rate_rises_to_its_default_in_a_tenth_of_the_steps(train, rat
 
 
 @pytest.mark.parametrize(("width", "rate", "with_kernels"), [(164, 0.04, 0.02), (464, 0.005, 0.00707), (1, 0.06, 0.06)])
-def test_a_relative_default_falls_as_the_trunk_is_wider(width, rate, with_kernels):
+def test_a_relative_default_depends_on_the_width_and_the_statistics(width, rate, with_kernels):
     recipe, patch = Recipe(epochs=1), TrainSpec.parse("scale_bias+last")
     for spec, trains_trunk, expected in (
         (patch, False, rate),
@@ -69,6 +69,9 @@ def test_a_relative_default_falls_as_the_trunk_is_wider(width, rate, with_kernel
     ):
         optimizer = recipe.make_optimizer(spec, 10, relative=True, width=width, trains_trunk=trains_trunk)
         assert float(optimizer._learning_rate(1)) == pytest.approx(expected, rel=1e-2)
+    for train, factor in (("scale_bias+last", 3.0), ("statistics+last", 1.0)):
+        optimizer = recipe.make_optimizer(TrainSpec.parse(train, "batch"), 10, relative=True, width=width)
+        assert float(optimizer._learning_rate(1)) == pytest.approx(min(0.06, factor * rate), rel=1e-2)
     given = Recipe(epochs=1, learning_rate=0.01).make_optimizer(
         TrainSpec.parse("scale_bias"), 10, relative=True, width=width
     )
