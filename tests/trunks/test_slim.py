@@ -13,6 +13,9 @@ from tests.trunks.slim_nets import SlimNet
 
 SMALL = ("MobilenetV1", slim_nets.mobilenet_v1(0.25), 32)
 
+LAST_LAYERS = {"MobilenetV1": "Conv2d_13_pointwise", "MobilenetV2": "layer_19"}
+"""What the names of an SSD's further layers begin with."""
+
 
 def write_checkpoint(values: dict, path, version=tf.compat.v1.train.SaverDef.V2) -> str:
     """Writes arrays by name as TensorFlow 1 does; returns the checkpoint's path."""
@@ -29,18 +32,15 @@ def values_of(net: SlimNet) -> dict:
 
 def as_detector(values: dict) -> dict:
     """Returns a net's values as a checkpoint of the Object Detection API holds them, with some of an SSD's further layers."""
+    scope = next(iter(values)).partition("/")[0]
+    last = f"FeatureExtractor/{scope}/{LAST_LAYERS[scope]}"
     further = {
         # Of SSD, SSDLite and FPN.
-        "FeatureExtractor/MobilenetV1/Conv2d_13_pointwise_2_Conv2d_2_3x3_s2_512/weights": (3, 3, 4, 4),
-        "FeatureExtractor/MobilenetV1/Conv2d_13_pointwise_2_Conv2d_2_3x3_s2_512/BatchNorm/gamma": (4,),
-        "FeatureExtractor/MobilenetV1/Conv2d_13_pointwise_1_Conv2d_2_1x1_256/weights": (1, 1, 4, 4),
-        "FeatureExtractor/MobilenetV1/Conv2d_13_pointwise_2_Conv2d_2_3x3_s2_512_depthwise/depthwise_weights": (
-            3,
-            3,
-            4,
-            1,
-        ),
-        "FeatureExtractor/MobilenetV1/fpn/bottom_up_Conv2d_14/weights": (3, 3, 4, 4),
+        f"{last}_2_Conv2d_2_3x3_s2_512/weights": (3, 3, 4, 4),
+        f"{last}_2_Conv2d_2_3x3_s2_512/BatchNorm/gamma": (4,),
+        f"{last}_1_Conv2d_2_1x1_256/weights": (1, 1, 4, 4),
+        f"{last}_2_Conv2d_2_3x3_s2_512_depthwise/depthwise_weights": (3, 3, 4, 1),
+        f"FeatureExtractor/{scope}/fpn/bottom_up_Conv2d_14/weights": (3, 3, 4, 4),
         "BoxPredictor_0/BoxEncodingPredictor/biases": (3,),
         "BoxPredictor_0/ClassPredictor_depthwise/depthwise_weights": (3, 3, 4, 1),
         "WeightSharedConvolutionalBoxPredictor/BoxPredictionTower/conv2d_0/weights": (3, 3, 4, 4),
