@@ -8,14 +8,14 @@ import model_patch as mp
 from model_patch.export import FORMATS, check, check_on, clean_saved_model, export
 from model_patch.export.bank import export_bank
 from model_patch.export.signatures import ask_by_name
-from tests.conftest import SIZE, smaller_net
+from tests.conftest import SIZE, small_net
 
 RECIPE = mp.Recipe(epochs=2, batch_size=32, learning_rate=0.01)
 
 
 @pytest.fixture(scope="module")
 def small_trunk() -> mp.Trunk:
-    return mp.Trunk(smaller_net(), "test", mp.Preprocessing(SIZE, "tf"))
+    return mp.Trunk(small_net(), "test", mp.Preprocessing(SIZE, "tf"))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_each_type_is_learnt(trained, data):
     found = {name: mp.evaluate(bound, data[name]) for name, bound in trained.items()}
     assert found["classification"]["accuracy"] > 0.9
     assert found["multi_label"]["mAP"] > 0.9 and found["multi_label"]["macro_F1"] > 0.8
-    assert found["regression"]["R2"] > 0.3 and found["regression"]["MAE"] < 12  # The mean has 0 and 14.
+    assert found["regression"]["R2"] > 0.5 and found["regression"]["MAE"] < 12
 
 
 def test_what_is_fitted_on_validation_images_is_in_the_patch_file(trained, small_trunk, tmp_path):
@@ -72,7 +72,7 @@ def test_joined_tasks_of_three_types_learn(data, tasks, small_trunk):
     assert {"val_regression_R2", "val_multi_label_mAP", "val_classification_accuracy"} < history.keys()
     found = mp.evaluate(joined, data)
     assert found["classification"]["accuracy"] > 0.9 and found["multi_label"]["mAP"] > 0.9
-    assert found["regression"]["R2"] > 0.3
+    assert found["regression"]["R2"] > 0.5
 
 
 def largest(bound, images) -> float:
