@@ -6,6 +6,7 @@ w and v random and fixed; b and c are trained. More hidden units give more kinks
 
 import itertools
 import logging
+import time
 from pathlib import Path
 
 import keras
@@ -94,7 +95,7 @@ def expressivity(config: ConfigDict, workdir: str | Path) -> dict:
 
     Returns:
         The contents of `results.json`: `versions`, and a list of `rows` with `function`, `width`, `seed`, `trained_parameters`,
-        `error` (root mean square; the functions lie in -1..1) and `learnt` (the fitted values at the points).
+        `error` (root mean square; the functions lie in -1..1), `learnt` (the fitted values at the points) and `train_seconds`.
 
     Raises:
         ModelPatchError: something in the configuration cannot be used, or the workdir holds another run.
@@ -106,10 +107,12 @@ def expressivity(config: ConfigDict, workdir: str | Path) -> dict:
     folder = Workdir(workdir, config.to_dict())
 
     def train_row(function: str, width: int, seed: int) -> list[dict]:
+        start = time.perf_counter()
         error, fitted = fit_function(function, width, config, seed)
+        seconds = time.perf_counter() - start
         _logger.info("%s, %d units, seed %d: error %.4f", function, width, seed, error)
         learnt = [round(float(value), 4) for value in fitted]
-        return [{"trained_parameters": width + 1, "error": error, "learnt": learnt}]
+        return [{"trained_parameters": width + 1, "error": error, "learnt": learnt, "train_seconds": seconds}]
 
     every = itertools.product(config.functions, config.widths, config.seeds)
     keys = [dict(zip(("function", "width", "seed"), each, strict=True)) for each in every]

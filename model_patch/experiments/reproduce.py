@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,7 +33,7 @@ FASHION = "/usr/share/datasets/fashion-mnist"
 BENCH = real_bench.FOLDER
 SSD_TRUNK = "runs/real/detector/trunks/seed0.keras"
 FINISHED = "finished.json"
-"""In the folder of an experiment that is finished: its command, the seconds that it took in all, and the hardware."""
+"""In the folder of an experiment that is finished: its command and the hardware."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +207,6 @@ def _run(experiment: Experiment, suite: str, workdir: Path, flags: Sequence[str]
         _logger.info("%s is finished already", experiment.name)
         return True
     _logger.info("%s: %s", experiment.name, " ".join(command))
-    start = time.perf_counter()
     here = [sys.executable, *experiment.command(flags, workdir, ROOT)]
     ended = subprocess.run(here, env={**os.environ, "PYTHONPATH": _path()}, check=False).returncode
     if ended == 130:
@@ -216,8 +214,7 @@ def _run(experiment: Experiment, suite: str, workdir: Path, flags: Sequence[str]
     if ended:
         _logger.warning("%s ended with status %d", experiment.name, ended)
         return False
-    seconds = time.perf_counter() - start
-    write_json(finished, {"command": command, "seconds": seconds, "hardware": _hardware()})
+    write_json(finished, {"command": command, "hardware": _hardware()})
     return True
 
 
@@ -271,14 +268,10 @@ def write_results_page(suite: str, workdir: Path, output: Path) -> list[Verdict]
 
 def _section(experiment: Experiment, suite: str, found: dict, output: Path) -> str:
     header, rows = SORTS[experiment.sort].table(found["rows"])
-    how = (
-        "Run"
-        if found["finished"]
-        else "**Not finished**: seeds and rows that are not in the table were *not run*. Trained"
-    )
+    missing = "" if found["finished"] else "**Not finished**: seeds and rows that are not in the table were *not run*. "
     raw, picture = _raw(experiment, suite, "json"), _raw(experiment, suite, "png")
     ran = (
-        f"{how} in {found['seconds'] / 60:.1f} minutes on {found['hardware']}; {named(found['versions'])}. "
+        f"{missing}Trained in {found['seconds'] / 60:.1f} minutes on {found['hardware']}; {named(found['versions'])}. "
         f"Raw numbers: [{experiment.name}.json]({raw})."
     )
     shown = f"![{experiment.title}]({picture})\n\n" if (output / picture).exists() else ""
@@ -292,16 +285,11 @@ def _collect(experiment: Experiment, suite: str, workdir: Path | None, output: P
     folder = workdir / experiment.name if workdir else None
     if folder and (folder / Workdir.RESULTS).exists():
         found = read_json(folder / Workdir.RESULTS)
-        if (folder / FINISHED).exists():
-            found |= read_json(folder / FINISHED) | {"finished": True}
-        else:
-            # The tasks of a join are rows of one training.
-            trainings = {
-                (row.get("share", i), row.get("seed")): row.get("train_seconds", 0.0)
-                for i, row in enumerate(found["rows"])
-            }
-            seconds = sum(trainings.values())
-            found |= {"command": said, "seconds": seconds, "hardware": _hardware(), "finished": False}
+        finished = (folder / FINISHED).exists()
+        found |= read_json(folder / FINISHED) if finished else {"command": said, "hardware": _hardware()}
+        # A run may have been interrupted, so only its rows know how long it took. The tasks of a join are rows of one training.
+        trainings = {(row.get("share", i), row["seed"]): row["train_seconds"] for i, row in enumerate(found["rows"])}
+        found |= {"seconds": sum(trainings.values()), "finished": finished}
         write_json(raw, found)
         figure = folder / f"{SORTS[experiment.sort].figure}.png"
         if figure.exists():
