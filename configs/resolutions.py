@@ -2,8 +2,8 @@
 
 Command: `python scripts/multitask.py --config=configs/resolutions.py --workdir=runs/resolutions`
 Rows: `nothing`, a net alone per resolution; `trunk`, one net with a patch per resolution; `trunk+patch`, one net for all
-without patches. The images are 28 x 28, so the sizes differ in how coarse the net sees them. Figures, with
-`--epochs=8` and one seed: docs/multitask.md.
+without patches. The images are 28 x 28, so the sizes differ in how coarse the net sees them. Not run with the present recipe;
+figures at other sizes and of pictures: docs/multitask.md.
 """
 
 from ml_collections import ConfigDict

@@ -208,6 +208,16 @@ def test_the_readmes_results_are_those_of_the_raw_files():
                 seeds = [row["test_accuracy"] for row in rows if row["train"] == train]
                 spread = f" ({max(seeds) - min(seeds):.4f})" if len(seeds) > 1 else ""
                 assert shown == (f"{np.mean(seeds):.4f}{spread}" if seeds else "*not run*")
+    (sizes,) = re.findall(r"\n\n(\| one task at four sizes .*?)\n\n", page, re.S)
+    head, _, *lines = sizes.split("\n")
+    rows = json.loads((ROOT / "docs" / "results" / "real" / "resolutions.json").read_text())["rows"]
+    for line in lines:
+        share, (parameters, *shown) = re.findall("`(.*?)`", line)[0], line.strip("| ").split(" | ")[1:]
+        rows_of = [row for row in rows if row["share"] == share]
+        assert parameters == f"{rows_of[0]['total_parameters']:,}"
+        for size, figure in zip(head.strip("| ").split(" | ")[2:], shown, strict=True):
+            seeds = [row["test_accuracy"] for row in rows_of if row["image_size"] == int(size.removesuffix(" px"))]
+            assert len(seeds) == 3 and figure == f"{np.mean(seeds):.4f}"
 
 
 def test_files_that_the_makefile_names_exist():

