@@ -48,7 +48,7 @@ $(HUB)/.installed: $(STAMP)
 	touch $@
 
 # On JAX instead of TensorFlow: the core (layers, rewriting, binding, joining, patches), and scripts that train.
-JAX_TESTS ?= tests/layers tests/test_bind.py tests/test_join.py tests/test_join_sizes.py tests/test_kinds.py \
+JAX_TESTS ?= tests/layers tests/test_bind.py tests/test_join*.py tests/test_kinds.py \
 	tests/test_patch.py tests/graph/test_rewrite.py tests/tasks/test_tasks.py tests/test_trunk.py \
 	tests/bank/test_folded.py tests/scripts/test_jax.py tests/experiments/benchmark/test_gpu.py
 
